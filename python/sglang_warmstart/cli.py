@@ -1,0 +1,53 @@
+"""``sglang-warmstart``: the command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sglang_warmstart import __version__, doctor
+
+app = typer.Typer(
+    help="Takes JIT kernel compilation out of SGLang's start-up and serving.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sglang-warmstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Takes JIT kernel compilation out of SGLang's start-up and serving."""
+
+
+@app.command("doctor")
+def run_doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Show what is installed here, the state of each feature, and the switches.
+
+    Exit status 0 when the plugin can do its work here, 1 when it cannot.
+    """
+    report = doctor.examine()
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        doctor.show(report, Console())
+    raise typer.Exit(1 if report.problems else 0)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

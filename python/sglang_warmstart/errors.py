@@ -1,0 +1,17 @@
+"""What can go wrong between a feature and the SGLang at hand."""
+
+from __future__ import annotations
+
+
+class StandsAsideError(Exception):
+    """A feature cannot be installed as it is meant, so it is not installed at all.
+
+    Args:
+        target: full dotted name of what was looked at in SGLang.
+        reason: what is different there, in a few words.
+    """
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target}: {reason}")
+        self.target = target
+        self.reason = reason

@@ -1,0 +1,73 @@
+"""What a feature is: a name, what it follows, and the steps that install it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from sglang_warmstart.patch import Patch
+
+
+class State(Enum):
+    """Where a feature stands in this process."""
+
+    WAITING = "waiting"  # for SGLang to import what it hooks
+    ACTIVE = "active"
+    BUILT_IN = "built in upstream"
+    STANDS_ASIDE = "stands aside"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a feature, installed as soon as SGLang has imported all of ``modules``.
+
+    ``install(patch, *modules)`` makes its changes through ``patch`` and raises StandsAsideError where SGLang does not
+    look as expected.
+    """
+
+    modules: tuple[str, ...]
+    install: Callable[..., None]
+    # False for what only some models bring in: the feature counts as active without it.
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One thing that SGLang gains. The table of these is the plugin; the docs page of each is built from it."""
+
+    name: str
+    gains: str
+    upstream: str
+    drop_when: str
+    # "module:name" definitions in SGLang's own source: it has the feature itself where one of them is found.
+    built_in_as: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass
+class Installation:
+    """A feature in this process: its state, why, and the changes that it has made."""
+
+    feature: Feature
+    patch: Patch
+    state: State = State.WAITING
+    detail: str = ""
+    missing: set[Step] = field(default_factory=set)
+
+
+def find_built_in(feature: Feature, sglang_root: Path) -> str | None:
+    """The first of ``feature.built_in_as`` that SGLang's source defines, found by reading: nothing is imported.
+
+    Args:
+        sglang_root: the directory of the package ``sglang``.
+    """
+    for name in feature.built_in_as:
+        module, definition = name.split(":")
+        path = sglang_root.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        pattern = rf"^\s*(def {definition}\b|{definition}\s*[:=])"
+        if path.is_file() and re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE):
+            return name.replace(":", ".")
+    return None

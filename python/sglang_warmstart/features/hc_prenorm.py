@@ -1,0 +1,177 @@
+"""F3: DeepSeek-V4's mHC prenorm GEMM goes through DeepGEMM's warm-up machinery.
+
+SGLang 0.5.12 calls ``deep_gemm.tf32_hc_prenorm_gemm`` directly, so nothing warms it and nothing sees it. Here it gets
+a kernel type of its own. Its kernel depends on (n, k, num_splits) and not on M, so one M warms a split bucket. Upstream's
+wrapper, as first written, walked the whole M list for each one in the middle of serving.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import IntEnum
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from sglang_warmstart.announce import LOGGER_NAME
+from sglang_warmstart.errors import StandsAsideError
+from sglang_warmstart.features.fast_warmup import COMPILE_ONE, COMPILE_ONE_PARAMETERS, COMPILE_UTILS, ENTRYPOINT
+from sglang_warmstart.features.feature import Feature, Step
+from sglang_warmstart.patch import Patch, class_of
+
+if TYPE_CHECKING:
+    import torch
+
+DEEPSEEK_V4 = "sglang.srt.models.deepseek_v4"
+KERNEL_TYPE = "TF32_HC_PRENORM_GEMM"
+GEMM = "tf32_hc_prenorm_gemm"
+
+# Where the function that `deep_gemm` exports stays reachable once the module's attribute is ours.
+DIRECT = "__warmstart_direct__"
+
+_GB = 1 << 30
+
+logger = logging.getLogger(LOGGER_NAME)
+
+
+def direct_gemm(deep_gemm: Any) -> Callable[..., None]:
+    """DeepGEMM's own ``tf32_hc_prenorm_gemm``, whether or not its module's attribute has been replaced."""
+    exported = getattr(deep_gemm, GEMM)
+    direct: Callable[..., None] = getattr(exported, DIRECT, exported)
+    return direct
+
+
+def memory_requirement(max_m: int, n: int, k: int, num_splits: int) -> float:
+    """Gigabytes that one warm-up call takes: x in bf16; fn, out and sqrsum in fp32, the latter two per split."""
+    return (max_m * k * 2 + n * k * 4 + max(num_splits, 1) * max_m * (n + 1) * 4) / _GB
+
+
+class HcPrenormWarmupExecutor:
+    """One call of the GEMM per M, on tensors of its own.
+
+    Args:
+        max_m: rows of x at the most.
+        n: outputs per row (mix_hc).
+        k: hc_mult * hidden_size.
+        num_groups: num_splits, which takes the place of SGLang's fourth key; 0 is the unsplit path.
+    """
+
+    def __init__(self, max_m: int, n: int, k: int, num_groups: int) -> None:
+        import torch
+
+        self.num_splits = num_groups or None
+        self.x = torch.empty((max_m, k), device="cuda", dtype=torch.bfloat16)
+        self.fn = torch.empty((n, k), device="cuda", dtype=torch.float32)
+
+    def execute(self, m: int) -> None:
+        """Run the GEMM on m rows; out and sqrsum are made here since a slice of larger ones would be strided."""
+        import deep_gemm
+
+        leading = (m,) if self.num_splits is None else (self.num_splits, m)
+        out = self.fn.new_empty((*leading, self.fn.shape[0]))
+        sqrsum = self.fn.new_empty(leading)
+        direct_gemm(deep_gemm)(self.x[:m], self.fn, out, sqrsum, num_splits=self.num_splits)
+
+
+def extended_kernel_types(kernel_types: type[IntEnum]) -> type[IntEnum]:
+    """``kernel_types`` with one more member. Members of the old and of the new class are equal, and hash alike."""
+    members = [(member.name, member.value) for member in kernel_types]
+    members.append((KERNEL_TYPE, max(kernel_types) + 1))
+    extended = IntEnum(kernel_types.__name__, members, module=kernel_types.__module__)  # type: ignore[misc]
+    return extended
+
+
+def install_kernel_type(patch: Patch, compile_utils: ModuleType, entrypoint: ModuleType) -> None:
+    """Give the warm-up machinery the kernel type, its executor and its memory estimate; add the wrapper."""
+    kernel_types = class_of(compile_utils, "DeepGemmKernelType")
+    if not issubclass(kernel_types, IntEnum) or KERNEL_TYPE in kernel_types.__members__:
+        raise StandsAsideError(f"{COMPILE_UTILS}.DeepGemmKernelType", f"no IntEnum without {KERNEL_TYPE}")
+    extended = extended_kernel_types(kernel_types)
+    hc_prenorm = extended[KERNEL_TYPE]
+
+    def create(original: Callable[..., Any], kernel_type: IntEnum, **shape: int) -> Any:
+        return HcPrenormWarmupExecutor(**shape) if kernel_type == hc_prenorm else original(kernel_type, **shape)
+
+    def get_memory_requirement(
+        original: Callable[..., float], kernel_type: IntEnum, max_m: int, n: int, k: int, num_groups: int
+    ) -> float:
+        if kernel_type == hc_prenorm:
+            return memory_requirement(max_m, n, k, num_groups)
+        return original(kernel_type, max_m=max_m, n=n, k=k, num_groups=num_groups)
+
+    def compile_one_type_all(
+        original: Callable[..., None], kernel_type: IntEnum, n: int, k: int, num_groups: int, m_list: list[int]
+    ) -> None:
+        m_list = m_list[:1] if kernel_type == hc_prenorm else m_list
+        original(kernel_type=kernel_type, n=n, k=k, num_groups=num_groups, m_list=m_list)
+
+    def tf32_hc_prenorm_gemm(
+        x: torch.Tensor, fn: torch.Tensor, out: torch.Tensor, sqrsum: torch.Tensor, num_splits: int | None = None
+    ) -> None:
+        """``out = x @ fn.T`` in tf32 and ``sqrsum = (x * x).sum(-1)``, through DeepGEMM's warm-up.
+
+        Args:
+            x: (m, k) bf16. With m == 0 nothing is done.
+            fn: (n, k) fp32.
+            out: (m, n) fp32, or (num_splits, m, n).
+            sqrsum: (m,) fp32, or (num_splits, m).
+            num_splits: parts that k is summed in, each in a slice of its own; None is the unsplit path.
+
+        Source: follow-up of SGLang PR #25810; DeepGEMM ``tf32_hc_prenorm_gemm``.
+        """
+        m, k = x.shape
+        if m == 0:
+            return
+        import deep_gemm
+
+        with entrypoint.compile_utils.deep_gemm_execution_hook(m, fn.shape[0], k, num_splits or 0, hc_prenorm):
+            direct_gemm(deep_gemm)(x, fn, out, sqrsum, num_splits=num_splits)
+
+    executors = class_of(compile_utils, "_BaseWarmupExecutor")
+    patch.replace(compile_utils, "DeepGemmKernelType", extended)
+    patch.wrap(executors, "create", create, "kernel_type, kwargs")
+    patch.wrap(executors, "get_memory_requirement", get_memory_requirement, "kernel_type, max_m, n, k, num_groups")
+    patch.wrap(compile_utils, COMPILE_ONE, compile_one_type_all, COMPILE_ONE_PARAMETERS)
+    patch.add(entrypoint, GEMM, tf32_hc_prenorm_gemm)
+
+
+def install_routing(patch: Patch, entrypoint: ModuleType, deepseek_v4: ModuleType) -> None:
+    """Route the model's own calls through the wrapper as soon as such a model is built.
+
+    The call sites (the decoder layer of target and NextN, and ``layers.mhc``) import ``deep_gemm`` inside the function
+    and take the attribute from the module, so replacing it there reaches them all. It waits for the first decoder
+    layer: a server of another model keeps a ``deep_gemm`` that nobody touched.
+    """
+
+    def init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+        route_hc_prenorm(patch, entrypoint)
+        original(self, *args, **kwargs)
+
+    patch.wrap(class_of(deepseek_v4, "DeepseekV4DecoderLayer"), "__init__", init, "self, config, layer_id")
+
+
+def route_hc_prenorm(patch: Patch, entrypoint: ModuleType) -> None:
+    """Put the wrapper in the place of ``deep_gemm.tf32_hc_prenorm_gemm``; a DeepGEMM without it is left alone."""
+    if not entrypoint.ENABLE_JIT_DEEPGEMM:
+        return
+    import deep_gemm
+
+    wrapper = getattr(entrypoint, GEMM)
+    if GEMM not in vars(deep_gemm):
+        logger.warning("warmstart: hc-prenorm: deep_gemm.%s is not there, nothing to route", GEMM)
+    elif vars(deep_gemm)[GEMM] is not wrapper:
+        setattr(wrapper, DIRECT, vars(deep_gemm)[GEMM])
+        patch.replace(deep_gemm, GEMM, wrapper)
+
+
+HC_PRENORM = Feature(
+    name="hc-prenorm",
+    gains="DeepSeek-V4's mHC prenorm GEMM is part of the warm-up",
+    upstream="follow-up of #25810",
+    drop_when="upstream warms the prenorm GEMM per split bucket; 0.5.13 has it as first written, 0.5.14 dropped it",
+    built_in_as=(f"{ENTRYPOINT}:{GEMM}",),
+    steps=(
+        Step((COMPILE_UTILS, ENTRYPOINT), install_kernel_type),
+        Step((ENTRYPOINT, DEEPSEEK_V4), install_routing, required=False),
+    ),
+)

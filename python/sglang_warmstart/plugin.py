@@ -1,0 +1,156 @@
+"""The plugin: what SGLang calls when it loads its plugins, in every process of a server.
+
+SGLang finds ``register`` by the entry point ``warmstart`` of the group ``sglang.srt.plugins``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from sglang_warmstart import __version__
+from sglang_warmstart.announce import Announcer
+from sglang_warmstart.errors import StandsAsideError
+from sglang_warmstart.features import FEATURES
+from sglang_warmstart.features.envs import ENVIRON, declare_bool
+from sglang_warmstart.features.feature import Feature, Installation, State, Step, find_built_in
+from sglang_warmstart.patch import Patch
+from sglang_warmstart.switches import STRICT, WARMSTART, is_on
+
+COMMON = "sglang.srt.utils.common"
+
+
+class Plugin:
+    """The features in this process, and what is to be said of them."""
+
+    def __init__(self, features: Iterable[Feature], announcer: Announcer) -> None:
+        self.installations = [Installation(feature, Patch(feature.name)) for feature in features]
+        self.announcer = announcer
+        self._spoken = False  # the summary is in the log: what changes from then on is said line by line
+
+    def install(self, sglang_root: Path) -> None:
+        """Install every feature: at once where SGLang has imported what it hooks, else as soon as it does."""
+        for installation in self.installations:
+            feature = installation.feature
+            found = find_built_in(feature, sglang_root)
+            if found is not None:
+                installation.state, installation.detail = State.BUILT_IN, found
+                continue
+            installation.missing = set(feature.steps)
+            for step in feature.steps:
+                self._when_imported(step.modules, partial(self._run, installation, step))
+
+    def summary(self) -> str:
+        """The features of this process in one line."""
+        by_state = {state: [each.feature.name for each in self.installations if each.state is state] for state in State}
+        parts = [f"{state.value}: {', '.join(names)}" for state, names in by_state.items() if names]
+        return f"warmstart {__version__} on SGLang {sglang_version()}: {'; '.join(parts)}"
+
+    def announce_when_logging_is_configured(self) -> None:
+        """Say the summary once SGLang has set up the log of this process, and then whatever comes up."""
+        # Somebody's own logging, set up before SGLang's plugins are loaded, is as good.
+        if logging.getLogger().handlers and self.announcer.logger.isEnabledFor(logging.INFO):
+            self._speak()
+            return
+
+        def configure_logger(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            self._speak()
+
+        try:
+            Patch("announcements").wrap(sys.modules[COMMON], "configure_logger", configure_logger, "server_args")
+        except (KeyError, StandsAsideError):
+            self._speak()
+
+    def _speak(self) -> None:
+        if not self._spoken:
+            self._spoken = True
+            self.announcer.say(self.summary())
+        self.announcer.open()
+
+    def _when_imported(self, modules: tuple[str, ...], run: Callable[..., None]) -> None:
+        """Call ``run(*modules)`` once all of them have been imported."""
+
+        # Not `sys.modules`: a module is in there while it is still being imported.
+        imported: dict[str, ModuleType] = {}
+
+        def on_import(module: ModuleType) -> None:
+            imported[module.__name__] = module
+            if len(imported) == len(modules):
+                run(*(imported[name] for name in modules))
+
+        for name in modules:
+            wrapt.register_post_import_hook(on_import, name)
+
+    def _run(self, installation: Installation, step: Step, *modules: ModuleType) -> None:
+        if step not in installation.missing:
+            return
+        installation.missing.discard(step)
+        try:
+            step.install(installation.patch, *modules)
+        except StandsAsideError as error:
+            self._stand_aside(installation, f"{error.target}: {error.reason}")
+        except Exception as error:
+            # Whatever a fork looks like: SGLang starts, without this feature.
+            self._stand_aside(installation, f"{modules[-1].__name__}: {type(error).__name__}: {error}")
+        else:
+            if installation.state is State.WAITING and not any(each.required for each in installation.missing):
+                installation.state = State.ACTIVE
+                if self._spoken:
+                    self.announcer.say(f"warmstart: {installation.feature.name} is active")
+
+    def _stand_aside(self, installation: Installation, reason: str) -> None:
+        installation.patch.undo()
+        installation.missing.clear()
+        installation.state, installation.detail = State.STANDS_ASIDE, reason
+        self.announcer.warn(f"warmstart: {installation.feature.name} stands aside: {reason}")
+
+
+def sglang_version() -> str:
+    """The installed SGLang's version, or "unknown" for a bare source tree."""
+    try:
+        return version("sglang")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+_loaded: Plugin | None = None
+
+
+def loaded_plugin() -> Plugin | None:
+    """The plugin of this process, if SGLang has loaded it and it is not switched off."""
+    return _loaded
+
+
+def register() -> None:
+    """Install the features in this process. A second call changes nothing; ``SGLANG_WARMSTART=0`` leaves all as it is.
+
+    Called by ``sglang.srt.plugins.load_plugins``.
+    """
+    global _loaded
+    if _loaded is not None:
+        return
+    on, complaint = is_on(WARMSTART, os.environ)
+    if not on:
+        return
+
+    import sglang
+
+    announcer = Announcer()
+    if complaint:
+        announcer.warn(f"warmstart: {complaint}")
+    environ = sys.modules[ENVIRON]
+    for switch in (WARMSTART, STRICT):
+        declare_bool(Patch("switches"), environ, switch)
+    _loaded = Plugin(FEATURES, announcer)
+    _loaded.install(Path(sglang.__path__[0]))
+    _loaded.announce_when_logging_is_configured()

@@ -1,0 +1,52 @@
+"""The switches of the product, as data: the plugin declares them, ``doctor`` and the docs show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Switch:
+    """An environment variable that the plugin reads or whose meaning it changes."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+WARMSTART = Switch("SGLANG_WARMSTART", "1", "0 leaves SGLang exactly as it is, whatever else is set")
+STRICT = Switch("SGLANG_WARMSTART_STRICT", "0", "a target that cannot be warmed stops the start-up instead of warning")
+PP_PARALLEL = Switch(
+    "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP", "0", "every pipeline rank warms its own kernels at the same time"
+)
+FAST_WARMUP = Switch("SGLANG_JIT_DEEPGEMM_FAST_WARMUP", "0", "DeepGEMM's warm-up runs a sampled list of Ms")
+PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them")
+
+SWITCHES = (WARMSTART, STRICT, PP_PARALLEL, FAST_WARMUP, PLUGINS)
+
+PLUGIN_NAME = "warmstart"
+
+_WORDS = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
+
+
+def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | None]:
+    """The value of a boolean switch, by the words that SGLang's own ``EnvBool`` takes.
+
+    Returns:
+        The value, and a complaint (one line, names the switch) where the word is unknown and the default is used.
+    """
+    word = environment.get(switch.name)
+    if word is None:
+        return _WORDS[switch.default], None
+    value = _WORDS.get(word.lower())
+    if value is None:
+        complaint = f'{switch.name}: "{word}" is not a valid boolean value, using the default {switch.default}'
+        return _WORDS[switch.default], complaint
+    return value, None
+
+
+def left_out_by(environment: Mapping[str, str]) -> str | None:
+    """The value of ``SGLANG_PLUGINS`` if it keeps SGLang from loading this plugin, else None."""
+    allowed = {name.strip() for name in environment.get(PLUGINS.name, "").split(",") if name.strip()}
+    return environment[PLUGINS.name] if allowed and PLUGIN_NAME not in allowed else None
