@@ -18,8 +18,6 @@ from types import FunctionType
 
 from sglang_warmstart.errors import StandsAsideError
 
-FUTURE_ANNOTATIONS = __future__.annotations
-
 
 @dataclass(frozen=True)
 class Edit:
@@ -70,7 +68,7 @@ def edited_function(original: FunctionType, edits: Sequence[Edit], target: str) 
     filename = f"<sglang-warmstart edit of {target}>"
     namespace: dict[str, FunctionType] = {}
     # A `from __future__ import annotations` counts if SGLang's module has it, not because this one does.
-    flags = original.__code__.co_flags & FUTURE_ANNOTATIONS.compiler_flag
+    flags = original.__code__.co_flags & __future__.annotations.compiler_flag
     exec(compile(edited, filename, "exec", flags=flags, dont_inherit=True), original.__globals__, namespace)
     function = namespace[original.__name__]
     function.__module__ = original.__module__

@@ -14,8 +14,8 @@ from sglang_warmstart.patch import Patch
 class State(Enum):
     """Where a feature stands in this process."""
 
-    WAITING = "waiting"  # for SGLang to import what it hooks
     ACTIVE = "active"
+    WAITING = "waiting for its module"  # SGLang has not imported what it hooks
     BUILT_IN = "built in upstream"
     STANDS_ASIDE = "stands aside"
 

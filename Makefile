@@ -1,0 +1,94 @@
+# Everything runs in environments that are made here: .venv (SGLang 0.5.12), .venv-0.5.23, and .venv-lint (no SGLang).
+# None needs a GPU.
+
+PYTHON ?= python3
+MAIN := 0.5.12
+NEWEST := 0.5.23
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two installs at once are slower than one after the other, and their messages mix.
+.NOTPARALLEL:
+
+PIP := -m pip install --quiet
+
+.PHONY: help demo test test-matrix lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "The first demo or test installs SGLang $(MAIN) into .venv; PYTHON=python3.12 chooses another Python (3.10 to 3.13)."
+
+demo: .venv/.package ## start a real SGLang server with the plugin and show what it does (no GPU needed)
+	@.venv/bin/python test/demo.py
+
+test: .venv/.package ## run the tests on SGLang 0.5.12
+	.venv/bin/python -m pytest test
+
+test-matrix: .venv/.package .venv-$(NEWEST)/.package ## run the tests on SGLang 0.5.12 and 0.5.23
+	@declare -A result=(); failed=0; \
+	for release in $(MAIN) $(NEWEST); do \
+	  venv=.venv; [[ $$release == $(MAIN) ]] || venv=.venv-$$release; \
+	  echo "SGLang $$release: $$venv/bin/python -m pytest test"; \
+	  if $$venv/bin/python -m pytest test; then result[$$release]=passed; else result[$$release]=FAILED; failed=1; fi; \
+	done; \
+	for release in $(MAIN) $(NEWEST); do echo "SGLang $$release: $${result[$$release]}"; done; \
+	exit $$failed
+
+lint: .venv-lint/.tools ## check style and types
+	.venv-lint/bin/ruff check python test setup.py
+	.venv-lint/bin/ruff format --check python test setup.py
+	.venv-lint/bin/mypy
+
+clean: ## remove the environments and everything generated
+	rm -rf .venv .venv-$(NEWEST) .venv-lint build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find python test -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp in the environment says which step is complete. It is removed before its step and written after it, so an
+# install that was cut off is never taken for done.
+
+# fresh_environment(directory, oldest minor version of Python 3)
+# An environment whose first install was cut off may hold half a package, which pip would not repair: start over.
+# `.unfinished` tells it from an environment that somebody else made here, which is used as it is.
+define fresh_environment
+[[ ! -e $(1)/.unfinished ]] || rm -rf $(1); \
+if [[ ! -x $(1)/bin/python ]]; then \
+  command -v "$(PYTHON)" > /dev/null \
+    || { echo "$(PYTHON) is not there: name a Python 3.$(2) to 3.13 with PYTHON=..." >&2; exit 1; }; \
+  "$(PYTHON)" -c 'import sys; sys.exit(not (3, $(2)) <= sys.version_info[:2] <= (3, 13))' \
+    || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but $(1) needs Python 3.$(2) to 3.13: name one with PYTHON=..." >&2; exit 1; }; \
+  "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null \
+    || { echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv), or name another with PYTHON=..." >&2; exit 1; }; \
+  mkdir -p $(1); touch $(1)/.unfinished; "$(PYTHON)" -m venv $(1); \
+fi
+endef
+
+# sglang_environment(directory, release, oldest minor version of Python 3)
+define sglang_environment
+$(1)/.sglang: test/requirements-sglang-$(2).txt test/no-deps-sglang-$(2).txt test/requirements-test.txt
+	@$$(call fresh_environment,$(1),$(3))
+	@rm -f $$@
+	@echo "installing SGLang $(2) and what it imports into $(1): about 2 minutes, 2.5 GB (5.5 GB where torch is a CUDA build)"
+	@$(1)/bin/python $(PIP) -r test/requirements-sglang-$(2).txt -r test/requirements-test.txt
+	@$(1)/bin/python $(PIP) --no-deps -r test/no-deps-sglang-$(2).txt
+	@rm -f $(1)/.unfinished; touch $$@
+
+$(1)/.package: $(1)/.sglang pyproject.toml setup.py
+	@rm -f $$@
+	@echo "installing sglang-warmstart into $(1): a few seconds"
+	@$(1)/bin/python $(PIP) --editable .
+	@touch $$@
+endef
+
+$(eval $(call sglang_environment,.venv,$(MAIN),10))
+$(eval $(call sglang_environment,.venv-$(NEWEST),$(NEWEST),11))
+
+.venv-lint/.tools: test/requirements-lint.txt
+	@$(call fresh_environment,.venv-lint,10)
+	@rm -f $@
+	@echo "installing the linters into .venv-lint: about 10 seconds"
+	@.venv-lint/bin/python $(PIP) -r test/requirements-lint.txt
+	@rm -f .venv-lint/.unfinished; touch $@

@@ -1,0 +1,319 @@
+"""Measures the plugin on a real SGLang server on Hopper GPUs. Started by run.sh, which explains itself."""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from kit.ports import free_ports
+from kit.process import ServerProcess
+
+HERE = Path(__file__).parent
+INPUT_IDS = [5, 6, 7, 8]
+SERVER = shlex.split(
+    "--load-format dummy --skip-tokenizer-init --attention-backend triton --sampling-backend pytorch "
+    "--grammar-backend none --mem-fraction-static 0.6 --max-total-tokens 65536 --cuda-graph-max-bs 8 "
+    "--chunked-prefill-size 4096"
+)
+START_LIMIT_S = 900.0
+
+
+@dataclass
+class Run:
+    """One server start: what is different about it, and what was seen."""
+
+    name: str
+    arguments: list[str]
+    environment: dict[str, str]
+    home: Path
+    ready_s: float | None = None
+    tokens: list[int] | None = None
+    error: str | None = None
+    log: str = ""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    compiles: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compiler() -> str:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    found = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+    if found is None:
+        sys.exit(f"measure: no nvcc in CUDA_HOME ({home}) or on the PATH: set CUDA_HOME")
+    return found
+
+
+def start(run: Run, model: Path, logs: Path, gpus: str, must_answer: bool = True) -> Run:
+    """Start the server, ask it for tokens, stop it, and collect what the probe and the compiler log wrote."""
+    port, nccl_port = free_ports(2)
+    probe = run.home / f"probe-{run.name}"
+    probe.mkdir(parents=True)
+    compile_log = probe / "compile.log"
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        # Every cache (DeepGEMM, Triton, FlashInfer, TVM) is below the home: a new one makes a cold start.
+        "HOME": str(run.home),
+        "CUDA_VISIBLE_DEVICES": gpus,
+        "WARMSTART_PROBE_DIR": str(probe),
+        "WARMSTART_COMPILE_LOG": str(compile_log),
+        "WARMSTART_REAL_NVCC": compiler(),
+        "DG_JIT_NVCC_COMPILER": str(HERE / "nvcc_log.sh"),
+        **run.environment,
+    }
+    command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", "--model-path", str(model)]
+    command += [*SERVER, "--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(nccl_port), *run.arguments]
+    log_file = logs / f"{run.name}.log"
+    server = ServerProcess(
+        command, port, environment, log_file=log_file, start_limit_s=START_LIMIT_S, request_limit_s=300
+    )
+    begin = time.time()
+    try:
+        with server:
+            run.ready_s = time.time() - begin
+            run.tokens = server.generate(INPUT_IDS, 8) if must_answer else None
+    except Exception as error:
+        run.error = f"{type(error).__name__}: {error}"
+    run.log = log_file.read_text(errors="replace")
+    for file in sorted(probe.glob("*.jsonl")):
+        run.events += [json.loads(line) for line in file.read_text().splitlines()]
+    if compile_log.exists():
+        run.compiles = [json.loads(line) for line in compile_log.read_text().splitlines()]
+    for each in [*run.events, *run.compiles]:
+        for key in ("time", "start", "end"):
+            if key in each:
+                each[key] = round(each[key] - begin, 2)
+    print(f"  {run.name}: ready in {run.ready_s} s, tokens {run.tokens} {run.error or ''}", flush=True)
+    return run
+
+
+def warmstart_lines(run: Run) -> list[str]:
+    return [line.rstrip() for line in run.log.splitlines() if "warmstart" in line and "server_args=" not in line]
+
+
+def prenorm(_model: Path, scratch: Path, _logs: Path) -> dict[str, Any]:
+    """The hc_prenorm wrapper against the direct call."""
+    environment = {**os.environ, "HOME": str(scratch / "prenorm"), "CUDA_VISIBLE_DEVICES": "0"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(HERE / "prenorm.py")], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"prenorm.py ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for each in result["comparisons"]:
+        print("  ", each, flush=True)
+    for each in result["cost"]:
+        print("  ", {key: value for key, value in each.items() if key != "rounds_us"}, flush=True)
+    return result
+
+
+def serve(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """The plugin loads in the main and the scheduler process, the server answers; switched off it starts as before."""
+    home = scratch / "serve"
+    # Kernels compile on first use here: what is shown is that the server starts and answers.
+    quick = {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"}
+    runs = [
+        start(Run("serve-on", [], quick, home), model, logs, "0"),
+        start(Run("serve-flag", ["--disable-attn-tp-gather"], quick, home), model, logs, "0"),
+        start(Run("serve-off", [], {**quick, "SGLANG_WARMSTART": "0"}, home), model, logs, "0"),
+    ]
+    return {
+        "runs": [
+            {
+                "name": run.name,
+                "ready_s": run.ready_s,
+                "tokens": run.tokens,
+                "error": run.error,
+                "flag_logged": "disable_attn_tp_gather=True" in run.log,
+                "warmstart_log": warmstart_lines(run),
+            }
+            for run in runs
+        ],
+        "same_tokens": len({str(run.tokens) for run in runs}) == 1 and runs[0].tokens is not None,
+    }
+
+
+def gather(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """Batch sizes and token counts of CUDA graphs, with and without the flag, where a gathered buffer is required."""
+    home = scratch / "gather"
+    arguments = ["--tp", "2", "--moe-dense-tp-size", "1", "--skip-server-warmup"]
+    quick = {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"}
+    runs = [
+        start(Run("gather-stock", arguments, quick, home), model, logs, "0,1", must_answer=False),
+        start(
+            Run("gather-flag", [*arguments, "--disable-attn-tp-gather"], quick, home),
+            model,
+            logs,
+            "0,1",
+            must_answer=False,
+        ),
+    ]
+    return {
+        "runs": [
+            {
+                "name": run.name,
+                "error": run.error,
+                "flag_logged": "disable_attn_tp_gather=True" in run.log,
+                "captured": by_rank(run, "capture", ("batch_size", "num_tokens", "gathered_buffer")),
+            }
+            for run in runs
+        ]
+    }
+
+
+def by_rank(run: Run, event: str, keys: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    """Events of each rank, in the order of their time."""
+    ranks = {each["pid"]: f"pp{each['pp_rank']} tp{each['tp_rank']}" for each in run.events if each["event"] == "rank"}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in sorted(run.events, key=lambda each: each["time"]):
+        if each["event"] == event:
+            rank = ranks.get(each["pid"], f"pid {each['pid']}")
+            found.setdefault(rank, []).append({key: each[key] for key in keys if key in each})
+    return found
+
+
+def compiles_by_rank(run: Run) -> dict[str, Any]:
+    """Compiler runs of each rank: how many, the seconds they took, and when."""
+    ranks = {each["pid"]: f"pp{each['pp_rank']} tp{each['tp_rank']}" for each in run.events if each["event"] == "rank"}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for each in run.compiles:
+        rank = next((ranks[pid] for pid in each["parents"] if pid in ranks), "another process")
+        found.setdefault(rank, []).append((each["start"], each["end"]))
+    return {
+        rank: {
+            "kernels": len(times),
+            "compile_s": round(sum(end - start for start, end in times), 2),
+            "first_start": min(start for start, _ in times),
+            "last_end": max(end for _, end in times),
+            "intervals": sorted(times),
+        }
+        for rank, times in found.items()
+    }
+
+
+def pp(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """Two pipeline stages, cold, without and with the switch: seconds to ready, and what each rank compiled when."""
+    fast = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
+    arguments = ["--pp-size", "2"]
+    runs = [
+        start(Run("pp-stock", arguments, {**fast, "SGLANG_WARMSTART": "0"}, scratch / "pp-stock"), model, logs, "0,1"),
+        start(
+            Run("pp-switch", arguments, {**fast, "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}, scratch / "pp-switch"),
+            model,
+            logs,
+            "0,1",
+        ),
+    ]
+    return {
+        "runs": [
+            {
+                "name": run.name,
+                "ready_s": run.ready_s,
+                "tokens": run.tokens,
+                "error": run.error,
+                "compiles": compiles_by_rank(run),
+                "warmups": by_rank(run, "warmup", ("target", "calls", "start", "time")),
+                "dummy_runs": by_rank(run, "dummy_run", ("batch_size", "mode", "start", "time")),
+                "kernel_warmup": by_rank(run, "kernel_warmup", ("start", "time")),
+                "captures": by_rank(run, "capture", ("batch_size", "num_tokens", "time")),
+                "warmstart_log": warmstart_lines(run),
+            }
+            for run in runs
+        ]
+    }
+
+
+CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
+    "prenorm": (prenorm, 1),
+    "serve": (serve, 1),
+    "gather": (gather, 2),
+    "pp": (pp, 2),
+}
+
+
+def environment() -> dict[str, Any]:
+    versions = {}
+    for name in (
+        "sglang-warmstart",
+        "sglang",
+        "sgl-deep-gemm",
+        "sglang-kernel",
+        "flashinfer-python",
+        "torch",
+        "triton",
+    ):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    said = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "gpu": torch.cuda.get_device_name(0),
+        "gpus": torch.cuda.device_count(),
+        "sms": torch.cuda.get_device_properties(0).multi_processor_count,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "nvcc": next((line.strip() for line in said.splitlines() if "release" in line), said),
+        "versions": versions,
+    }
+
+
+@contextlib.contextmanager
+def model_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copy(HERE / "deepseek-v3-2layer.json", Path(directory, "config.json"))
+        yield Path(directory)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="where results go (default: %(default)s)")
+    parser.add_argument(
+        "--logs", type=Path, help="where the servers' logs go (default: beside the caches, thrown away)"
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of: {' '.join(CASES)}")
+    options = parser.parse_args()
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"unknown case {', '.join(sorted(unknown))}: choose of {', '.join(CASES)}")
+    count = torch.cuda.device_count()
+    if count == 0 or torch.cuda.get_device_capability(0)[0] < 9:
+        print("measure: no Hopper or newer GPU here: nothing measured", file=sys.stderr)
+        return 1
+    wanted = options.cases or [name for name, (_, gpus) in CASES.items() if gpus <= count]
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = False
+    with model_directory() as model, tempfile.TemporaryDirectory() as scratch:
+        logs = options.logs or Path(scratch, "logs")
+        logs.mkdir(parents=True, exist_ok=True)
+        for name in wanted:
+            case, gpus = CASES[name]
+            print(f"{name}: {case.__doc__}", flush=True)
+            if gpus > count:
+                print(f"  skipped: needs {gpus} GPUs, {count} here", flush=True)
+                continue
+            try:
+                result = case(model, Path(scratch), logs)
+            except RuntimeError as error:
+                failed = True
+                print(f"  failed: {error}", file=sys.stderr, flush=True)
+                continue
+            path = options.out / f"{name}.json"
+            path.write_text(json.dumps({"case": name, "environment": environment(), **result}, indent=1) + "\n")
+            print(f"  -> {path}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

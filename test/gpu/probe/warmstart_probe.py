@@ -1,0 +1,73 @@
+"""A plugin of its own that writes down what a scheduler process does, whether or not warmstart is there.
+
+One JSON line per event in the directory ``$WARMSTART_PROBE_DIR``, one file per process: CUDA graphs captured and with
+how many tokens, DeepGEMM warm-ups with their Ms, dummy forwards.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCHEDULER = "sglang.srt.managers.scheduler"
+
+
+def write(event: str, **what: object) -> None:
+    line = json.dumps({"event": event, "time": time.time(), "pid": os.getpid(), **what})
+    with Path(os.environ["WARMSTART_PROBE_DIR"], f"{os.getpid()}.jsonl").open("a") as file:
+        file.write(line + "\n")
+
+
+def rank_known(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
+    write("rank", pp_rank=self.pp_rank, tp_rank=self.tp_rank, gpu_id=self.gpu_id)
+
+
+def capture(original: Callable[..., Any], self: Any, bs: int, forward: Callable[..., Any], *args: Any) -> Any:
+    seen: dict[str, object] = {}
+
+    def watched(input_ids: Any, positions: Any, forward_batch: Any, **kwargs: Any) -> Any:
+        seen.update(num_tokens=int(input_ids.shape[0]), gathered_buffer=forward_batch.global_dp_buffer_len)
+        return forward(input_ids, positions, forward_batch, **kwargs)
+
+    result = original(self, bs, watched, *args)
+    write("capture", batch_size=bs, **seen)
+    return result
+
+
+def timed(event: str, describe: Callable[..., dict[str, object]]) -> Callable[..., Any]:
+    def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        start = time.time()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            write(event, start=start, **describe(*args, **kwargs))
+
+    return around
+
+
+def describe_warmup(kernel_type: Any, n: int, k: int, num_groups: int, m_list: list[int]) -> dict[str, object]:
+    return {"target": f"{kernel_type.name} N={n} K={k} num_groups={num_groups}", "calls": len(m_list)}
+
+
+def describe_dummy(self: Any, batch_size: int, run_ctx: Any = None, forward_mode_override: Any = None) -> dict:
+    mode = forward_mode_override.name if forward_mode_override is not None else None
+    return {"batch_size": batch_size, "mode": mode}
+
+
+def register() -> None:
+    # Schedulers only: in the main process a hook's target would be imported before its arguments are parsed.
+    if SCHEDULER not in sys.modules or "WARMSTART_PROBE_DIR" not in os.environ:
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    runner = "sglang.srt.model_executor.model_runner.ModelRunner"
+    graphs = "sglang.srt.model_executor.cuda_graph_runner.CudaGraphRunner.capture_one_batch_size"
+    compile_one = "sglang.srt.layers.deep_gemm_wrapper.compile_utils._compile_deep_gemm_one_type_all"
+    HookRegistry.register(f"{runner}.__init__", rank_known, HookType.AFTER)
+    HookRegistry.register(graphs, capture, HookType.AROUND)
+    HookRegistry.register(compile_one, timed("warmup", describe_warmup), HookType.AROUND)
+    HookRegistry.register(f"{runner}._dummy_run", timed("dummy_run", describe_dummy), HookType.AROUND)
+    HookRegistry.register(f"{runner}.kernel_warmup", timed("kernel_warmup", lambda self: {}), HookType.AROUND)

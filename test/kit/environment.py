@@ -1,0 +1,39 @@
+"""The environment in which SGLang imports and runs without a GPU: for this process, and for a child."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+from kit.release import Release, installed_release
+
+
+def _settings(release: Release) -> dict[str, str]:
+    # A machine may have a libnccl that SGLang would find and load; without a GPU that ends in an error.
+    return {"SGLANG_NCCL_SO_PATH": "/nonexistent", **release.environment}
+
+
+def child_environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """This process's environment plus what a child needs to run SGLang on CPU; a value of None removes a variable."""
+    release = installed_release()
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    standins = [str(path) for path in release.standins]
+    settings: dict[str, str | None] = {
+        **os.environ,
+        **_settings(release),
+        "PYTHONPATH": os.pathsep.join(standins + [path for path in inherited if path not in standins]),
+        "CUDA_VISIBLE_DEVICES": "",  # what is tested on CPU is the same on a machine that has a GPU
+        **(extra or {}),
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def in_process() -> None:
+    """Let this process import SGLang. Before the first `import sglang`: SGLang reads all of it while it is imported.
+
+    GPUs stay visible here, unlike in a child, because the tests that need one run in this process.
+    """
+    release = installed_release()
+    sys.path[:0] = [str(path) for path in release.standins if str(path) not in sys.path]
+    os.environ.update(_settings(release))
+    # Children of this process that are not started by the kit find the stand-ins too.
+    os.environ["PYTHONPATH"] = child_environment()["PYTHONPATH"]

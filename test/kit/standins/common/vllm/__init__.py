@@ -1,0 +1,1 @@
+"""Stands in for vLLM, of which SGLang asks for `_custom_ops` alone."""
