@@ -9,9 +9,8 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 from kit.environment import child_environment
 from kit.model import write_tiny_llama
@@ -91,12 +90,12 @@ def show_server(console: Console, directory: Path, log_file: Path) -> None:
         environment=SWITCHES,
         log_file=log_file,
     )
-    with step(console, f"start SGLang {installed_release().version} on CPU with two pipeline stages"):
-        server.__enter__()
-    try:
+    with ExitStack() as stack:
+        stack.callback(server.stop)  # wherever Ctrl-C comes
+        with step(console, f"start SGLang {installed_release().version} on CPU with two pipeline stages"):
+            server.__enter__()
         with step(console, "ask it for tokens"):
             tokens = server.generate(PROMPT, max_new_tokens=8)
-    finally:
         with step(console, "stop it"):
             server.stop()
 
@@ -111,19 +110,16 @@ def show_server(console: Console, directory: Path, log_file: Path) -> None:
 
 def run(console: Console, directory: Path, log_file: Path) -> None:
     show_server(console, directory, log_file)
-    with step(console, f"\nlook for {FLAG} in launch_server --help"):
+    console.print()
+    with step(console, f"look for {FLAG} in launch_server --help"):
         entry = flag_help()
     console.print(entry, markup=False, soft_wrap=True)
     console.print("\n[bold]sglang-warmstart doctor[/]")
     show_doctor()
 
 
-def end_on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + signal.SIGTERM)  # as an exception, so that the server is stopped on the way out
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, end_on_sigterm)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the server is stopped first
     console = Console(highlight=False)
     # Line by line and at once, or what doctor writes itself comes before what was printed here.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,0 +1,292 @@
+"""F3: the prenorm GEMM of mHC goes through DeepGEMM's warm-up, and costs one M per split bucket."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from enum import IntEnum
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from kit.deepseek_v4 import tiny_deepseek_v4
+from kit.gpu_standins import DeepGemm, FusedPrenorm, install_mhc_kernels
+from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compile_utils
+
+from sglang_warmstart.features.hc_prenorm import direct_gemm, route_hc_prenorm
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from sglang_warmstart.plugin import Plugin
+
+pytestmark = pytest.mark.release("0.5.12")
+
+# In a tuple: the plugin replaces the class wherever a module holds it by a name.
+SGLANG_KERNEL_TYPES: tuple[type[IntEnum]] = (imported_compile_utils.DeepGemmKernelType,)
+
+N, K = 24, 256
+
+
+@pytest.fixture(autouse=True)
+def first_rank(compile_utils: ModuleType) -> None:
+    """The rank that warms, with a short list of Ms."""
+    compile_utils._BUILTIN_M_LIST = [1, 2, 3]
+    compile_utils._DO_COMPILE_ALL = True
+
+
+@pytest.fixture
+def deep_gemm(deep_gemm: DeepGemm, plugin: Plugin) -> Iterator[DeepGemm]:
+    """DeepGEMM, with what was routed taken back afterwards: the next test has another one."""
+    yield deep_gemm
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    vars(entrypoint.tf32_hc_prenorm_gemm).pop("__warmstart_direct__", None)
+
+
+class Prenorm:
+    """Operands of one call through the wrapper, and what torch makes of the same ones."""
+
+    def __init__(self, m: int, num_splits: int | None) -> None:
+        self.num_splits = num_splits
+        self.x = torch.randn(m, K).bfloat16()
+        self.fn = torch.randn(N, K)
+        leading = () if num_splits is None else (num_splits,)
+        # Not zeros: a slice that is not written shows.
+        self.out = torch.full((*leading, m, N), torch.nan)
+        self.sqrsum = torch.full((*leading, m), torch.nan)
+
+    def run(self) -> None:
+        from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+        entrypoint.tf32_hc_prenorm_gemm(self.x, self.fn, self.out, self.sqrsum, self.num_splits)
+
+    def check(self) -> None:
+        x = self.x.float()
+        out, sqrsum = (self.out, self.sqrsum) if self.num_splits is None else (self.out.sum(0), self.sqrsum.sum(0))
+        torch.testing.assert_close(out, x @ self.fn.T, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(sqrsum, x.square().sum(-1), rtol=1e-4, atol=1e-3)
+
+
+def test_the_kernel_type_is_added_and_the_old_ones_stay_equal(compile_utils: ModuleType) -> None:
+    (before,), now = SGLANG_KERNEL_TYPES, compile_utils.DeepGemmKernelType
+    assert [*now.__members__] == [*before.__members__, "TF32_HC_PRENORM_GEMM"]
+    for member in before:
+        assert now[member.name] == member
+        assert hash(now[member.name]) == hash(member)
+    assert now.TF32_HC_PRENORM_GEMM not in [*before]
+
+
+def test_targets_that_were_warmed_before_stay_warm(deep_gemm: DeepGemm, compile_utils: ModuleType) -> None:
+    (before,) = SGLANG_KERNEL_TYPES
+    compile_utils._INITIALIZATION_DICT[(before.GEMM_NT_BF16BF16F32, N, K, 1)] = True
+    now = compile_utils.DeepGemmKernelType.GEMM_NT_BF16BF16F32
+    for n in (N, N + 8):
+        with compile_utils.deep_gemm_execution_hook(1, n, K, 1, now):
+            pass
+    assert {call.shapes[1][0] for call in deep_gemm.calls} == {N + 8}
+
+
+@pytest.mark.parametrize("num_splits", [None, 1, 4, 16])
+@pytest.mark.parametrize("m", [1, 64, 4096])
+def test_the_wrapper_computes_what_torch_computes(m: int, num_splits: int | None, deep_gemm: DeepGemm) -> None:
+    call = Prenorm(m, num_splits)
+    call.run()
+    call.check()
+
+
+@pytest.mark.parametrize("num_splits", [None, 4])
+def test_no_rows_make_no_call(num_splits: int | None, deep_gemm: DeepGemm, compile_utils: ModuleType) -> None:
+    Prenorm(0, num_splits).run()
+    assert deep_gemm.calls == []
+    assert compile_utils._INITIALIZATION_DICT == {}
+
+
+@pytest.mark.parametrize(("num_splits", "fourth_key"), [(None, 0), (1, 1), (16, 16)])
+def test_a_split_bucket_is_a_target_of_its_own(
+    num_splits: int | None, fourth_key: int, deep_gemm: DeepGemm, compile_utils: ModuleType
+) -> None:
+    Prenorm(5, num_splits).run()
+    key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, N, K, fourth_key)
+    assert compile_utils._INITIALIZATION_DICT == {key: True}
+
+
+def test_each_bucket_is_warmed_with_one_m_and_once(deep_gemm: DeepGemm) -> None:
+    for num_splits in (None, 4, None, 4, 16):
+        for m in (64, 7):
+            Prenorm(m, num_splits).run()
+    assert [(call.num_splits, call.m) for call in deep_gemm.calls] == [
+        *[(None, 1), (None, 64), (None, 7)],
+        *[(4, 1), (4, 64), (4, 7)],
+        *[(None, 64), (None, 7), (4, 64), (4, 7)],
+        *[(16, 1), (16, 64), (16, 7)],
+    ]
+
+
+def test_other_kernel_types_keep_the_whole_list(deep_gemm: DeepGemm, compile_utils: ModuleType) -> None:
+    kernel_type = compile_utils.DeepGemmKernelType.GEMM_NT_BF16BF16F32
+    with compile_utils.deep_gemm_execution_hook(5, N, K, 1, kernel_type):
+        pass
+    assert [call.m for call in deep_gemm.calls] == [1, 2, 3]
+
+
+def test_a_rank_that_does_not_compile_does_not_warm(deep_gemm: DeepGemm, compile_utils: ModuleType) -> None:
+    compile_utils._DO_COMPILE_ALL = False
+    call = Prenorm(64, 4)
+    call.run()
+    call.check()
+    assert [call.m for call in deep_gemm.calls] == [64]
+
+
+@pytest.mark.parametrize("num_splits", [None, 1, 16])
+def test_the_warm_up_calls_with_shapes_and_dtypes_of_the_real_thing(
+    num_splits: int | None, deep_gemm: DeepGemm
+) -> None:
+    Prenorm(1, num_splits).run()
+    warm_up, real = deep_gemm.calls
+    assert (warm_up.shapes, warm_up.dtypes, warm_up.num_splits) == (real.shapes, real.dtypes, real.num_splits)
+    assert (warm_up.compile_mode, real.compile_mode) == (1, 0)
+
+
+@pytest.mark.parametrize("num_splits", [None, 1, 16])
+@pytest.mark.parametrize("max_m", [1, 4096])
+def test_the_memory_estimate_is_what_a_call_takes(
+    max_m: int, num_splits: int | None, deep_gemm: DeepGemm, compile_utils: ModuleType
+) -> None:
+    compile_utils._BUILTIN_M_LIST = [max_m]
+    Prenorm(1, num_splits).run()
+    estimate = compile_utils._BaseWarmupExecutor.get_memory_requirement(
+        compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, max_m=max_m, n=N, k=K, num_groups=num_splits or 0
+    )
+    assert deep_gemm.calls[0].m == max_m
+    assert estimate * (1 << 30) == pytest.approx(deep_gemm.calls[0].bytes)
+
+
+def test_the_memory_estimates_of_sglang_are_unchanged(compile_utils: ModuleType) -> None:
+    estimate = compile_utils._BaseWarmupExecutor.get_memory_requirement(
+        compile_utils.DeepGemmKernelType.GEMM_NT_BF16BF16F32, 64, n=128, k=256, num_groups=1
+    )
+    assert estimate * (1 << 30) == 64 * 256 * 2 + 128 * 256 * 2 + 64 * 128 * 4
+
+
+def exported(deep_gemm: DeepGemm) -> Any:
+    return deep_gemm.module.tf32_hc_prenorm_gemm
+
+
+def test_deep_gemm_is_untouched_until_a_layer_is_built(deep_gemm: DeepGemm, deepseek_v4: ModuleType) -> None:
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    own = exported(deep_gemm)
+    Prenorm(4, None).run()  # a use of the wrapper alone routes nothing
+    assert exported(deep_gemm) is own
+
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+    assert exported(deep_gemm) is entrypoint.tf32_hc_prenorm_gemm
+    assert direct_gemm(deep_gemm.module) is own
+
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 1)
+    assert direct_gemm(deep_gemm.module) is own
+
+
+def test_a_layer_is_routed_before_anything_in_it_is_built(deep_gemm: DeepGemm, deepseek_v4: ModuleType) -> None:
+    own = exported(deep_gemm)
+    with pytest.raises(AttributeError, match="hidden_size"):
+        deepseek_v4.DeepseekV4DecoderLayer(object(), 0)
+    assert exported(deep_gemm) is not own
+
+
+def test_without_jit_deep_gemm_stays_untouched(
+    deep_gemm: DeepGemm, deepseek_v4: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    monkeypatch.setattr(entrypoint, "ENABLE_JIT_DEEPGEMM", False)
+    own = exported(deep_gemm)
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+    assert exported(deep_gemm) is own
+
+
+def test_a_deep_gemm_without_the_function_is_left_alone(
+    deep_gemm: DeepGemm, deepseek_v4: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    del deep_gemm.module.tf32_hc_prenorm_gemm
+    with caplog.at_level(logging.WARNING):
+        deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+    assert not hasattr(deep_gemm.module, "tf32_hc_prenorm_gemm")
+    assert "deep_gemm.tf32_hc_prenorm_gemm is not there" in caplog.text
+
+
+@pytest.fixture
+def layer(deep_gemm: DeepGemm, deepseek_v4: ModuleType) -> Any:
+    """A real decoder layer with weights; DeepGEMM is routed by its construction."""
+    built = deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+    for parameter in (built.hc_attn_fn, built.hc_attn_base, built.hc_attn_scale):
+        torch.nn.init.normal_(parameter)
+    return built
+
+
+@pytest.fixture
+def launches(layer: Any, monkeypatch: pytest.MonkeyPatch) -> list[FusedPrenorm]:
+    return install_mhc_kernels(monkeypatch)
+
+
+def hc_pre(layer: Any, num_tokens: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention path of the layer; its input and its output."""
+    x = torch.randn(num_tokens, layer.hc_mult, layer.hidden_size).bfloat16()
+    y, *_ = layer.hc_pre(x, layer.hc_attn_fn, layer.hc_attn_scale, layer.hc_attn_base, layer.input_layernorm)
+    return x, y
+
+
+def test_the_layer_without_tilelang_reaches_the_wrapper(
+    layer: Any, launches: list[FusedPrenorm], compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_OPT_USE_TILELANG_MHC_PRE", "0")
+    monkeypatch.setenv("SGLANG_OPT_DEEPGEMM_HC_PRENORM", "1")
+    torch.manual_seed(1)
+    _, through_deep_gemm = hc_pre(layer)
+    key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, 24, 4 * 256, 0)
+    assert compile_utils._INITIALIZATION_DICT == {key: True}
+
+    monkeypatch.setenv("SGLANG_OPT_DEEPGEMM_HC_PRENORM", "0")  # the model's own path in torch
+    torch.manual_seed(1)
+    _, through_torch = hc_pre(layer)
+    torch.testing.assert_close(through_deep_gemm, through_torch, rtol=2e-2, atol=2e-2)
+
+
+def test_mhc_pre_reaches_the_wrapper(
+    layer: Any,
+    launches: list[FusedPrenorm],
+    deep_gemm: DeepGemm,
+    compile_utils: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SGLANG_OPT_USE_TILELANG_MHC_PRE", "1")
+    monkeypatch.setenv("SGLANG_OPT_DEEPGEMM_HC_PRENORM", "1")
+    x, _ = hc_pre(layer)
+    (launch,) = launches
+    key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, 24, 4 * 256, launch.num_splits)
+    assert compile_utils._INITIALIZATION_DICT == {key: True}
+    torch.testing.assert_close(
+        launch.gemm_out.sum(0), x.flatten(1).float() @ layer.hc_attn_fn.T, rtol=1e-3, atol=1e-2
+    )
+
+
+def test_the_nextn_layer_is_the_same_class() -> None:
+    from sglang.srt.models import deepseek_v4, deepseek_v4_nextn
+
+    assert deepseek_v4_nextn.DeepseekV4DecoderLayer is deepseek_v4.DeepseekV4DecoderLayer
+
+
+def test_what_is_routed_can_be_taken_back(
+    plugin: Plugin, deep_gemm: DeepGemm, runner: ModelRunner, compile_utils: ModuleType
+) -> None:
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    from sglang_warmstart.patch import Patch
+
+    own, patch = exported(deep_gemm), Patch("hc-prenorm")
+    route_hc_prenorm(patch, entrypoint)
+    assert exported(deep_gemm) is not own
+    patch.undo()
+    assert exported(deep_gemm) is own
