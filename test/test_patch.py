@@ -334,7 +334,7 @@ class TestUndo:
         order: list[int] = []
         patch = Patch("feature")
         for number in (1, 2, 3):
-            patch.on_undo(lambda number=number: order.append(number))
+            patch.made(f"change {number}", lambda number=number: order.append(number))
         patch.undo()
         assert order == [3, 2, 1]
 

@@ -30,6 +30,7 @@ class Patch:
 
     def __init__(self, feature: str) -> None:
         self.feature = feature
+        self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
         self._undo: list[Callable[[], None]] = []
 
     def add(self, owner: Owner, name: str, value: object) -> None:
@@ -42,6 +43,7 @@ class Patch:
             raise StandsAsideError(_dotted(owner, name), "already there")
         _mark(value, self.feature)
         setattr(owner, name, value)
+        self.changed.append(_dotted(owner, name))
         self._undo.append(lambda: delattr(owner, name))
 
     def wrap(self, owner: Owner, name: str, around: Around, *parameters: str) -> None:
@@ -84,14 +86,16 @@ class Patch:
         _mark(value, self.feature)
         self._set(owner, name, old, value)
 
-    def on_undo(self, undo: Callable[[], None]) -> None:
-        """Run ``undo`` if the feature is taken back, for a change that none of the methods above makes."""
+    def made(self, target: str, undo: Callable[[], None]) -> None:
+        """Note a change that none of the methods above makes, and how to take it back."""
+        self.changed.append(target)
         self._undo.append(undo)
 
     def undo(self) -> None:
         """Take everything back, last change first."""
         while self._undo:
             self._undo.pop()()
+        self.changed.clear()
 
     def _function(self, owner: Owner, name: str) -> tuple[object, FunctionType]:
         raw = _own_attribute(owner, name)
@@ -112,6 +116,7 @@ class Patch:
 
     def _set(self, owner: Owner, name: str, old: object, new: object) -> None:
         setattr(owner, name, new)
+        self.changed.append(_dotted(owner, name))
         if isinstance(owner, ModuleType):
             mend_copies(old, new)
 

@@ -47,6 +47,10 @@ def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | N
 
 
 def left_out_by(environment: Mapping[str, str]) -> str | None:
-    """The value of ``SGLANG_PLUGINS`` if it keeps SGLang from loading this plugin, else None."""
-    allowed = {name.strip() for name in environment.get(PLUGINS.name, "").split(",") if name.strip()}
-    return environment[PLUGINS.name] if allowed and PLUGIN_NAME not in allowed else None
+    """The value of ``SGLANG_PLUGINS`` if it keeps SGLang from loading this plugin, else None.
+
+    Any value but the empty one is a list for SGLang, also one that names nothing.
+    """
+    value = environment.get(PLUGINS.name, "")
+    names = {name.strip() for name in value.split(",")}
+    return value if value and PLUGIN_NAME not in names else None

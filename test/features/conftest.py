@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
+from kit.loaded_plugin import plugin_in_this_process
 from kit.runner import make_runner
-
-from sglang_warmstart import plugin as plugin_module
-from sglang_warmstart.patch import mend_copies
 from sglang_warmstart.plugin import Plugin
-from sglang_warmstart.switches import STRICT, WARMSTART
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -22,23 +20,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin() -> Iterator[Plugin]:
-    """The plugin as SGLang loads it; after the module SGLang is as it was."""
-    from sglang.srt.environ import Envs
-    from sglang.srt.utils import common
-
-    assert plugin_module.loaded_plugin() is None, "a test before this one left the plugin loaded"
-    configure_logger = common.configure_logger
-    plugin_module.register()
-    loaded = plugin_module.loaded_plugin()
-    assert loaded is not None
-    yield loaded
-    for installation in reversed(loaded.installations):
-        installation.missing.clear()  # what it still waits for may be imported later
-        installation.patch.undo()
-    for switch in (WARMSTART, STRICT):
-        delattr(Envs, switch.name)
-    mend_copies(common.configure_logger, configure_logger)
-    plugin_module._loaded = None
+    """The plugin as SGLang loads it, for the tests of one module."""
+    with plugin_in_this_process() as plugin:
+        yield plugin
 
 
 @pytest.fixture
@@ -69,13 +53,26 @@ def deep_gemm(
 
 
 @pytest.fixture(scope="module")
-def runner(tiny_model: Path, plugin: Plugin) -> Iterator[ModelRunner]:
-    """A real ModelRunner of a two-layer Llama on CPU; one for all tests of a module: change it through `monkeypatch`."""
+def runner(tiny_model: Path) -> Iterator[ModelRunner]:
+    """A real ModelRunner of a two-layer Llama on CPU. One for all tests of a module: change it by `monkeypatch`."""
     from sglang.srt.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
     yield make_runner(tiny_model, server_args={"max_running_requests": 16})
     destroy_model_parallel()
     destroy_distributed_environment()
+
+
+@pytest.fixture
+def set_attn_tp_size(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets SGLang count more attention TP ranks than there are. Nothing may be sent to them."""
+    from sglang.srt.distributed import parallel_state
+
+    def set_size(size: int) -> None:
+        group = copy.copy(parallel_state.get_attn_tp_group())  # the only group there is: CP has the same one
+        group.world_size = size
+        monkeypatch.setattr(parallel_state, "_ATTN_TP", group)
+
+    return set_size
 
 
 @pytest.fixture

@@ -31,6 +31,12 @@ def update_config(compile_utils: ModuleType, chunked_prefill_size: int, gpu_id: 
         compile_utils.update_deep_gemm_config(gpu_id)
 
 
+def m_list(compile_utils: ModuleType) -> list[int]:
+    """The Ms that a warm-up of this rank runs."""
+    made: list[int] = compile_utils._BUILTIN_M_LIST
+    return made
+
+
 def is_sampled(m: int, max_prefill_bs: int) -> bool:
     """The definition, M by M: all up to 1024, then multiples of 2 up to 2048, of 4 up to 4096, and so on."""
     step, end = 2, 2048
@@ -50,7 +56,7 @@ def test_the_fast_list_is_sampled_and_keeps_to_its_cap(
     update_config(compile_utils, chunk)
     max_prefill_bs = 16384 if chunk < 1 else min(chunk, 32768)
     # Far beyond the cap, so that a list which runs past it differs.
-    assert compile_utils._BUILTIN_M_LIST == [m for m in range(1, 140_000) if is_sampled(m, max_prefill_bs)]
+    assert m_list(compile_utils) == [m for m in range(1, 140_000) if is_sampled(m, max_prefill_bs)]
 
 
 @pytest.mark.parametrize(("chunk", "count"), [(1, 1024), (8192, 2560), (16384, 3072), (-1, 3072)])
@@ -59,7 +65,7 @@ def test_the_fast_list_has_the_stated_length(
 ) -> None:
     monkeypatch.setenv(FAST_WARMUP, "1")
     update_config(compile_utils, chunk)
-    assert len(compile_utils._BUILTIN_M_LIST) == count
+    assert len(m_list(compile_utils)) == count
 
 
 @pytest.mark.parametrize(
@@ -73,20 +79,18 @@ def test_the_full_list_has_every_m(
     # The switch is read here, not when the module was imported.
     monkeypatch.setattr(compile_utils, "_FAST_WARMUP", True)
     update_config(compile_utils, chunk)
-    assert compile_utils._BUILTIN_M_LIST == list(range(1, m_max + 1))
+    assert m_list(compile_utils) == list(range(1, m_max + 1))
 
 
 def test_the_switch_is_read_each_time_the_list_is_made(
     compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = compile_utils._BUILTIN_M_LIST
     monkeypatch.setenv(FAST_WARMUP, "1")
-    assert compile_utils._BUILTIN_M_LIST == before
     update_config(compile_utils, 5000)
-    assert compile_utils._BUILTIN_M_LIST[-1] == 5000
+    assert m_list(compile_utils)[-1] == 5000
     monkeypatch.setenv(FAST_WARMUP, "0")
     update_config(compile_utils, 5000)
-    assert compile_utils._BUILTIN_M_LIST[-1] == 16384
+    assert m_list(compile_utils)[-1] == 16384
 
 
 @pytest.mark.parametrize(("gpu_id", "base_gpu_id", "compiles"), [(0, 0, True), (3, 0, False), (4, 4, True)])
@@ -103,7 +107,7 @@ def test_every_rank_gets_the_list_and_the_first_one_compiles(
     update_config(compile_utils, 5000, gpu_id, base_gpu_id)
     assert compile_utils._DO_COMPILE_ALL is compiles
     assert compile_utils._IS_FIRST_RANK_ON_NODE is compiles
-    assert compile_utils._BUILTIN_M_LIST[-1] == (5000 if fast == "1" else 16384)
+    assert m_list(compile_utils)[-1] == (5000 if fast == "1" else 16384)
 
 
 @pytest.fixture

@@ -6,22 +6,26 @@ import logging
 from collections.abc import Iterator
 from enum import IntEnum
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from kit.deepseek_v4 import tiny_deepseek_v4
 from kit.gpu_standins import DeepGemm, FusedPrenorm, install_mhc_kernels
+from kit.loaded_plugin import plugin_in_this_process
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compile_utils
-
 from sglang_warmstart.features.hc_prenorm import direct_gemm, route_hc_prenorm
-
-if TYPE_CHECKING:
-    from sglang.srt.model_executor.model_runner import ModelRunner
-
-    from sglang_warmstart.plugin import Plugin
+from sglang_warmstart.plugin import Plugin
 
 pytestmark = pytest.mark.release("0.5.12")
+
+
+@pytest.fixture(autouse=True)
+def plugin() -> Iterator[Plugin]:
+    """Loaded anew for each test: a bucket that has been warmed is remembered as long as the plugin is loaded."""
+    with plugin_in_this_process() as plugin:
+        yield plugin
+
 
 # In a tuple: the plugin replaces the class wherever a module holds it by a name.
 SGLANG_KERNEL_TYPES: tuple[type[IntEnum]] = (imported_compile_utils.DeepGemmKernelType,)
@@ -34,15 +38,6 @@ def first_rank(compile_utils: ModuleType) -> None:
     """The rank that warms, with a short list of Ms."""
     compile_utils._BUILTIN_M_LIST = [1, 2, 3]
     compile_utils._DO_COMPILE_ALL = True
-
-
-@pytest.fixture
-def deep_gemm(deep_gemm: DeepGemm, plugin: Plugin) -> Iterator[DeepGemm]:
-    """DeepGEMM, with what was routed taken back afterwards: the next test has another one."""
-    yield deep_gemm
-    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-
-    vars(entrypoint.tf32_hc_prenorm_gemm).pop("__warmstart_direct__", None)
 
 
 class Prenorm:
@@ -67,6 +62,12 @@ class Prenorm:
         out, sqrsum = (self.out, self.sqrsum) if self.num_splits is None else (self.out.sum(0), self.sqrsum.sum(0))
         torch.testing.assert_close(out, x @ self.fn.T, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(sqrsum, x.square().sum(-1), rtol=1e-4, atol=1e-3)
+
+
+def targets(compile_utils: ModuleType) -> dict[tuple[IntEnum, int, int, int], bool]:
+    """What SGLang's machinery has warmed, by its keys."""
+    warmed: dict[tuple[IntEnum, int, int, int], bool] = compile_utils._INITIALIZATION_DICT
+    return warmed
 
 
 def test_the_kernel_type_is_added_and_the_old_ones_stay_equal(compile_utils: ModuleType) -> None:
@@ -100,7 +101,7 @@ def test_the_wrapper_computes_what_torch_computes(m: int, num_splits: int | None
 def test_no_rows_make_no_call(num_splits: int | None, deep_gemm: DeepGemm, compile_utils: ModuleType) -> None:
     Prenorm(0, num_splits).run()
     assert deep_gemm.calls == []
-    assert compile_utils._INITIALIZATION_DICT == {}
+    assert targets(compile_utils) == {}
 
 
 @pytest.mark.parametrize(("num_splits", "fourth_key"), [(None, 0), (1, 1), (16, 16)])
@@ -109,7 +110,7 @@ def test_a_split_bucket_is_a_target_of_its_own(
 ) -> None:
     Prenorm(5, num_splits).run()
     key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, N, K, fourth_key)
-    assert compile_utils._INITIALIZATION_DICT == {key: True}
+    assert targets(compile_utils) == {key: True}
 
 
 def test_each_bucket_is_warmed_with_one_m_and_once(deep_gemm: DeepGemm) -> None:
@@ -246,7 +247,7 @@ def test_the_layer_without_tilelang_reaches_the_wrapper(
     torch.manual_seed(1)
     _, through_deep_gemm = hc_pre(layer)
     key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, 24, 4 * 256, 0)
-    assert compile_utils._INITIALIZATION_DICT == {key: True}
+    assert targets(compile_utils) == {key: True}
 
     monkeypatch.setenv("SGLANG_OPT_DEEPGEMM_HC_PRENORM", "0")  # the model's own path in torch
     torch.manual_seed(1)
@@ -266,10 +267,8 @@ def test_mhc_pre_reaches_the_wrapper(
     x, _ = hc_pre(layer)
     (launch,) = launches
     key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, 24, 4 * 256, launch.num_splits)
-    assert compile_utils._INITIALIZATION_DICT == {key: True}
-    torch.testing.assert_close(
-        launch.gemm_out.sum(0), x.flatten(1).float() @ layer.hc_attn_fn.T, rtol=1e-3, atol=1e-2
-    )
+    assert targets(compile_utils) == {key: True}
+    torch.testing.assert_close(launch.gemm_out.sum(0), x.flatten(1).float() @ layer.hc_attn_fn.T, rtol=1e-3, atol=1e-2)
 
 
 def test_the_nextn_layer_is_the_same_class() -> None:
@@ -278,11 +277,8 @@ def test_the_nextn_layer_is_the_same_class() -> None:
     assert deepseek_v4_nextn.DeepseekV4DecoderLayer is deepseek_v4.DeepseekV4DecoderLayer
 
 
-def test_what_is_routed_can_be_taken_back(
-    plugin: Plugin, deep_gemm: DeepGemm, runner: ModelRunner, compile_utils: ModuleType
-) -> None:
+def test_what_is_routed_can_be_taken_back(deep_gemm: DeepGemm) -> None:
     from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-
     from sglang_warmstart.patch import Patch
 
     own, patch = exported(deep_gemm), Patch("hc-prenorm")

@@ -1,6 +1,7 @@
 """Measures the plugin on a real SGLang server on Hopper GPUs. Started by run.sh, which explains itself."""
 
 import argparse
+import concurrent.futures
 import contextlib
 import datetime
 import importlib.metadata
@@ -56,7 +57,7 @@ def compiler() -> str:
     return found
 
 
-def start(run: Run, model: Path, logs: Path, gpus: str, must_answer: bool = True) -> Run:
+def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_LIMIT_S, ask: bool = True) -> Run:
     """Start the server, ask it for tokens, stop it, and collect what the probe and the compiler log wrote."""
     port, nccl_port = free_ports(2)
     probe = run.home / f"probe-{run.name}"
@@ -77,16 +78,14 @@ def start(run: Run, model: Path, logs: Path, gpus: str, must_answer: bool = True
     command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", "--model-path", str(model)]
     command += [*SERVER, "--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(nccl_port), *run.arguments]
     log_file = logs / f"{run.name}.log"
-    server = ServerProcess(
-        command, port, environment, log_file=log_file, start_limit_s=START_LIMIT_S, request_limit_s=300
-    )
+    server = ServerProcess(command, port, environment, log_file=log_file, start_limit_s=limit_s, request_limit_s=300)
     begin = time.time()
     try:
         with server:
             run.ready_s = time.time() - begin
-            run.tokens = server.generate(INPUT_IDS, 8) if must_answer else None
+            run.tokens = server.generate(INPUT_IDS, 8) if ask else None
     except Exception as error:
-        run.error = f"{type(error).__name__}: {error}"
+        run.error = f"{type(error).__name__}: {error}".splitlines()[0]  # the rest is the log's end
     run.log = log_file.read_text(errors="replace")
     for file in sorted(probe.glob("*.jsonl")):
         run.events += [json.loads(line) for line in file.read_text().splitlines()]
@@ -101,7 +100,8 @@ def start(run: Run, model: Path, logs: Path, gpus: str, must_answer: bool = True
 
 
 def warmstart_lines(run: Run) -> list[str]:
-    return [line.rstrip() for line in run.log.splitlines() if "warmstart" in line and "server_args=" not in line]
+    """What the plugin itself logged."""
+    return [line.rstrip() for line in run.log.splitlines() if "] warmstart" in line]
 
 
 def prenorm(_model: Path, scratch: Path, _logs: Path) -> dict[str, Any]:
@@ -147,27 +147,24 @@ def serve(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
 
 
 def gather(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
-    """Batch sizes and token counts of CUDA graphs, with and without the flag, where a gathered buffer is required."""
-    home = scratch / "gather"
-    arguments = ["--tp", "2", "--moe-dense-tp-size", "1", "--skip-server-warmup"]
-    arguments += ["--disable-piecewise-cuda-graph"]  # the decode graphs are what is looked at
-    quick = {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"}
+    """Batch sizes and token counts of CUDA graphs, with and without the flag, where a gathered buffer is required.
+
+    This model needs the gather: with the flag, its capture of a single token waits in a collective, and is ended.
+    """
+    arguments = ["--tp", "2", "--moe-dense-tp-size", "1", "--skip-server-warmup", "--disable-piecewise-cuda-graph"]
+    # Sizes are decided before any kernel: Triton's GEMMs are there sooner than DeepGEMM's.
+    triton = {"SGLANG_ENABLE_JIT_DEEPGEMM": "0"}
     runs = [
-        start(Run("gather-stock", arguments, quick, home), model, logs, "0,1", must_answer=False),
-        start(
-            Run("gather-flag", [*arguments, "--disable-attn-tp-gather"], quick, home),
-            model,
-            logs,
-            "0,1",
-            must_answer=False,
-        ),
+        start(Run(name, [*arguments, *flag], triton, scratch / "gather"), model, logs, "0,1", limit_s=90, ask=False)
+        for name, flag in (("gather-stock", []), ("gather-flag", ["--disable-attn-tp-gather"]))
     ]
     return {
         "runs": [
             {
                 "name": run.name,
-                "error": run.error,
+                "ready_s": run.ready_s,
                 "flag_logged": "disable_attn_tp_gather=True" in run.log,
+                "planned": by_rank(run, "planned", ("batch_sizes",)),
                 "captured": by_rank(run, "capture", ("batch_size", "num_tokens", "gathered_buffer")),
             }
             for run in runs
@@ -206,18 +203,17 @@ def compiles_by_rank(run: Run) -> dict[str, Any]:
 
 
 def pp(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
-    """Two pipeline stages, cold, without and with the switch: seconds to ready, and what each rank compiled when."""
+    """Two pipeline stages, cold, without and with the switch: seconds to ready, and what each rank compiled when.
+
+    The two servers start at the same moment, side by side on the same GPUs: a start-up waits for compilers, each of
+    which has a core of its own.
+    """
     fast = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
-    arguments = ["--pp-size", "2"]
-    runs = [
-        start(
-            Run("pp-switch", arguments, {**fast, "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}, scratch / "pp-switch"),
-            model,
-            logs,
-            "0,1",
-        ),
-        start(Run("pp-stock", arguments, {**fast, "SGLANG_WARMSTART": "0"}, scratch / "pp-stock"), model, logs, "0,1"),
-    ]
+    arguments = ["--pp-size", "2", "--chunked-prefill-size", "1024", "--max-running-requests", "256"]
+    stock = Run("pp-stock", arguments, {**fast, "SGLANG_WARMSTART": "0"}, scratch / "pp-stock")
+    switch = Run("pp-switch", arguments, {**fast, "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}, scratch / "pp-switch")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda run: start(run, model, logs, "0,1"), (stock, switch)))
     return {
         "runs": [
             {

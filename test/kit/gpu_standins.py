@@ -19,7 +19,7 @@ _MEMORY = 80 << 30
 
 
 class CudaOnCpu(TorchFunctionMode):
-    """Tensors that are made with ``device="cuda"`` are made on the CPU."""
+    """Tensors that are made with ``device="cuda"`` or in pinned memory are made on the CPU, as others are."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -27,6 +27,8 @@ class CudaOnCpu(TorchFunctionMode):
         kwargs = kwargs or {}
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs = {**kwargs, "device": "cpu"}
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         return func(*args, **kwargs)
 
 
@@ -163,10 +165,15 @@ def install_mhc_kernels(monkeypatch: pytest.MonkeyPatch) -> list[FusedPrenorm]:
     launches: list[FusedPrenorm] = []
 
     def fused(*args: Any) -> None:
-        gemm_out, sqrsum, _, _, residual, *_, = args
-        launches.append(
-            FusedPrenorm(gemm_out, sqrsum, residual, args[8], args[16], torch.is_inference_mode_enabled())
-        )
+        (
+            gemm_out,
+            sqrsum,
+            _,
+            _,
+            residual,
+            *_,
+        ) = args
+        launches.append(FusedPrenorm(gemm_out, sqrsum, residual, args[8], args[16], torch.is_inference_mode_enabled()))
 
     def sinkhorn(
         mixes: torch.Tensor, scale: torch.Tensor, base: torch.Tensor, hc_mult: int, iterations: int, eps: float

@@ -47,8 +47,8 @@ class ServerProcess:
         self._last_log = ""
 
     def __enter__(self) -> "ServerProcess":
-        self.start()
         try:
+            self.start()
             self.wait_until_ready()
         except BaseException:  # also Ctrl-C and a test's own time limit: __exit__ is not called for a failed __enter__
             self.stop()
@@ -133,8 +133,10 @@ class ServerProcess:
     def stop(self) -> None:
         """End every process of the server. May be called again, and after the main process has died."""
         if self._process is not None:
-            self._end(signal.SIGTERM, _TERM_LIMIT_S)
-            self._end(signal.SIGKILL, _KILL_LIMIT_S)
+            try:
+                self._end(signal.SIGTERM, _TERM_LIMIT_S)
+            finally:  # also when a second Ctrl-C ends the wait
+                self._end(signal.SIGKILL, _KILL_LIMIT_S)
             if left := self.processes():
                 raise RuntimeError(f"processes of the server survived SIGKILL: {left}")
         if self._scratch is not None:

@@ -44,7 +44,7 @@ def install_argument(patch: Patch, server_args: ModuleType) -> None:
     patch.wrap(cls, "__post_init__", post_init, "self")
     patch.wrap(cls, "add_cli_args", add_cli_args, "parser")
     add_field(cls, FIELD, bool, default=False)
-    patch.on_undo(lambda: remove_field(cls, FIELD))
+    patch.made(f"{SERVER_ARGS}.ServerArgs.{FIELD}", undo=lambda: remove_field(cls, FIELD))
 
 
 def install_requirement(patch: Patch, common: ModuleType) -> None:
@@ -59,6 +59,12 @@ def install_requirement(patch: Patch, common: ModuleType) -> None:
 ATTN_TP_GATHER = Feature(
     name="attn-tp-gather",
     gains=f"{FLAG}: no padding for models that do their own sequence parallelism",
+    hooks={
+        f"{COMMON}.require_attn_tp_gather": "the one question that gathered buffer, padding and all-gather depend on",
+        f"{SERVER_ARGS}.ServerArgs.{FIELD}": "a real field, added to the dataclass in place",
+        f"{SERVER_ARGS}.ServerArgs.__post_init__": "refuses a value that is no bool, naming the switch",
+        f"{SERVER_ARGS}.ServerArgs.add_cli_args": "the flag",
+    },
     upstream="#26047",
     drop_when="SGLang 0.5.13 and later have it",
     built_in_as=(f"{SERVER_ARGS}:{FIELD}", f"sglang.srt.arg_groups.fields.parallel:{FIELD}"),

@@ -97,6 +97,12 @@ def install_sanity_check(patch: Patch, entrypoint: ModuleType) -> None:
 FAST_WARMUP = Feature(
     name="fast-warmup",
     gains="a sampled M list that keeps to its cap and is read late; a failing warm-up does no harm",
+    hooks={
+        f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank when the server's arguments are known; the list "
+        "that the original made is replaced by ours",
+        f"{COMPILE_UTILS}.{COMPILE_ONE}": "all warm-up calls of a target go through it: its failure is caught here",
+        f"{ENTRYPOINT}._sanity_check_input": "it looks at DeepGEMM's inputs also where there is no DeepGEMM",
+    },
     upstream="#18111, #23756",
     drop_when="upstream's list keeps to its cap and is made when the arguments are known",
     built_in_as=(),

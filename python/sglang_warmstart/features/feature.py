@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -40,6 +40,7 @@ class Feature:
 
     name: str
     gains: str
+    hooks: Mapping[str, str]  # everything in SGLang that it adds or changes, by full dotted name, and why there
     upstream: str
     drop_when: str
     # "module:name" definitions in SGLang's own source: it has the feature itself where one of them is found.

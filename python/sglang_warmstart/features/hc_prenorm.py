@@ -177,6 +177,16 @@ def route_hc_prenorm(patch: Patch, entrypoint: ModuleType) -> None:
 HC_PRENORM = Feature(
     name="hc-prenorm",
     gains="DeepSeek-V4's mHC prenorm GEMM is part of the warm-up",
+    hooks={
+        f"{COMPILE_UTILS}.DeepGemmKernelType": "a kernel type of its own; the class is made anew with one more member",
+        f"{COMPILE_UTILS}._BaseWarmupExecutor.create": "the executor of that type",
+        f"{COMPILE_UTILS}._BaseWarmupExecutor.get_memory_requirement": "its memory estimate",
+        f"{COMPILE_UTILS}.{COMPILE_ONE}": "one M instead of the list, since the kernel does not depend on M",
+        f"{ENTRYPOINT}.{GEMM}": "the wrapper, beside those of the other GEMMs",
+        f"{DEEPSEEK_V4}.DeepseekV4DecoderLayer.__init__": "tells that such a model has been chosen",
+        f"deep_gemm.{GEMM}": "all call sites take it from the module inside the function; replaced when the first such "
+        "layer is built",
+    },
     upstream="follow-up of #25810",
     drop_when="upstream warms the prenorm GEMM per split bucket; 0.5.13 has it as first written, 0.5.14 dropped it",
     built_in_as=(f"{ENTRYPOINT}:{GEMM}",),

@@ -171,6 +171,16 @@ def install_call(patch: Patch, model_runner: ModuleType) -> None:
 MHC_PREWARM = Feature(
     name="mhc-prewarm",
     gains="no stall of 20 to 40 s when a request first lands in a split bucket of mHC",
+    hooks={
+        f"{MHC}.get_mhc_pre_token_count_representatives": "beside the rule for num_splits that it asks",
+        f"{DEEPSEEK_V4}.DeepseekV4DecoderLayer.prewarm_mhc_token_counts": "the layer has the weights and the real path",
+        f"{DEEPSEEK_V4}.DeepseekV4DecoderLayer.{BUCKETS}": "one token count for each bucket",
+        f"{DEEPSEEK_V4}.DeepseekV4Model.{BUCKETS}": "delegates to the first layer of this pipeline stage",
+        f"{DEEPSEEK_V4}.DeepseekV4ForCausalLM.{BUCKETS}": "delegates to the model",
+        f"{DEEPSEEK_V4}.DeepseekV4ForCausalLM.kernel_warmup": "knows the range of token counts and the gates",
+        f"{NEXTN}.DeepseekV4ModelNextN.{BUCKETS}": "NextN has one layer, under another name",
+        f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "calls the model's own warm-up after autotune",
+    },
     upstream="#25810",
     drop_when="SGLang 0.5.12.post1 and later have it",
     built_in_as=(

@@ -7,6 +7,7 @@ runs dummy forwards of its own layers before that, all ranks at once.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -17,7 +18,7 @@ from sglang_warmstart.features.dummy_run_edits import DUMMY_RUN_EDITS
 from sglang_warmstart.features.envs import ENVIRON, declare_bool
 from sglang_warmstart.features.feature import Feature, Step
 from sglang_warmstart.patch import Patch, class_of
-from sglang_warmstart.shapes.batch_sizes import pp_warmup_batch_sizes
+from sglang_warmstart.shapes.batch_sizes import decode_limit_of_scratch, pp_warmup_batch_sizes
 from sglang_warmstart.switches import PP_PARALLEL
 
 COMPILE_UTILS = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
@@ -42,12 +43,20 @@ def batch_sizes_of(model_runner: Any) -> list[int]:
     )
 
 
+def decode_limit_of(attn_backend: Any) -> float:
+    """The largest decode batch that the attention backend survives. Only Triton's MLA kernels of 0.5.12 have one."""
+    sizes = [getattr(attn_backend, name, None) for name in ("num_head", "max_kv_splits", "v_head_dim")]
+    if not getattr(attn_backend, "use_mla", False) or not all(isinstance(size, int) for size in sizes):
+        return math.inf
+    return decode_limit_of_scratch(math.prod(size for size in sizes if size is not None))
+
+
 def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     """Run dummy forwards of this rank's own layers, over batch sizes that reach every bracket of split counts.
 
-    For each size: a DECODE forward if the model generates and this is no prefill-only node, and an EXTEND forward
-    unless this is a decode-only node. Every rank runs the same forwards in the same order, as the collectives in
-    them need. An exception is not swallowed: the other ranks of the group would wait for this one.
+    For each size: a DECODE forward if the model generates, this is no prefill-only node, and the attention backend can
+    decode that many; an EXTEND forward unless this is a decode-only node. Every rank runs the same forwards in the same
+    order, as the collectives in them need. An exception is not swallowed: the group's other ranks would wait.
 
     Source: SGLang PR #26567.
     """
@@ -55,6 +64,7 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
     batch_sizes = batch_sizes_of(model_runner)
+    decode_limit = decode_limit_of(model_runner.attn_backend)
     disaggregation_mode = model_runner.server_args.disaggregation_mode
     modes = []
     # A prefill-only node never decodes (its indexer would run out of memory at large batches), and the reverse.
@@ -74,6 +84,9 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     with torch.inference_mode():
         for batch_size in batch_sizes:
             for mode in modes:
+                if mode == ForwardMode.DECODE and batch_size > decode_limit:
+                    logger.info("warmstart: no DECODE warm-up of %d: attention decodes %d", batch_size, decode_limit)
+                    continue
                 model_runner._dummy_run(batch_size=batch_size, forward_mode_override=mode)
     torch.get_device_module(model_runner.device).synchronize()
     logger.info(
@@ -116,6 +129,13 @@ def install_warmup(patch: Patch, compile_utils: ModuleType, model_runner: Module
 PP_PARALLEL_WARMUP = Feature(
     name="pp-parallel-warmup",
     gains="every pipeline rank warms its own kernels at the same time",
+    hooks={
+        f"{ENVIRON}.Envs.{PP_PARALLEL.name}": "the switch, beside its neighbours",
+        f"{COMPILE_UTILS}.pp_parallel_deep_gemm_warmup": "where upstream has it from 0.5.13 on",
+        f"{MODEL_RUNNER}.ModelRunner._dummy_run": "it can run a decode forward of a generation model only; edited in "
+        "place, since what has to change lies between its lines",
+        f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "the last thing before CUDA graphs are captured, on every rank",
+    },
     upstream="#26567",
     drop_when="SGLang 0.5.13 and later have it",
     built_in_as=(f"{COMPILE_UTILS}:pp_parallel_deep_gemm_warmup",),

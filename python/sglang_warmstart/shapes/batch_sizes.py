@@ -30,3 +30,17 @@ def pp_warmup_batch_sizes(
     largest = math.inf if capacity is None else max(capacity // multiple, 1) * multiple
     wanted = (1, 2 * BLOCK_M, max(n_sms // 8, 2) * BLOCK_M, max(n_sms // 4, 4) * BLOCK_M, n_sms * BLOCK_M)
     return sorted({int(min(math.ceil(size / multiple) * multiple, largest)) for size in wanted})
+
+
+def decode_limit_of_scratch(elements_per_request: int) -> int:
+    """The largest decode batch whose scratch can be indexed in 32 bits.
+
+    Triton's MLA decode kernels keep ``heads * splits * v_head_dim`` partial results per request in one buffer and
+    compute offsets into it as int32. Beyond 2**31 elements they fault, in serving as in a warm-up.
+
+    Args:
+        elements_per_request: elements that one request takes of the buffer.
+
+    Source: SGLang PR #28788, which widens the offsets.
+    """
+    return (1 << 31) // max(elements_per_request, 1)

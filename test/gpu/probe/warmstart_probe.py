@@ -4,6 +4,7 @@ One JSON line per event in the directory ``$WARMSTART_PROBE_DIR``, one file per 
 how many tokens, DeepGEMM warm-ups with their Ms, dummy forwards.
 """
 
+import functools
 import json
 import os
 import sys
@@ -21,20 +22,27 @@ def write(event: str, **what: object) -> None:
         file.write(line + "\n")
 
 
-def rank_known(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
+def rank_known(self: Any) -> None:
     write("rank", pp_rank=self.pp_rank, tp_rank=self.tp_rank, gpu_id=self.gpu_id)
 
 
-def capture(original: Callable[..., Any], self: Any, bs: int, forward: Callable[..., Any], *args: Any) -> Any:
-    seen: dict[str, object] = {}
+def planned(result: Any, *args: Any, **kwargs: Any) -> None:
+    write("planned", batch_sizes=result[0])
 
+
+def capture(original: Callable[..., Any], self: Any, bs: int, forward: Callable[..., Any], *args: Any) -> Any:
+    seen: list[int] = []
+
+    # `wraps`: the runner looks at the signature to see what the model takes.
+    @functools.wraps(forward)
     def watched(input_ids: Any, positions: Any, forward_batch: Any, **kwargs: Any) -> Any:
-        seen.update(num_tokens=int(input_ids.shape[0]), gathered_buffer=forward_batch.global_dp_buffer_len)
+        # Before the first of its forwards: without its gather, a model may wait in a collective for ever.
+        if not seen:
+            seen.append(int(input_ids.shape[0]))
+            write("capture", batch_size=bs, num_tokens=seen[0], gathered_buffer=forward_batch.global_dp_buffer_len)
         return forward(input_ids, positions, forward_batch, **kwargs)
 
-    result = original(self, bs, watched, *args)
-    write("capture", batch_size=bs, **seen)
-    return result
+    return original(self, bs, watched, *args)
 
 
 def timed(event: str, describe: Callable[..., dict[str, object]]) -> Callable[..., Any]:
@@ -64,10 +72,11 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     runner = "sglang.srt.model_executor.model_runner.ModelRunner"
-    graphs = "sglang.srt.model_executor.cuda_graph_runner.CudaGraphRunner.capture_one_batch_size"
+    graphs = "sglang.srt.model_executor.cuda_graph_runner"
     compile_one = "sglang.srt.layers.deep_gemm_wrapper.compile_utils._compile_deep_gemm_one_type_all"
-    HookRegistry.register(f"{runner}.__init__", rank_known, HookType.AFTER)
-    HookRegistry.register(graphs, capture, HookType.AROUND)
+    HookRegistry.register(f"{runner}.kernel_warmup", rank_known, HookType.BEFORE)
+    HookRegistry.register(f"{graphs}.get_batch_sizes_to_capture", planned, HookType.AFTER)
+    HookRegistry.register(f"{graphs}.CudaGraphRunner.capture_one_batch_size", capture, HookType.AROUND)
     HookRegistry.register(compile_one, timed("warmup", describe_warmup), HookType.AROUND)
     HookRegistry.register(f"{runner}._dummy_run", timed("dummy_run", describe_dummy), HookType.AROUND)
     HookRegistry.register(f"{runner}.kernel_warmup", timed("kernel_warmup", lambda self: {}), HookType.AROUND)

@@ -1,0 +1,34 @@
+"""The plugin in the process of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sglang_warmstart import plugin as plugin_module
+from sglang_warmstart.patch import mend_copies
+from sglang_warmstart.plugin import Plugin
+from sglang_warmstart.switches import STRICT, WARMSTART
+
+
+@contextmanager
+def plugin_in_this_process() -> Iterator[Plugin]:
+    """Load the plugin as SGLang does; afterwards SGLang is as it was."""
+    from sglang.srt.environ import Envs
+    from sglang.srt.utils import common
+
+    assert plugin_module.loaded_plugin() is None, "the plugin is loaded in this process already"
+    configure_logger = common.configure_logger
+    plugin_module.register()
+    plugin = plugin_module.loaded_plugin()
+    assert plugin is not None, "SGLANG_WARMSTART=0 is set"
+    try:
+        yield plugin
+    finally:
+        for installation in reversed(plugin.installations):
+            installation.missing.clear()  # what it waits for may be imported by a later test
+            installation.patch.undo()
+        for switch in (WARMSTART, STRICT):
+            delattr(Envs, switch.name)
+        mend_copies(common.configure_logger, configure_logger)
+        plugin_module._loaded = None

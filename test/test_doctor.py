@@ -1,0 +1,223 @@
+"""`sglang-warmstart doctor` as an operator runs it: a process, its exit status, and what it prints."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sglang_warmstart
+from kit.environment import child_environment
+from kit.release import installed_release
+
+COMMAND = str(Path(sysconfig.get_path("scripts"), "sglang-warmstart"))
+FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather"]
+SWITCHES = [
+    "SGLANG_WARMSTART",
+    "SGLANG_WARMSTART_STRICT",
+    "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP",
+    "SGLANG_JIT_DEEPGEMM_FAST_WARMUP",
+    "SGLANG_PLUGINS",
+]
+
+
+@dataclass(frozen=True)
+class Visit:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What `--json` printed. Anything else on standard output is an error here."""
+        report: dict[str, Any] = json.loads(self.out)
+        return report
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {each["name"]: each["state"] for each in self.report["features"]}
+
+
+def run(*command: str, **environment: str | None) -> Visit:
+    """Run with no switch set but those of `environment`."""
+    done = subprocess.run(
+        command,
+        env=child_environment({**dict.fromkeys(SWITCHES), "COLUMNS": "100", **environment}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return Visit(done.returncode, done.stdout, done.stderr)
+
+
+def doctor(*arguments: str, **environment: str | None) -> Visit:
+    return run(COMMAND, "doctor", *arguments, **environment)
+
+
+@pytest.fixture(scope="module")
+def healthy() -> Visit:
+    return doctor("--json")
+
+
+def test_it_can_work_beside_a_release_that_it_knows(healthy: Visit) -> None:
+    assert healthy.status == 0, healthy.err
+    assert healthy.report["ok"] is True
+    assert healthy.report["problems"] == []
+    assert list(healthy.states) == FEATURES
+
+
+def test_it_says_what_is_installed_here(healthy: Visit) -> None:
+    found = {each["name"]: each["version"] for each in healthy.report["found"]}
+    assert found["sglang"] == installed_release().version
+    assert found["torch"] is not None
+    assert {"deep_gemm", "flashinfer", "GPU", "CUDA compiler"} <= set(found)
+    assert healthy.report["warmstart"] == sglang_warmstart.__version__
+    assert healthy.report["python"] == sys.version.split()[0]
+
+
+def test_it_shows_every_switch_with_its_value_and_default(healthy: Visit) -> None:
+    switches = {each["name"]: each for each in healthy.report["switches"]}
+    assert list(switches) == SWITCHES
+    assert {each["value"] for each in switches.values()} == {None}
+    assert switches["SGLANG_WARMSTART"]["default"] == "1"
+    assert switches["SGLANG_WARMSTART_STRICT"]["default"] == "0"
+
+
+def test_without_a_gpu_it_says_that_there_is_nothing_to_warm(healthy: Visit) -> None:
+    assert any("no CUDA GPU" in note for note in healthy.report["notes"])
+
+
+@pytest.mark.release("0.5.12")
+def test_on_0_5_12_every_feature_is_ours_and_active(healthy: Visit) -> None:
+    assert healthy.states == dict.fromkeys(FEATURES, "active")
+
+
+@pytest.mark.release("0.5.23")
+def test_on_0_5_23_it_names_the_definition_by_which_a_feature_is_built_in(healthy: Visit) -> None:
+    assert healthy.states == {**dict.fromkeys(FEATURES, "built in upstream"), "fast-warmup": "active"}
+    details = {each["name"]: each["detail"] for each in healthy.report["features"]}
+    assert "pp_parallel_deep_gemm_warmup" in details["pp-parallel-warmup"]
+    assert "disable_attn_tp_gather" in details["attn-tp-gather"]
+
+
+def test_the_table_says_the_same(healthy: Visit) -> None:
+    visit = doctor()
+    assert visit.status == 0
+    for feature, state in healthy.states.items():
+        assert any(feature in line and state.split()[0] in line for line in visit.out.splitlines())
+    assert "The plugin can do its work here." in visit.out
+    assert installed_release().version in visit.out
+
+
+def test_the_names_of_switches_can_be_copied_from_a_narrow_table() -> None:
+    visit = doctor(COLUMNS="80")
+    assert [switch for switch in SWITCHES if switch not in visit.out] == []
+
+
+def test_switched_off_it_cannot_work() -> None:
+    visit = doctor("--json", SGLANG_WARMSTART="0", SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP="1")
+    assert visit.status == 1
+    assert visit.report["ok"] is False
+    assert visit.report["problems"] == ["SGLANG_WARMSTART=0: the plugin is switched off"]
+    assert visit.states == dict.fromkeys(FEATURES, "off")
+
+
+def test_switched_off_the_table_ends_with_the_verdict() -> None:
+    visit = doctor(SGLANG_WARMSTART="0")
+    assert visit.status == 1
+    assert visit.out.rstrip().endswith("The plugin cannot do its work here.")
+    assert "problem: SGLANG_WARMSTART=0" in visit.out
+
+
+def test_a_plugin_list_without_us_is_a_problem_that_names_the_switches_it_makes_idle() -> None:
+    visit = doctor(
+        "--json",
+        SGLANG_PLUGINS="other",
+        SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP="1",
+        SGLANG_JIT_DEEPGEMM_FAST_WARMUP="1",
+    )
+    assert visit.status == 1
+    (problem,) = visit.report["problems"]
+    assert problem.startswith("SGLANG_PLUGINS=other leaves this plugin out.")
+    assert "Add `warmstart`" in problem
+    idle = problem.split("without effect:")[1]
+    assert "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP" in idle
+    assert "SGLANG_WARMSTART" not in idle
+
+
+def test_a_plugin_list_with_us_is_fine() -> None:
+    visit = doctor("--json", SGLANG_PLUGINS="warmstart,other", SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP="1")
+    assert visit.status == 0
+    assert visit.report["problems"] == []
+
+
+@pytest.mark.parametrize("switch", SWITCHES[:-1])
+def test_an_unknown_word_in_a_switch_is_named_and_no_reason_to_fail(switch: str) -> None:
+    visit = doctor("--json", **{switch: "maybe"})
+    assert visit.status == 0
+    assert len([note for note in visit.report["notes"] if switch in note and '"maybe"' in note]) == 1
+
+
+@pytest.mark.release("0.5.12")
+def test_a_feature_that_stands_aside_is_a_problem(tmp_path: Path) -> None:
+    # A sitecustomize is imported before all else: its hook runs before the plugin's.
+    tmp_path.joinpath("sitecustomize.py").write_text(
+        "import wrapt\n"
+        "@wrapt.when_imported('sglang.srt.layers.deep_gemm_wrapper.compile_utils')\n"
+        "def change(module):\n"
+        "    del module._BUILTIN_M_LIST\n"
+    )
+    visit = doctor("--json", PYTHONPATH=f"{tmp_path}{os.pathsep}{child_environment()['PYTHONPATH']}")
+    assert visit.status == 1
+    assert visit.states == {**dict.fromkeys(FEATURES, "active"), "fast-warmup": "stands aside"}
+    (problem,) = visit.report["problems"]
+    assert "fast-warmup stands aside" in problem
+    assert "_BUILTIN_M_LIST" in problem
+
+
+@pytest.fixture(scope="module")
+def site_without_sglang(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of this environment but SGLang and torch, as links."""
+    directory = tmp_path_factory.mktemp("site")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith(("sglang-", "torch")) and path.name != "sglang":
+            directory.joinpath(path.name).symlink_to(path)
+    return directory
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["table", "json"])
+def test_without_sglang_it_fails_with_one_line_that_says_what_to_install(
+    form: tuple[str, ...], site_without_sglang: Path
+) -> None:
+    package = Path(sglang_warmstart.__file__).parents[1]
+    visit = run(
+        sys.executable,
+        "-S",  # no site-packages but those of PYTHONPATH
+        "-c",
+        "from sglang_warmstart.cli import main; main()",
+        "doctor",
+        *form,
+        PYTHONPATH=f"{package}{os.pathsep}{site_without_sglang}",
+        COLUMNS="300",
+    )
+    assert visit.status == 1
+    assert "Traceback" not in visit.out + visit.err
+    assert visit.err == ""
+    problem = "SGLang cannot be imported: No module named 'sglang'. Install it: pip install sglang==0.5.12"
+    if form:
+        assert visit.report["problems"] == [problem]
+        assert visit.report["features"] == []
+        assert {"name": "sglang", "version": None, "note": "not installed"} in visit.report["found"]
+    else:
+        assert [line for line in visit.out.splitlines() if line.startswith("problem:")] == [f"problem: {problem}"]
+
+
+def test_the_version_is_printed() -> None:
+    visit = run(COMMAND, "--version")
+    assert (visit.status, visit.out) == (0, f"sglang-warmstart {sglang_warmstart.__version__}\n")

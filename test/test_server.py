@@ -1,0 +1,224 @@
+"""Whole servers, from the command line to the tokens: with the plugin, beside another one, and switched off."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kit.environment import child_environment
+from kit.ports import free_ports
+from kit.release import installed_release
+from kit.server import Launch, Server
+
+on_0_5_12 = pytest.mark.release("0.5.12")
+
+FLAG = "--disable-attn-tp-gather"
+PROMPT = [5, 6, 7, 8]
+TOKENS = 8
+TWO_STAGES = ("--pp-size", "2")
+NO_SWITCHES = {
+    "SGLANG_WARMSTART": None,
+    "SGLANG_WARMSTART_STRICT": None,
+    "SGLANG_PLUGINS": None,
+    "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": None,
+}
+PP_PARALLEL = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server answered and logged, from its start to its end."""
+
+    tokens: list[int]
+    log: str
+
+    def lines(self, text: str) -> list[str]:
+        return [line for line in self.log.splitlines() if text in line]
+
+    @property
+    def logged_flag(self) -> list[str]:
+        """The values of the flag in the log; each release has its own way to write the server's arguments."""
+        return re.findall(r"disable_attn_tp_gather(?:'?: |=)(\w+)", self.log)
+
+
+def serve(model: Path, *arguments: str, launch: Launch = "module", **environment: str | None) -> Served:
+    with Server(model, *arguments, launch=launch, environment={**NO_SWITCHES, **environment}) as server:
+        tokens = server.generate(PROMPT, max_new_tokens=TOKENS)
+    return Served(tokens, server.log)
+
+
+@pytest.fixture(scope="module")
+def with_plugin(tiny_model: Path) -> Served:
+    return serve(tiny_model, *TWO_STAGES, FLAG, **PP_PARALLEL)
+
+
+@pytest.fixture(scope="module")
+def beside_another_plugin(tiny_model: Path) -> Served:
+    """A server that was told to load another plugin and not this one: SGLang as it is without us."""
+    return serve(tiny_model, *TWO_STAGES, SGLANG_PLUGINS="another", **PP_PARALLEL)
+
+
+@pytest.fixture(scope="module")
+def switched_off(tiny_model: Path) -> Served:
+    return serve(tiny_model, *TWO_STAGES, SGLANG_WARMSTART="0", **PP_PARALLEL)
+
+
+@pytest.fixture(scope="module")
+def by_sglang_serve(tiny_model: Path) -> Served:
+    return serve(tiny_model, FLAG, launch="serve")
+
+
+def process_of(line: str) -> str:
+    """Which process of the server wrote a line, by the prefix of SGLang's log."""
+    prefix = re.match(r"\[[-\d]+ [:\d]+ ?([^]]*)]", line)
+    return (prefix.group(1) if prefix else "") or "main"
+
+
+def test_each_process_of_the_server_says_once_what_the_plugin_does_there(with_plugin: Served) -> None:
+    said = [process_of(line) for line in with_plugin.lines(f"on SGLang {installed_release().version}: ")]
+    # 0.5.23 loads plugins in its detokenizer too, whose log has no prefix either.
+    without_prefix = {"0.5.12": ["main"], "0.5.23": ["main", "main"]}[installed_release().version]
+    assert sorted(said) == ["PP0", "PP1", *without_prefix]
+
+
+@on_0_5_12
+def test_each_pipeline_stage_says_that_its_warm_up_is_in_place(with_plugin: Served) -> None:
+    said = [process_of(line) for line in with_plugin.lines("pp-parallel-warmup is active")]
+    assert sorted(said) == ["PP0", "PP1"]
+
+
+def test_no_feature_stands_aside(with_plugin: Served) -> None:
+    assert with_plugin.lines("stands aside") == []
+
+
+def test_the_flag_is_one_of_the_arguments_that_the_server_logs(with_plugin: Served) -> None:
+    assert with_plugin.logged_flag == ["True"]
+
+
+def test_it_answers_as_sglang_does_without_the_plugin(with_plugin: Served, beside_another_plugin: Served) -> None:
+    assert len(with_plugin.tokens) == TOKENS
+    assert with_plugin.tokens == beside_another_plugin.tokens
+
+
+def test_beside_another_plugin_it_is_not_loaded(beside_another_plugin: Served) -> None:
+    assert beside_another_plugin.lines("warmstart 0") == []
+    assert beside_another_plugin.lines("warmstart:") == []
+
+
+def test_switched_off_it_answers_the_same_and_says_nothing(switched_off: Served, with_plugin: Served) -> None:
+    assert switched_off.tokens == with_plugin.tokens
+    assert switched_off.lines("warmstart 0") == []
+    assert switched_off.lines("warmstart:") == []
+
+
+@on_0_5_12
+@pytest.mark.parametrize("unloaded_by", [{"SGLANG_WARMSTART": "0"}, {"SGLANG_PLUGINS": "another"}], ids=str)
+def test_without_the_plugin_the_parser_refuses_the_flag(tiny_model: Path, unloaded_by: dict[str, str]) -> None:
+    server = Server(tiny_model, FLAG, environment={**NO_SWITCHES, **unloaded_by})
+    with pytest.raises(RuntimeError, match=f"unrecognized arguments: {FLAG}"), server:
+        pass
+
+
+def test_sglang_serve_takes_the_flag_and_answers(by_sglang_serve: Served, with_plugin: Served) -> None:
+    assert by_sglang_serve.logged_flag == ["True"]
+    assert by_sglang_serve.tokens == with_plugin.tokens
+    assert "main" in {process_of(line) for line in by_sglang_serve.lines("on SGLang ")}
+
+
+ENGINE = """
+import json, sys
+
+import sglang
+
+
+def main():
+    arguments = json.loads(sys.argv[1])
+    engine = sglang.Engine(**arguments)
+    try:
+        sampling = {"max_new_tokens": int(sys.argv[3]), "temperature": 0, "ignore_eos": True}
+        answer = engine.generate(input_ids=json.loads(sys.argv[2]), sampling_params=sampling)
+        print("answer", json.dumps([answer["output_ids"], engine.server_args.disable_attn_tp_gather]), flush=True)
+    finally:
+        engine.shutdown()
+
+
+# The engine's processes import this file again.
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
+    tiny_model: Path, tmp_path: Path, with_plugin: Served
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ENGINE)
+    port, nccl_port = free_ports(2)
+    arguments = {
+        "model_path": str(tiny_model),
+        "load_format": "dummy",
+        "device": "cpu",
+        "skip_tokenizer_init": True,
+        "attention_backend": "torch_native",
+        "sampling_backend": "pytorch",
+        "grammar_backend": "none",
+        "mem_fraction_static": 0.3,
+        "max_total_tokens": 4096,
+        "disable_overlap_schedule": True,
+        "disable_cuda_graph": True,
+        "log_level": "info",
+        "port": port,
+        "nccl_port": nccl_port,
+        "disable_attn_tp_gather": True,
+        **installed_release().server_args,
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", program, json.dumps(arguments), json.dumps(PROMPT), str(TOKENS)],
+        env=child_environment(NO_SWITCHES),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    answers = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
+    assert answers, done.stdout + done.stderr
+    tokens, flag = json.loads(answers[0].removeprefix("answer "))
+    assert tokens == with_plugin.tokens
+    assert flag is True
+
+
+def help_of_launch_server(**environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", "--help"],
+        env=child_environment({**NO_SWITCHES, "COLUMNS": "1000", **environment}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def options_with_help(text: str) -> dict[str, str]:
+    """The options that a help text describes, each with its description."""
+    return dict(re.findall(r"^  (--[-\w]+)[^\n]*?\s{2,}(\S.*(?:\n {6,}\S.*)*)", text, re.MULTILINE))
+
+
+def test_the_help_describes_the_flag_once_and_warns() -> None:
+    text = help_of_launch_server()
+    assert len(re.findall(rf"^  {FLAG}\b", text, re.MULTILINE)) == 1
+    if installed_release().version == "0.5.12":
+        assert "results are wrong" in options_with_help(text)[FLAG]
+
+
+@on_0_5_12
+def test_switched_off_the_help_does_not_know_the_flag() -> None:
+    text = help_of_launch_server(SGLANG_WARMSTART="0")
+    assert "--model-path" in text
+    assert FLAG not in text
