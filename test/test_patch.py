@@ -312,6 +312,41 @@ class TestReplace:
         assert not hasattr(library, "missing")
 
 
+class TestChanged:
+    def test_every_change_is_listed_in_order_by_its_dotted_name_until_it_is_undone(self, library: ModuleType) -> None:
+        patch = Patch("feature")
+        patch.wrap(library, "double", negated, "number")
+        patch.wrap(library.Runner, "parse", negated, "text")
+        patch.replace(library, "FastRunner", type("FastRunner", (), {}))
+        patch.add(library.Runner, "added", 1)
+        patch.made("library.Runner.field", lambda: None)
+        assert patch.changed == [
+            "library.double",
+            "library.Runner.parse",
+            "library.FastRunner",
+            "library.Runner.added",
+            "library.Runner.field",
+        ]
+        patch.undo()
+        assert patch.changed == []
+
+    def test_a_refused_change_is_not_listed(self, library: ModuleType) -> None:
+        patch = Patch("feature")
+        with pytest.raises(StandsAsideError):
+            patch.wrap(library, "double", negated, "count")
+        with pytest.raises(StandsAsideError):
+            patch.add(library, "double", 1)
+        assert patch.changed == []
+
+
+class TestReplace:
+    def test_a_plain_value_is_refused_since_other_modules_may_hold_the_same_object_by_chance(
+        self, library: ModuleType
+    ) -> None:
+        with pytest.raises(StandsAsideError, match="library.limits: expected a function or class, found list"):
+            Patch("feature").replace(library, "limits", [6])
+
+
 class TestUndo:
     def test_everything_is_the_original_again_by_identity(self, library: ModuleType) -> None:
         module = dict(vars(library))
@@ -321,7 +356,7 @@ class TestUndo:
         patch.wrap(library.Runner, "run", negated, "self, number")
         patch.wrap(library.Runner, "parse", negated, "text")
         patch.wrap(library.Runner, "make", negated, "cls, number")
-        patch.replace(library, "limits", [6])
+        patch.replace(library, "FastRunner", type("FastRunner", (), {}))
         patch.add(library, "added", 1)
         patch.undo()
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sglang_warmstart.shapes.batch_sizes import pp_warmup_batch_sizes
+from sglang_warmstart.shapes.batch_sizes import decode_limit_of_scratch, pp_warmup_batch_sizes
 from sglang_warmstart.shapes.buckets import largest_of_each_bucket
 from sglang_warmstart.shapes.m_list import fast_m_list, full_m_list
 
@@ -165,6 +165,17 @@ def test_capacity_cuts_only_the_sizes_that_the_request_pool_cannot_hold(
 def test_capacity_stands_in_for_everything_above_it() -> None:
     assert pp_warmup_batch_sizes(132, capacity=2048) == [1, 128, 1024, 2048]
     assert pp_warmup_batch_sizes(132, capacity=100, gathered_tp_size=8) == [8, 96]
+
+
+@given(st.integers(1, 1 << 33))
+def test_the_decode_limit_is_the_largest_batch_whose_scratch_has_offsets_of_32_bits(elements: int) -> None:
+    limit = decode_limit_of_scratch(elements)
+    last_offset = limit * elements - 1
+    assert last_offset < 2**31 <= last_offset + elements
+
+
+def test_the_decode_limit_is_below_the_batch_that_faulted() -> None:
+    assert decode_limit_of_scratch(128 * 256 * 512) == 128  # heads, splits, v_head_dim; 256 requests faulted
 
 
 @given(st.lists(st.integers(-3, 5), max_size=60))

@@ -94,6 +94,10 @@ class TestAnchors:
         edits = (Edit("one", "1"), Edit("three", "3"))
         assert apply_edits("one two three", edits, TARGET) == "1 two 3"
 
+    def test_edits_that_overlap_are_refused(self) -> None:
+        with pytest.raises(StandsAsideError, match="two edits overlap at `two three`"):
+            apply_edits("one two three", (Edit("one two", ""), Edit("two three", "")), TARGET)
+
     def test_no_edits_leave_the_source_as_it_is(self) -> None:
         assert apply_edits("one two", (), TARGET) == "one two"
 
@@ -152,7 +156,7 @@ class TestEditedFunction:
 
     def test_it_keeps_the_qualified_name_of_a_method(self) -> None:
         # The anchor is written with the body at column 4, although the method stands deeper.
-        edit = Edit("    if number > 0:\n        number = number + 1\n", "    number = number + 2\n")
+        edit = Edit("        if number > 0:\n            number = number + 1\n", "        number = number + 2\n")
         edited = edited_function(Sample.method, (edit,), TARGET)
         assert edited.__qualname__ == "Sample.method"
         assert edited(Sample(), -5) == -3

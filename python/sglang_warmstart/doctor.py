@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sglang_warmstart import __version__, plugin
 from sglang_warmstart.features import FEATURES
@@ -217,17 +217,23 @@ _COLOURS = {
 
 def show(report: Report, console: Console) -> None:
     """Print the report as tables."""
-    found = Table("Found here", "Version", "", title=f"sglang-warmstart {report.warmstart}", title_justify="left")
+    found = Table(
+        "Found here",
+        "Version",
+        Column("", overflow="fold"),
+        title=f"sglang-warmstart {report.warmstart}",
+        title_justify="left",
+    )
     found.add_row("Python", report.python, "")
     for each in report.found:
         found.add_row(each.name, each.version or "[yellow]none[/]", each.note)
     console.print(found)
     if report.features:
-        features = Table("Feature", "State", "")
+        features = Table(Column("Feature", no_wrap=True), "State", Column("", overflow="fold"))
         for state in report.features:
             features.add_row(state.name, f"[{_COLOURS[state.state]}]{state.state}[/]", state.detail)
         console.print(features)
-    switches = Table("Switch", "Value", "Meaning")
+    switches = Table(Column("Switch", no_wrap=True), Column("Value", overflow="fold"), "Meaning")
     for switch in report.switches:
         value = f"[bold]{switch.value}[/]" if switch.value is not None else f"[dim]{switch.default or '(empty)'}[/]"
         switches.add_row(switch.name, value, switch.meaning)

@@ -44,7 +44,12 @@ class Patch:
         _mark(value, self.feature)
         setattr(owner, name, value)
         self.changed.append(_dotted(owner, name))
-        self._undo.append(lambda: delattr(owner, name))
+
+        def undo() -> None:
+            if owner.__dict__.get(name) is value:
+                delattr(owner, name)
+
+        self._undo.append(undo)
 
     def wrap(self, owner: Owner, name: str, around: Around, *parameters: str) -> None:
         """Put ``around(original, *args, **kwargs)`` in the place of a function of ``owner``.
@@ -77,12 +82,14 @@ class Patch:
         self._replace_function(owner, name, raw, edited_function(original, edits, target))
 
     def replace(self, owner: Owner, name: str, value: object) -> None:
-        """Put ``value`` in the place of an attribute of ``owner``, and of its copies in other modules.
+        """Put ``value`` in the place of a function or class of ``owner``, and of its copies in other modules.
 
         Raises:
-            StandsAsideError: ``owner`` has no such attribute.
+            StandsAsideError: ``owner`` has no such attribute, or it is a plain value, which others may hold by chance.
         """
         old = _own_attribute(owner, name)
+        if not callable(old):
+            raise StandsAsideError(_dotted(owner, name), f"expected a function or class, found {type(old).__name__}")
         _mark(value, self.feature)
         self._set(owner, name, old, value)
 

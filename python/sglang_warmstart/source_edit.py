@@ -11,10 +11,10 @@ import __future__
 
 import inspect
 import linecache
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FunctionType
+from typing import Any
 
 from sglang_warmstart.errors import StandsAsideError
 
@@ -23,8 +23,7 @@ from sglang_warmstart.errors import StandsAsideError
 class Edit:
     """One replacement in a function's source.
 
-    ``anchor`` must stand there exactly once. Both texts are written as the source is indented inside its function,
-    with the body at column 4 (a method's extra indentation is taken off first).
+    ``anchor`` must stand there exactly once. Both texts are written, and indented, as in SGLang's own file.
     """
 
     anchor: str
@@ -32,18 +31,27 @@ class Edit:
 
 
 def apply_edits(source: str, edits: Sequence[Edit], target: str) -> str:
-    """Apply ``edits`` to ``source``, each to the original text's own lines.
+    """Apply ``edits`` to ``source``. Each is looked for in the text as it was, not in what another one put there.
 
     Raises:
-        StandsAsideError: an anchor does not stand in the source exactly once.
+        StandsAsideError: an anchor does not stand in the source exactly once, or two of them overlap.
     """
+    places = []
     for number, edit in enumerate(edits, 1):
         count = source.count(edit.anchor)
         if count != 1:
             first_line = edit.anchor.strip().splitlines()[0]
             raise StandsAsideError(target, f"edit {number} expects `{first_line}` once in its source, found {count}")
-        source = source.replace(edit.anchor, edit.replacement)
-    return source
+        places.append((source.index(edit.anchor), edit))
+    places.sort(key=lambda place: place[0])
+
+    pieces, end = [], 0
+    for start, edit in places:
+        if start < end:
+            raise StandsAsideError(target, f"two edits overlap at `{edit.anchor.strip().splitlines()[0]}`")
+        pieces += [source[end:start], edit.replacement]
+        end = start + len(edit.anchor)
+    return "".join([*pieces, source[end:]])
 
 
 def edited_function(original: FunctionType, edits: Sequence[Edit], target: str) -> FunctionType:
@@ -58,19 +66,23 @@ def edited_function(original: FunctionType, edits: Sequence[Edit], target: str) 
     if original.__closure__:
         raise StandsAsideError(target, "has a closure, its source cannot be compiled on its own")
     try:
-        source = textwrap.dedent(inspect.getsource(original))
+        source = inspect.getsource(original)
     except (OSError, TypeError) as error:
         raise StandsAsideError(target, f"its source cannot be read ({error})") from error
-    if not source.startswith("def "):
+    if not source.lstrip().startswith("def "):
         raise StandsAsideError(target, "its source does not start with a plain `def`")
 
     edited = apply_edits(source, edits, target)
+    # A method is compiled inside a class of its class's name, where its indentation and its private names are right.
+    owner = original.__qualname__.rpartition(".")[0].rpartition(".")[2]
+    shell = (owner if owner.isidentifier() else "_") if source[0].isspace() else None
+    edited = f"class {shell}:\n{edited}" if shell else edited
     filename = f"<sglang-warmstart edit of {target}>"
-    namespace: dict[str, FunctionType] = {}
+    namespace: dict[str, Any] = {}
     # A `from __future__ import annotations` counts if SGLang's module has it, not because this one does.
     flags = original.__code__.co_flags & __future__.annotations.compiler_flag
     exec(compile(edited, filename, "exec", flags=flags, dont_inherit=True), original.__globals__, namespace)
-    function = namespace[original.__name__]
+    function: FunctionType = (vars(namespace[shell]) if shell else namespace)[original.__name__]
     function.__module__ = original.__module__
     function.__qualname__ = original.__qualname__
     # Tracebacks show the edited lines.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from enum import IntEnum
 from types import ModuleType
@@ -14,7 +15,7 @@ from kit.deepseek_v4 import tiny_deepseek_v4
 from kit.gpu_standins import DeepGemm, FusedPrenorm, install_mhc_kernels
 from kit.loaded_plugin import plugin_in_this_process
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compile_utils
-from sglang_warmstart.features.hc_prenorm import direct_gemm, route_hc_prenorm
+from sglang_warmstart.features.hc_prenorm import HC_PRENORM, direct_gemm, route_hc_prenorm
 from sglang_warmstart.plugin import Plugin
 
 pytestmark = pytest.mark.release("0.5.12")
@@ -114,13 +115,13 @@ def test_a_split_bucket_is_a_target_of_its_own(
 
 
 def test_each_bucket_is_warmed_with_one_m_and_once(deep_gemm: DeepGemm) -> None:
-    for num_splits in (None, 4, None, 4, 16):
+    for num_splits in (4, None, 4, None, 16):
         for m in (64, 7):
             Prenorm(m, num_splits).run()
     assert [(call.num_splits, call.m) for call in deep_gemm.calls] == [
-        *[(None, 1), (None, 64), (None, 7)],
         *[(4, 1), (4, 64), (4, 7)],
-        *[(None, 64), (None, 7), (4, 64), (4, 7)],
+        *[(None, 1), (None, 64), (None, 7)],
+        *[(4, 64), (4, 7), (None, 64), (None, 7)],
         *[(16, 1), (16, 64), (16, 7)],
     ]
 
@@ -188,6 +189,17 @@ def test_deep_gemm_is_untouched_until_a_layer_is_built(deep_gemm: DeepGemm, deep
 
     deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 1)
     assert direct_gemm(deep_gemm.module) is own
+
+
+def test_importing_the_model_touches_nothing(deep_gemm: DeepGemm, deepseek_v4: ModuleType, plugin: Plugin) -> None:
+    own = exported(deep_gemm)
+    (installation,) = (each for each in plugin.installations if each.feature is HC_PRENORM)
+    installation.patch.undo()
+    for step in HC_PRENORM.steps:  # again, now that there is a DeepGEMM
+        step.install(installation.patch, *(sys.modules[name] for name in step.modules))
+    assert exported(deep_gemm) is own
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+    assert exported(deep_gemm) is not own
 
 
 def test_a_layer_is_routed_before_anything_in_it_is_built(deep_gemm: DeepGemm, deepseek_v4: ModuleType) -> None:

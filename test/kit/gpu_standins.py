@@ -181,6 +181,11 @@ def install_mhc_kernels(monkeypatch: pytest.MonkeyPatch) -> list[FusedPrenorm]:
         pre, post, comb = mixes.split([hc_mult, hc_mult, hc_mult * hc_mult], dim=-1)
         return pre, post, comb.unflatten(-1, (hc_mult, hc_mult))
 
+    def not_for_a_cpu(*_: Any, **__: Any) -> None:
+        raise AssertionError("a kernel of TileLang that has no stand-in: compiling it without a GPU ends the process")
+
+    for name in ("mhc_pre_big_fuse_tilelang", "mhc_pre_gemm_sqrsum_tilelang", "mhc_pre_gemm_sqrsum_splitk_kernel"):
+        monkeypatch.setattr(mhc, name, not_for_a_cpu)
     monkeypatch.setattr(mhc, "mhc_pre_big_fuse_with_norm_tilelang", fused)
     monkeypatch.setattr(mhc, "hc_split_sinkhorn", sinkhorn)
     return launches

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from sglang_warmstart.dataclass_field import add_field, remove_field
+from sglang_warmstart.dataclass_field import add_field
 from sglang_warmstart.features.feature import Feature, Step
 from sglang_warmstart.patch import Patch, class_of
 
@@ -43,8 +43,7 @@ def install_argument(patch: Patch, server_args: ModuleType) -> None:
     # Wrapped before the field is added: `dataclass` looks at the class for __post_init__ while it writes __init__.
     patch.wrap(cls, "__post_init__", post_init, "self")
     patch.wrap(cls, "add_cli_args", add_cli_args, "parser")
-    add_field(cls, FIELD, bool, default=False)
-    patch.made(f"{SERVER_ARGS}.ServerArgs.{FIELD}", undo=lambda: remove_field(cls, FIELD))
+    patch.made(f"{SERVER_ARGS}.ServerArgs.{FIELD}", undo=add_field(cls, FIELD, bool, default=False))
 
 
 def install_requirement(patch: Patch, common: ModuleType) -> None:
