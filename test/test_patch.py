@@ -306,6 +306,12 @@ class TestAdd:
 
 
 class TestReplace:
+    def test_a_plain_value_is_refused_since_other_modules_may_hold_the_same_object_by_chance(
+        self, library: ModuleType
+    ) -> None:
+        with pytest.raises(StandsAsideError, match=r"library\.limits: expected a function or class, found list"):
+            Patch("feature").replace(library, "limits", [6])
+
     def test_a_missing_name_is_refused(self, library: ModuleType) -> None:
         with pytest.raises(StandsAsideError, match=r"library\.missing: not there"):
             Patch("feature").replace(library, "missing", 1)
@@ -337,14 +343,6 @@ class TestChanged:
         with pytest.raises(StandsAsideError):
             patch.add(library, "double", 1)
         assert patch.changed == []
-
-
-class TestReplace:
-    def test_a_plain_value_is_refused_since_other_modules_may_hold_the_same_object_by_chance(
-        self, library: ModuleType
-    ) -> None:
-        with pytest.raises(StandsAsideError, match="library.limits: expected a function or class, found list"):
-            Patch("feature").replace(library, "limits", [6])
 
 
 class TestUndo:

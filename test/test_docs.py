@@ -1,0 +1,43 @@
+"""The pages in docs/ say what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from sglang_warmstart.features import FEATURES
+from sglang_warmstart.features.__main__ import hooks, overview
+from sglang_warmstart.features.feature import Feature
+from sglang_warmstart.switches import SWITCHES
+
+ROOT = Path(__file__).parent.parent
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_index_carries_the_table_of_features() -> None:
+    assert overview() in page("README")
+
+
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
+def test_each_feature_has_a_page_with_the_table_of_its_hooks(feature: Feature) -> None:
+    text = page(feature.name)
+    assert hooks(feature) in text
+    for part in ("**Problem.**", "**What is hooked.**", "**Measured", "**Upstream.**", "**May be dropped**"):
+        assert part in text
+    for number in re.findall(r"#(\d+)", feature.upstream):
+        assert f"pull/{number}" in text
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
+def test_the_readme_explains_each_switch(switch: object) -> None:
+    assert f"| `{switch.name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_links_between_files_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
