@@ -23,7 +23,7 @@ from sglang_warmstart.errors import StandsAsideError
 from sglang_warmstart.features import FEATURES
 from sglang_warmstart.features.envs import ENVIRON, declare_bool
 from sglang_warmstart.features.feature import Feature, Installation, State, Step, find_built_in
-from sglang_warmstart.patch import Patch
+from sglang_warmstart.patch import Patch, class_of
 from sglang_warmstart.switches import STRICT, WARMSTART, is_on
 
 COMMON = "sglang.srt.utils.common"
@@ -145,12 +145,25 @@ def register() -> None:
 
     import sglang
 
-    announcer = Announcer()
+    _loaded = Plugin(FEATURES, Announcer())
     if complaint:
-        announcer.warn(f"warmstart: {complaint}")
+        _loaded.announcer.warn(f"warmstart: {complaint}")
+    try:
+        declare_switches()
+    except StandsAsideError as error:
+        _loaded.announcer.warn(f"warmstart does nothing: this SGLang has no place for its switches: {error}")
+    else:
+        _loaded.install(Path(sglang.__path__[0]))
+    _loaded.announce_when_logging_is_configured()
+
+
+def declare_switches() -> None:
+    """Put the switches of the plugin as a whole on ``Envs``; those of single features come with the feature.
+
+    Raises:
+        StandsAsideError: ``Envs`` is not what it is expected to be.
+    """
     environ = sys.modules[ENVIRON]
     for switch in (WARMSTART, STRICT):
-        declare_bool(Patch("switches"), environ, switch)
-    _loaded = Plugin(FEATURES, announcer)
-    _loaded.install(Path(sglang.__path__[0]))
-    _loaded.announce_when_logging_is_configured()
+        if not hasattr(class_of(environ, "Envs"), switch.name):
+            declare_bool(Patch("switches"), environ, switch)

@@ -293,8 +293,22 @@ def test_what_is_routed_can_be_taken_back(deep_gemm: DeepGemm) -> None:
     from sglang.srt.layers.deep_gemm_wrapper import entrypoint
     from sglang_warmstart.patch import Patch
 
-    own, patch = exported(deep_gemm), Patch("hc-prenorm")
+    own, wrapper, patch = exported(deep_gemm), entrypoint.tf32_hc_prenorm_gemm, Patch("hc-prenorm")
     route_hc_prenorm(patch, entrypoint)
-    assert exported(deep_gemm) is not own
+    assert exported(deep_gemm) is wrapper
     patch.undo()
     assert exported(deep_gemm) is own
+    assert entrypoint.tf32_hc_prenorm_gemm is wrapper, "the wrapper itself was not made by the routing"
+
+
+def test_a_plugin_that_has_routed_leaves_nothing_behind(
+    deep_gemm: DeepGemm, deepseek_v4: ModuleType, plugin: Plugin
+) -> None:
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    own = exported(deep_gemm)
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+    (installation,) = (each for each in plugin.installations if each.feature is HC_PRENORM)
+    installation.patch.undo()
+    assert exported(deep_gemm) is own
+    assert not hasattr(entrypoint, "tf32_hc_prenorm_gemm")

@@ -263,11 +263,13 @@ def test_a_switch_of_mhc_that_is_off_leaves_nothing_to_warm(
     v4_runner: ModelRunner,
     deep_gemm: DeepGemm,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv(gate, "0")
     v4_runner.kernel_warmup()
     assert launches == []
     assert deep_gemm.calls == []
+    assert "mHC prewarm" not in caplog.text  # neither done nor failed
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("is_hybrid_swa", False), ("device", "cpu")])
@@ -281,6 +283,7 @@ def test_other_models_and_devices_have_nothing_to_warm(
 ) -> None:
     monkeypatch.setattr(v4_runner, attribute, value)
     v4_runner.kernel_warmup()
+    assert launches == []
     assert deep_gemm.calls == []
 
 

@@ -366,6 +366,31 @@ def test_a_node_runs_the_modes_that_it_serves(
     assert f"disaggregation_mode={disaggregation_mode}" in caplog.text
 
 
+@pytest.mark.usefixtures("pp_gpu")
+@pytest.mark.parametrize(
+    ("use_mla", "num_head", "decodes"),
+    [(True, 1 << 10, [1]), (True, 1 << 9, [1, 16]), (False, 1 << 10, [1, 16])],
+    ids=["of 8", "of 16", "none"],
+)
+def test_a_decode_stays_below_the_limit_of_the_attention_kernels(
+    use_mla: bool,
+    num_head: int,
+    decodes: list[int],
+    runner: ModelRunner,
+    forwards: list[Forward],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    # Triton's MLA decode keeps num_head * max_kv_splits * v_head_dim elements for each request, 2**31 at the most.
+    for name, value in {"use_mla": use_mla, "num_head": num_head, "max_kv_splits": 512, "v_head_dim": 512}.items():
+        monkeypatch.setattr(runner.attn_backend, name, value, raising=False)
+    runner.kernel_warmup()
+    assert [size for mode, size in (forward.shape for forward in forwards) if mode == DECODE] == decodes
+    assert [size for mode, size in (forward.shape for forward in forwards) if mode == EXTEND] == [1, 16]
+    assert ("no DECODE warm-up of 16: attention decodes 8" in caplog.text) is (decodes == [1])
+
+
 def test_the_log_says_what_starts_and_how_long_it_took(
     pp_gpu: CudaRuntime, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -170,8 +170,11 @@ def route_hc_prenorm(patch: Patch, entrypoint: ModuleType) -> None:
     if GEMM not in vars(deep_gemm):
         logger.warning("warmstart: hc-prenorm: deep_gemm.%s is not there, nothing to route", GEMM)
     elif vars(deep_gemm)[GEMM] is not wrapper:
-        setattr(wrapper, DIRECT, vars(deep_gemm)[GEMM])
-        patch.replace(deep_gemm, GEMM, wrapper)
+        own = vars(deep_gemm)[GEMM]
+        setattr(wrapper, DIRECT, own)
+        # Only the module's attribute: what is bound to the wrapper elsewhere is meant to be.
+        setattr(deep_gemm, GEMM, wrapper)
+        patch.made(f"deep_gemm.{GEMM}", undo=lambda: setattr(deep_gemm, GEMM, own))
 
 
 HC_PRENORM = Feature(

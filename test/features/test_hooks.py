@@ -1,0 +1,21 @@
+"""The table of hooks that each feature states is what it really adds and changes."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from sglang_warmstart.features.feature import State
+from sglang_warmstart.plugin import Plugin
+
+
+@pytest.mark.release("0.5.12")
+def test_each_feature_changes_what_its_table_says_and_nothing_else(plugin: Plugin) -> None:
+    for installation in plugin.installations:
+        for step in installation.feature.steps:
+            for module in step.modules:
+                importlib.import_module(module)
+        # DeepGEMM's own attribute is replaced when a model that needs it is built, not before.
+        stated = {target for target in installation.feature.hooks if not target.startswith("deep_gemm.")}
+        assert installation.state is State.ACTIVE, installation.detail
+        assert set(installation.patch.changed) == stated
