@@ -86,9 +86,10 @@ endef
 $(eval $(call sglang_environment,.venv,$(MAIN),10))
 $(eval $(call sglang_environment,.venv-$(NEWEST),$(NEWEST),11))
 
-.venv-lint/.tools: test/requirements-lint.txt
+# With the package, since mypy reads the types of what it depends on.
+.venv-lint/.tools: test/requirements-lint.txt pyproject.toml setup.py
 	@$(call fresh_environment,.venv-lint,10)
 	@rm -f $@
 	@echo "installing the linters into .venv-lint: about 10 seconds"
-	@.venv-lint/bin/python $(PIP) -r test/requirements-lint.txt
+	@.venv-lint/bin/python $(PIP) -r test/requirements-lint.txt --editable .
 	@rm -f .venv-lint/.unfinished; touch $@

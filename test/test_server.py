@@ -11,7 +11,7 @@ import pytest
 from kit.environment import child_environment
 from kit.ports import free_ports
 from kit.release import installed_release
-from kit.server import Launch, Server
+from kit.server import Launch, Server, cpu_server_args
 
 on_0_5_12 = pytest.mark.release("0.5.12")
 
@@ -158,22 +158,9 @@ def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
     program.write_text(ENGINE)
     port, nccl_port = free_ports(2)
     arguments = {
-        "model_path": str(tiny_model),
-        "load_format": "dummy",
-        "device": "cpu",
-        "skip_tokenizer_init": True,
-        "attention_backend": "torch_native",
-        "sampling_backend": "pytorch",
-        "grammar_backend": "none",
-        "mem_fraction_static": 0.3,
-        "max_total_tokens": 4096,
-        "disable_overlap_schedule": True,
-        "disable_cuda_graph": True,
+        **cpu_server_args(tiny_model, port, nccl_port),
         "log_level": "info",
-        "port": port,
-        "nccl_port": nccl_port,
         "disable_attn_tp_gather": True,
-        **installed_release().server_args,
     }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", program, json.dumps(arguments), json.dumps(PROMPT), str(TOKENS)],

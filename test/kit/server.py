@@ -22,9 +22,10 @@ def _command(launch: Launch) -> list[str]:
     return [*python, str(Path(sysconfig.get_path("scripts"), "sglang")), "serve"]
 
 
-def _cpu_arguments(model: Path, port: int, nccl_port: int) -> list[str]:
-    options: dict[str, object] = {
-        "model_path": model,
+def cpu_server_args(model: Path, port: int, nccl_port: int) -> dict[str, object]:
+    """Keywords of `ServerArgs` with which the release at hand serves on CPU."""
+    return {
+        "model_path": str(model),
         "load_format": "dummy",
         "device": "cpu",
         "skip_tokenizer_init": True,
@@ -40,12 +41,15 @@ def _cpu_arguments(model: Path, port: int, nccl_port: int) -> list[str]:
         "nccl_port": nccl_port,
         **installed_release().server_args,
     }
-    arguments: list[str] = []
-    for name, value in options.items():
-        arguments.append("--" + name.replace("_", "-"))
+
+
+def _as_options(server_args: Mapping[str, object]) -> list[str]:
+    options: list[str] = []
+    for name, value in server_args.items():
+        options.append("--" + name.replace("_", "-"))
         if value is not True:
-            arguments.append(str(value))
-    return arguments
+            options.append(str(value))
+    return options
 
 
 class Server(ServerProcess):
@@ -64,7 +68,7 @@ class Server(ServerProcess):
     ) -> None:
         port, nccl_port = free_ports(2)
         super().__init__(
-            [*_command(launch), *_cpu_arguments(model, port, nccl_port), *arguments],
+            [*_command(launch), *_as_options(cpu_server_args(model, port, nccl_port)), *arguments],
             port,
             child_environment({"PYTHONUNBUFFERED": "1", **(environment or {})}),
             log_file=log_file,
