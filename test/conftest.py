@@ -10,30 +10,13 @@ from kit.release import installed_release
 # Here and not in a fixture: test modules import SGLang at their top, while they are collected.
 environment.in_process()
 
-_HOPPER = (9, 0)
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    _skip_on_other_release(item)
-    _skip_without_gpu(item)
-
-
-def _skip_on_other_release(item: pytest.Item) -> None:
+    """Skip a test that is about another release."""
     installed = installed_release().version
     wanted = [version for marker in item.iter_markers("release") for version in marker.args]
     if wanted and installed not in wanted:
         pytest.skip(f"is about SGLang {' and '.join(wanted)}; installed is {installed}")
-
-
-def _skip_without_gpu(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") is None:
-        return
-    import torch  # takes seconds, so only where the answer is needed
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs a Hopper or newer GPU; torch finds no GPU here")
-    if torch.cuda.get_device_capability() < _HOPPER:
-        pytest.skip(f"needs a Hopper or newer GPU; here is {torch.cuda.get_device_name()}")
 
 
 @pytest.fixture(scope="session")

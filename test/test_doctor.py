@@ -141,14 +141,17 @@ def test_a_plugin_list_without_us_is_a_problem_that_names_the_switches_it_makes_
         SGLANG_PLUGINS="other",
         SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP="1",
         SGLANG_JIT_DEEPGEMM_FAST_WARMUP="1",
+        SGLANG_WARMSTART_STRICT="1",
     )
     assert visit.status == 1
     (problem,) = visit.report["problems"]
     assert problem.startswith("SGLANG_PLUGINS=other leaves this plugin out.")
     assert "Add `warmstart`" in problem
     idle = problem.split("without effect:")[1]
-    assert "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP" in idle
-    assert "SGLANG_WARMSTART" not in idle
+    # 0.5.23 has the first of them built in; the second is SGLang's own on both.
+    assert ("SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP" in idle) == (installed_release().version == "0.5.12")
+    assert "SGLANG_WARMSTART_STRICT" in idle
+    assert "SGLANG_JIT_DEEPGEMM_FAST_WARMUP" not in idle
 
 
 def test_a_plugin_list_with_us_is_fine() -> None:
@@ -209,13 +212,38 @@ def test_without_sglang_it_fails_with_one_line_that_says_what_to_install(
     assert visit.status == 1
     assert "Traceback" not in visit.out + visit.err
     assert visit.err == ""
-    problem = "SGLang cannot be imported: No module named 'sglang'. Install it: pip install sglang==0.5.12"
+    problem = "SGLang is not installed. Install it: pip install sglang==0.5.12"
     if form:
         assert visit.report["problems"] == [problem]
         assert visit.report["features"] == []
         assert {"name": "sglang", "version": None, "note": "not installed"} in visit.report["found"]
     else:
         assert [line for line in visit.out.splitlines() if line.startswith("problem:")] == [f"problem: {problem}"]
+
+
+def test_a_torch_that_does_not_load_is_a_problem_in_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "torch"
+    broken.mkdir()
+    broken.joinpath("__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')\n")
+    visit = doctor("--json", PYTHONPATH=f"{tmp_path}{os.pathsep}{child_environment()['PYTHONPATH']}")
+    assert visit.status == 1
+    assert "Traceback" not in visit.err
+    (problem,) = visit.report["problems"]
+    assert "OSError: libcudart.so.13: cannot open shared object file" in problem
+    assert "pip install" not in problem
+
+
+def test_a_compiler_that_the_environment_names_is_the_one_that_is_looked_for(tmp_path: Path) -> None:
+    def found(**environment: str) -> dict[str, object]:
+        report = doctor("--json", **environment).report
+        return next(each for each in report["found"] if each["name"] == "CUDA compiler")
+
+    assert found(CUDA_HOME=str(tmp_path))["note"] == f"CUDA_HOME={tmp_path} has no bin/nvcc"
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.9, V12.9.41'\n")
+    compiler.chmod(0o755)
+    named = found(CUDA_HOME=str(tmp_path), DG_JIT_NVCC_COMPILER=str(compiler))
+    assert (named["version"], named["note"]) == ("12.9.41", str(compiler))
 
 
 def test_the_version_is_printed() -> None:

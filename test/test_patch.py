@@ -346,6 +346,16 @@ class TestChanged:
 
 
 class TestUndo:
+    def test_below_the_hook_of_another_feature_a_hook_does_nothing_any_more(self, library: ModuleType) -> None:
+        lower, upper = Patch("lower"), Patch("upper")
+        lower.wrap(library, "double", lambda original, number: 100 * original(number), "number")
+        upper.wrap(library, "double", negated, "number")
+        assert library.double(1) == -200
+        lower.undo()
+        assert library.double(1) == -2
+        upper.undo()
+        assert library.double(1) == 2
+
     def test_everything_is_the_original_again_by_identity(self, library: ModuleType) -> None:
         module = dict(vars(library))
         runner = dict(vars(library.Runner))
@@ -395,7 +405,7 @@ class TestUndo:
         ours.wrap(library, "double", negated, "number")
         theirs.wrap(library, "double", plus_100, "number")
         ours.undo()
-        assert library.double(4) == 92
+        assert library.double(4) == 108  # ours is still in the chain, and does nothing
         assert user.double is library.double
         assert library.double.__warmstart__ == "theirs"
 
@@ -479,7 +489,7 @@ class TestBesideHooksOfOtherPlugins:
         patch.wrap(library, "double", negated, "number")
         self.register_plus_100(registry)
         patch.undo()
-        assert library.double(4) == 92
+        assert library.double(4) == 108
         assert user.double is library.double
 
     def test_a_feature_finds_its_own_hook_below_theirs(self, registry: Any, library: ModuleType) -> None:

@@ -91,6 +91,7 @@ def test_each_pipeline_stage_says_that_its_warm_up_is_in_place(with_plugin: Serv
 
 
 def test_no_feature_stands_aside(with_plugin: Served) -> None:
+    assert with_plugin.lines("fast-warmup")
     assert with_plugin.lines("stands aside") == []
 
 
@@ -99,6 +100,7 @@ def test_the_flag_is_one_of_the_arguments_that_the_server_logs(with_plugin: Serv
 
 
 def test_it_answers_as_sglang_does_without_the_plugin(with_plugin: Served, beside_another_plugin: Served) -> None:
+    assert with_plugin.lines("fast-warmup")
     assert len(with_plugin.tokens) == TOKENS
     assert with_plugin.tokens == beside_another_plugin.tokens
 

@@ -1,3 +1,3 @@
-"""sglang-warmstart: takes JIT kernel compilation out of SGLang's start-up and serving."""
+"""sglang-warmstart: less waiting for JIT kernel compilation when SGLang starts and while it serves."""
 
 __version__ = "0.1.0"

@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 LOGGER_NAME = "sglang.warmstart"
 
 
+def logging_is_set_up() -> bool:
+    """Whether somebody has given the root logger a handler."""
+    return bool(logging.getLogger().handlers)
+
+
 @dataclass
 class Announcer:
     """Lines for the log of this process; each is written once."""
@@ -27,7 +32,8 @@ class Announcer:
         if line in self._said:
             return
         self._said.add(line)
-        if self._open:
+        # Somebody else may have set up logging before plugins are loaded; it need not be set up again.
+        if self._open or (logging_is_set_up() and self.logger.isEnabledFor(level)):
             self.logger.log(level, "%s", line)
         else:
             self._kept.append((level, line))

@@ -11,7 +11,7 @@ from rich.console import Console
 from sglang_warmstart import __version__, doctor
 
 app = typer.Typer(
-    help="Takes JIT kernel compilation out of SGLang's start-up and serving.",
+    help="Less waiting for JIT kernel compilation when SGLang starts and while it serves.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -29,7 +29,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Takes JIT kernel compilation out of SGLang's start-up and serving."""
+    """Less waiting for JIT kernel compilation when SGLang starts and while it serves."""
 
 
 @app.command("doctor")

@@ -96,22 +96,26 @@ def examine() -> Report:
 
 
 def find_compiler() -> Found:
-    """The CUDA compiler that DeepGEMM's JIT would use: of ``CUDA_HOME``, else of the PATH, else of /usr/local/cuda."""
+    """The compiler that DeepGEMM's JIT uses: ``DG_JIT_NVCC_COMPILER``, else nvcc of ``CUDA_HOME``, else of the PATH."""
     name = "CUDA compiler"
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    candidates = [Path(home, "bin", "nvcc")] if home else []
-    on_path = shutil.which("nvcc")
-    candidates += [Path(on_path)] if on_path else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    compiler = next((path for path in candidates if path.is_file()), None)
+    named, home = os.environ.get("DG_JIT_NVCC_COMPILER"), os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        compiler: str | None = shutil.which(named)
+        missing = f"DG_JIT_NVCC_COMPILER={named} is not there"
+    elif home:
+        compiler = shutil.which("nvcc", path=str(Path(home, "bin")))
+        missing = f"CUDA_HOME={home} has no bin/nvcc"
+    else:
+        compiler = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+        missing = "no nvcc on the PATH, and CUDA_HOME is not set"
     if compiler is None:
-        return Found(name, None, "no nvcc in CUDA_HOME or on the PATH")
+        return Found(name, None, missing)
     try:
         said = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Found(name, None, f"{compiler}: {error}")
     release = re.search(r"V(\d+\.\d+\.\d+)", said)
-    return Found(name, release.group(1) if release else "unknown", str(compiler))
+    return Found(name, release.group(1) if release else "unknown", compiler)
 
 
 def _find_package(module: str) -> Found:
@@ -122,15 +126,18 @@ def _find_package(module: str) -> Found:
 
 
 def _find_gpu(report: Report) -> Found:
-    if next(each for each in report.found if each.name == "torch").version is None:
-        return Found("GPU", None, "cannot be looked for without torch")
-    import torch
-
+    try:
+        import torch
+    except Exception as error:
+        return Found("GPU", None, f"cannot be looked for without torch: {_first_line(error)}")
     if not torch.cuda.is_available():
         report.notes.append("no CUDA GPU is visible: hooks are in place, there are no kernels to warm")
         return Found("GPU", None, "none visible to torch")
     properties = torch.cuda.get_device_properties(0)
     count = torch.cuda.device_count()
+    compiler = next(each for each in report.found if each.name == "CUDA compiler")
+    if compiler.version is None:
+        report.notes.append(f"DeepGEMM cannot compile kernels here: {compiler.note}")
     return Found("GPU", properties.name, f"{count} visible, {properties.multi_processor_count} SMs each")
 
 
@@ -143,23 +150,30 @@ def _examine_sglang(report: Report) -> None:
     # SGLang prints as it is imported; standard output is the report's.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            importlib.import_module("sglang.srt.environ")
-        except ImportError as error:
-            report.problems.append(f"SGLang cannot be imported: {error}. Install it: pip install sglang==0.5.12")
-            return
-        try:
-            importlib.import_module(ENTRY_POINT_GROUP)
-        except ImportError:
-            report.problems.append("this SGLang has no plugin system (sglang.srt.plugins): 0.5.11 or newer is needed")
-            return
-        importlib.import_module(plugin.COMMON)
+        for module in ("sglang", ENTRY_POINT_GROUP, "sglang.srt.environ", plugin.COMMON):
+            try:
+                importlib.import_module(module)
+            except Exception as error:
+                report.problems.append(_why_not(module, error))
+                return
         plugin.register()
         loaded = plugin.loaded_plugin()
         assert loaded is not None  # it is on, and register() has just run
         for installation in loaded.installations:
             report.features.append(_examine_feature(report, installation))
         _note_deep_gemm(report)
+
+
+def _why_not(module: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "sglang":
+        return "SGLang is not installed. Install it: pip install sglang==0.5.12"
+    if isinstance(error, ModuleNotFoundError) and error.name == ENTRY_POINT_GROUP:
+        return f"this SGLang has no plugin system ({ENTRY_POINT_GROUP}): 0.5.11 or newer is needed"
+    return f"{module} cannot be imported: {type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _examine_feature(report: Report, installation: Installation) -> FeatureState:
@@ -171,7 +185,7 @@ def _examine_feature(report: Report, installation: Installation) -> FeatureState
             try:
                 importlib.import_module(module)
             except Exception as error:
-                reason = f"{module} cannot be imported: {error}"
+                reason = f"{module} cannot be imported: {_first_line(error)}"
                 if step.required:
                     report.problems.append(f"{name}: {reason}")
                     return FeatureState(name, installation.state.value, reason)
@@ -199,7 +213,12 @@ def _examine_entry_point(report: Report) -> None:
         )
     left_out = left_out_by(os.environ)
     if left_out is not None:
-        idle = [each.name for each in report.switches if each.value is not None and each.name != PLUGINS.name]
+        built_in = {each.name for each in report.features if each.state == State.BUILT_IN.value}
+        idle = [
+            switch.name
+            for switch in SWITCHES
+            if switch.name in os.environ and switch.feature is not None and switch.feature not in built_in
+        ]
         without_effect = f" Set, and without effect: {', '.join(idle)}." if idle else ""
         report.problems.append(
             f"{PLUGINS.name}={left_out} leaves this plugin out. Add `{PLUGIN_NAME}` to it.{without_effect}"

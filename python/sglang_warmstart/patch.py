@@ -4,7 +4,7 @@ SGLang's own ``HookRegistry`` imports the module of every target as soon as plug
 ``model_runner`` before the arguments are parsed freezes environment switches that it reads at import, and importing
 ``layers.mhc`` pulls in TileLang. So hooks are placed here once SGLang itself has imported the module, in the registry's
 own manner: the wrapper carries ``__wrapped__``, and copies made by ``from module import name`` are mended. Hooks of
-other plugins stack with ours in either order.
+other plugins on a function that we wrap stack with ours in either order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
@@ -25,6 +26,13 @@ Around = Callable[..., Any]
 _MISSING = object()
 
 
+@dataclass
+class _Life:
+    """Whether the hooks made together still count."""
+
+    alive: bool = True
+
+
 class Patch:
     """The changes of one feature, in the order in which they were made."""
 
@@ -32,6 +40,7 @@ class Patch:
         self.feature = feature
         self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
         self._undo: list[Callable[[], None]] = []
+        self._life = _Life()
 
     def add(self, owner: Owner, name: str, value: object) -> None:
         """Give ``owner`` an attribute that it does not have.
@@ -63,10 +72,12 @@ class Patch:
         """
         raw, original = self._function(owner, name)
         check_parameters(original, parameters, _dotted(owner, name))
+        life = self._life
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
+            # Undone below somebody else's wrapper, it stays in the chain and does nothing.
+            return around(original, *args, **kwargs) if life.alive else original(*args, **kwargs)
 
         self._replace_function(owner, name, raw, cast(FunctionType, wrapper))
 
@@ -103,6 +114,8 @@ class Patch:
         while self._undo:
             self._undo.pop()()
         self.changed.clear()
+        self._life.alive = False
+        self._life = _Life()
 
     def _function(self, owner: Owner, name: str) -> tuple[object, FunctionType]:
         raw = _own_attribute(owner, name)

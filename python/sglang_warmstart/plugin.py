@@ -18,7 +18,7 @@ from typing import Any
 import wrapt
 
 from sglang_warmstart import __version__
-from sglang_warmstart.announce import Announcer
+from sglang_warmstart.announce import Announcer, logging_is_set_up
 from sglang_warmstart.errors import StandsAsideError
 from sglang_warmstart.features import FEATURES
 from sglang_warmstart.features.envs import ENVIRON, declare_bool
@@ -58,7 +58,7 @@ class Plugin:
     def announce_when_logging_is_configured(self) -> None:
         """Say the summary once SGLang has set up the log of this process, and then whatever comes up."""
         # Somebody's own logging, set up before SGLang's plugins are loaded, is as good.
-        if logging.getLogger().handlers and self.announcer.logger.isEnabledFor(logging.INFO):
+        if logging_is_set_up() and self.announcer.logger.isEnabledFor(logging.INFO):
             self._speak()
             return
 

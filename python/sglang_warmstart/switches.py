@@ -13,15 +13,20 @@ class Switch:
     name: str
     default: str
     meaning: str
+    # The feature that it switches; empty for the plugin as a whole, None for a switch that is SGLang's own.
+    feature: str | None = ""
 
 
 WARMSTART = Switch("SGLANG_WARMSTART", "1", "0 leaves SGLang exactly as it is, whatever else is set")
 STRICT = Switch("SGLANG_WARMSTART_STRICT", "0", "a target that cannot be warmed stops the start-up instead of warning")
 PP_PARALLEL = Switch(
-    "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP", "0", "every pipeline rank warms its own kernels at the same time"
+    "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP",
+    "0",
+    "every pipeline rank warms its own kernels at the same time",
+    "pp-parallel-warmup",
 )
-FAST_WARMUP = Switch("SGLANG_JIT_DEEPGEMM_FAST_WARMUP", "0", "DeepGEMM's warm-up runs a sampled list of Ms")
-PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them")
+FAST_WARMUP = Switch("SGLANG_JIT_DEEPGEMM_FAST_WARMUP", "0", "DeepGEMM's warm-up runs a sampled list of Ms", None)
+PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them", None)
 
 SWITCHES = (WARMSTART, STRICT, PP_PARALLEL, FAST_WARMUP, PLUGINS)
 

@@ -185,10 +185,10 @@ def test_deep_gemm_is_untouched_until_a_layer_is_built(deep_gemm: DeepGemm, deep
 
     deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
     assert exported(deep_gemm) is entrypoint.tf32_hc_prenorm_gemm
-    assert direct_gemm(deep_gemm.module) is own
+    assert direct_gemm(entrypoint.tf32_hc_prenorm_gemm) is own
 
     deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 1)
-    assert direct_gemm(deep_gemm.module) is own
+    assert direct_gemm(entrypoint.tf32_hc_prenorm_gemm) is own
 
 
 def test_importing_the_model_touches_nothing(deep_gemm: DeepGemm, deepseek_v4: ModuleType, plugin: Plugin) -> None:
@@ -225,9 +225,30 @@ def test_a_deep_gemm_without_the_function_is_left_alone(
 ) -> None:
     del deep_gemm.module.tf32_hc_prenorm_gemm
     with caplog.at_level(logging.WARNING):
-        deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+        for number in range(2):
+            deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), number)
     assert not hasattr(deep_gemm.module, "tf32_hc_prenorm_gemm")
-    assert "deep_gemm.tf32_hc_prenorm_gemm is not there" in caplog.text
+    assert caplog.text.count("hc-prenorm stands aside: deep_gemm.tf32_hc_prenorm_gemm: not there") == 1
+
+
+def test_what_another_plugin_wraps_around_the_wrapper_later_is_not_taken_for_deep_gemms_own(
+    deep_gemm: DeepGemm, deepseek_v4: ModuleType
+) -> None:
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
+    ours = exported(deep_gemm)
+    calls = []
+
+    def profiled(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        ours(*args, **kwargs)
+
+    deep_gemm.module.tf32_hc_prenorm_gemm = profiled
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 1)
+    assert exported(deep_gemm) is profiled
+    prenorm = Prenorm(4, None)
+    profiled(prenorm.x, prenorm.fn, prenorm.out, prenorm.sqrsum, None)
+    prenorm.check()
+    assert len(calls) == 1
 
 
 @pytest.fixture
@@ -294,7 +315,7 @@ def test_what_is_routed_can_be_taken_back(deep_gemm: DeepGemm) -> None:
     from sglang_warmstart.patch import Patch
 
     own, wrapper, patch = exported(deep_gemm), entrypoint.tf32_hc_prenorm_gemm, Patch("hc-prenorm")
-    route_hc_prenorm(patch, entrypoint)
+    route_hc_prenorm(patch, entrypoint, deep_gemm.module)
     assert exported(deep_gemm) is wrapper
     patch.undo()
     assert exported(deep_gemm) is own

@@ -391,6 +391,23 @@ def test_a_decode_stays_below_the_limit_of_the_attention_kernels(
     assert ("no DECODE warm-up of 16: attention decodes 8" in caplog.text) is (decodes == [1])
 
 
+def test_the_limit_of_combined_backends_is_that_of_the_one_that_decodes(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
+    from sglang.srt.layers.attention.tbo_backend import TboAttnBackend
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang_warmstart.features.pp_parallel_warmup import decode_limit_of
+
+    decode, prefill = TorchNativeAttnBackend(runner), TorchNativeAttnBackend(runner)
+    for name, value in {"use_mla": True, "num_head": 128, "max_kv_splits": 256, "v_head_dim": 512}.items():
+        monkeypatch.setattr(decode, name, value, raising=False)
+    hybrid = HybridAttnBackend(runner, prefill_backend=prefill, decode_backend=decode)
+    assert decode_limit_of(hybrid) == 128
+    assert decode_limit_of(TboAttnBackend(primary=hybrid, children=[])) == 128
+    assert decode_limit_of(prefill) == float("inf")
+
+
 def test_the_log_says_what_starts_and_how_long_it_took(
     pp_gpu: CudaRuntime, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,16 +34,19 @@ _GB = 1 << 30
 logger = logging.getLogger(LOGGER_NAME)
 
 
-def direct_gemm(deep_gemm: Any) -> Callable[..., None]:
-    """DeepGEMM's own ``tf32_hc_prenorm_gemm``, whether or not its module's attribute has been replaced."""
-    exported = getattr(deep_gemm, GEMM)
-    direct: Callable[..., None] = getattr(exported, DIRECT, exported)
+def direct_gemm(wrapper: Callable[..., None]) -> Callable[..., None]:
+    """DeepGEMM's own ``tf32_hc_prenorm_gemm``: kept on ``wrapper`` once that has taken its place in the module."""
+    import deep_gemm
+
+    direct: Callable[..., None] = getattr(wrapper, DIRECT, None) or getattr(deep_gemm, GEMM)
     return direct
 
 
 def memory_requirement(max_m: int, n: int, k: int, num_splits: int) -> float:
     """Gigabytes that one warm-up call takes: x in bf16; fn, out and sqrsum in fp32, the latter two per split."""
-    return (max_m * k * 2 + n * k * 4 + max(num_splits, 1) * max_m * (n + 1) * 4) / _GB
+    x, fn = 2 * max_m * k, 4 * n * k
+    out, sqrsum = 4 * max_m * n, 4 * max_m
+    return (x + fn + max(num_splits, 1) * (out + sqrsum)) / _GB
 
 
 class HcPrenormWarmupExecutor:
@@ -65,12 +68,12 @@ class HcPrenormWarmupExecutor:
 
     def execute(self, m: int) -> None:
         """Run the GEMM on m rows; out and sqrsum are made here since a slice of larger ones would be strided."""
-        import deep_gemm
+        from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 
         leading = (m,) if self.num_splits is None else (self.num_splits, m)
         out = self.fn.new_empty((*leading, self.fn.shape[0]))
         sqrsum = self.fn.new_empty(leading)
-        direct_gemm(deep_gemm)(self.x[:m], self.fn, out, sqrsum, num_splits=self.num_splits)
+        direct_gemm(getattr(entrypoint, GEMM))(self.x[:m], self.fn, out, sqrsum, num_splits=self.num_splits)
 
 
 def extended_kernel_types(kernel_types: type[IntEnum]) -> type[IntEnum]:
@@ -128,9 +131,7 @@ def install_kernel_type(patch: Patch, compile_utils: ModuleType, entrypoint: Mod
         direct = warmed.get(key)
         # The hook has nothing to do for a bucket that it has seen, and entering it costs a fifth of the call.
         if direct is None:
-            import deep_gemm
-
-            direct = direct_gemm(deep_gemm)
+            direct = direct_gemm(tf32_hc_prenorm_gemm)
             with entrypoint.compile_utils.deep_gemm_execution_hook(m, fn.shape[0], k, num_splits or 0, hc_prenorm):
                 direct(x, fn, out, sqrsum, num_splits=num_splits)
             warmed[key] = direct
@@ -153,28 +154,37 @@ def install_routing(patch: Patch, entrypoint: ModuleType, deepseek_v4: ModuleTyp
     layer: a server of another model keeps a ``deep_gemm`` that nobody touched.
     """
 
+    routed: list[ModuleType] = []
+
     def init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
-        route_hc_prenorm(patch, entrypoint)
+        if entrypoint.ENABLE_JIT_DEEPGEMM:
+            import deep_gemm
+
+            # Once: what another plugin wraps around ours later is not to be taken for DeepGEMM's own.
+            if deep_gemm not in routed:
+                routed.append(deep_gemm)
+                route_hc_prenorm(patch, entrypoint, deep_gemm)
         original(self, *args, **kwargs)
 
     patch.wrap(class_of(deepseek_v4, "DeepseekV4DecoderLayer"), "__init__", init, "self, config, layer_id")
 
 
-def route_hc_prenorm(patch: Patch, entrypoint: ModuleType) -> None:
+def route_hc_prenorm(patch: Patch, entrypoint: ModuleType, deep_gemm: ModuleType) -> None:
     """Put the wrapper in the place of ``deep_gemm.tf32_hc_prenorm_gemm``; a DeepGEMM without it is left alone."""
-    if not entrypoint.ENABLE_JIT_DEEPGEMM:
-        return
-    import deep_gemm
-
-    wrapper = getattr(entrypoint, GEMM)
     if GEMM not in vars(deep_gemm):
-        logger.warning("warmstart: hc-prenorm: deep_gemm.%s is not there, nothing to route", GEMM)
-    elif vars(deep_gemm)[GEMM] is not wrapper:
-        own = vars(deep_gemm)[GEMM]
-        setattr(wrapper, DIRECT, own)
-        # Only the module's attribute: what is bound to the wrapper elsewhere is meant to be.
-        setattr(deep_gemm, GEMM, wrapper)
-        patch.made(f"deep_gemm.{GEMM}", undo=lambda: setattr(deep_gemm, GEMM, own))
+        logger.warning("warmstart: hc-prenorm stands aside: deep_gemm.%s: not there", GEMM)
+        return
+    own, wrapper = vars(deep_gemm)[GEMM], getattr(entrypoint, GEMM)
+    setattr(wrapper, DIRECT, own)
+    # Only the module's attribute: what is bound to the wrapper elsewhere is meant to be.
+    setattr(deep_gemm, GEMM, wrapper)
+
+    def undo() -> None:
+        delattr(wrapper, DIRECT)
+        if vars(deep_gemm)[GEMM] is wrapper:
+            setattr(deep_gemm, GEMM, own)
+
+    patch.made(f"deep_gemm.{GEMM}", undo)
 
 
 HC_PRENORM = Feature(
@@ -191,7 +201,8 @@ HC_PRENORM = Feature(
         "layer is built",
     },
     upstream="follow-up of #25810",
-    drop_when="upstream warms the prenorm GEMM per split bucket; 0.5.13 has it as first written, 0.5.14 dropped it",
+    drop_when="upstream warms the prenorm GEMM per split bucket; left alone where the wrapper is there, in 0.5.13 as "
+    "first written, in 0.5.23 without a warm-up",
     built_in_as=(f"{ENTRYPOINT}:{GEMM}",),
     steps=(
         Step((COMPILE_UTILS, ENTRYPOINT), install_kernel_type),

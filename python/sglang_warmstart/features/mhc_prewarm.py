@@ -1,7 +1,7 @@
 """F4: mHC's split buckets are warmed at start-up, one token count each.
 
 The number of splits of mHC's prenorm follows the token count, and both DeepGEMM's kernel and TileLang's are specialised
-on it. The first request that lands in a bucket not seen before stalls the server for 20 to 40 s while they compile.
+on it. The first request that lands in a bucket not seen before waits for them to compile: 20 to 40 s, says upstream.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def install_call(patch: Patch, model_runner: ModuleType) -> None:
 
 MHC_PREWARM = Feature(
     name="mhc-prewarm",
-    gains="no stall of 20 to 40 s when a request first lands in a split bucket of mHC",
+    gains="no compile when a request first lands in a split bucket of mHC",
     hooks={
         f"{MHC}.get_mhc_pre_token_count_representatives": "beside the rule for num_splits that it asks",
         f"{DEEPSEEK_V4}.DeepseekV4DecoderLayer.prewarm_mhc_token_counts": "the layer has the weights and the real path",

@@ -44,7 +44,14 @@ def batch_sizes_of(model_runner: Any) -> list[int]:
 
 
 def decode_limit_of(attn_backend: Any) -> float:
-    """The largest decode batch that the attention backend survives. Only Triton's MLA kernels of 0.5.12 have one."""
+    """The largest decode batch that the attention backend survives. Only Triton's MLA kernels of 0.5.12 have one.
+
+    Backends that combine others (prefill and decode, two-batch overlap, linear attention) are asked for the one that
+    decodes.
+    """
+    for combined in ("decode_backend", "primary", "full_attn_backend"):
+        if hasattr(attn_backend, combined):
+            return decode_limit_of(getattr(attn_backend, combined))
     sizes = [getattr(attn_backend, name, None) for name in ("num_head", "max_kv_splits", "v_head_dim")]
     if not getattr(attn_backend, "use_mla", False) or not all(isinstance(size, int) for size in sizes):
         return math.inf
@@ -67,7 +74,7 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     decode_limit = decode_limit_of(model_runner.attn_backend)
     disaggregation_mode = model_runner.server_args.disaggregation_mode
     modes = []
-    # A prefill-only node never decodes (its indexer would run out of memory at large batches), and the reverse.
+    # In disaggregated serving a node has room for the batches of its own half only.
     if model_runner.is_generation and disaggregation_mode != "prefill":
         modes.append(ForwardMode.DECODE)
     if disaggregation_mode != "decode":
