@@ -12,6 +12,7 @@ import pytest
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.loaded_plugin import plugin_in_this_process
 from kit.runner import make_runner
+from sglang_warmstart.features.feature import State
 from sglang_warmstart.plugin import Plugin
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ def plugin() -> Iterator[Plugin]:
     """The plugin as SGLang loads it, for the tests of one module."""
     with plugin_in_this_process() as plugin:
         yield plugin
+
+
+@pytest.fixture(autouse=True)
+def feature_in_place(request: pytest.FixtureRequest, plugin: Plugin) -> None:
+    """The feature that a module names as `FEATURE` is installed: what its tests see unchanged is so beside it."""
+    name = getattr(request.module, "FEATURE", None)
+    states = {each.feature.name: each.state for each in plugin.installations}
+    assert name is None or states.get(name) in (State.ACTIVE, State.WAITING), f"{name} is not in place: {states}"
 
 
 @pytest.fixture

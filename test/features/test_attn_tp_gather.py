@@ -24,6 +24,8 @@ from sglang.srt.managers import scheduler
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 from sglang.srt.utils import common
 
+FEATURE = "attn-tp-gather"
+
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 

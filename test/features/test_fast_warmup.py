@@ -10,6 +10,8 @@ import torch
 from kit.gpu_standins import DeepGemm
 from kit.release import installed_release
 
+FEATURE = "fast-warmup"
+
 FAST_WARMUP = "SGLANG_JIT_DEEPGEMM_FAST_WARMUP"
 STRICT = "SGLANG_WARMSTART_STRICT"
 

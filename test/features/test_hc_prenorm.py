@@ -18,6 +18,8 @@ from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compil
 from sglang_warmstart.features.hc_prenorm import HC_PRENORM, direct_gemm, route_hc_prenorm
 from sglang_warmstart.plugin import Plugin
 
+FEATURE = "hc-prenorm"
+
 pytestmark = pytest.mark.release("0.5.12")
 
 

@@ -16,6 +16,8 @@ from kit.gpu_standins import CudaRuntime, DeepGemm, FusedPrenorm, install_mhc_ke
 from kit.loaded_plugin import plugin_in_this_process
 from sglang_warmstart.plugin import Plugin
 
+FEATURE = "mhc-prewarm"
+
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 

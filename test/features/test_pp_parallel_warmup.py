@@ -21,6 +21,8 @@ from sglang.srt.layers.dp_attention import get_is_extend_in_batch
 from sglang.srt.model_executor import model_runner as model_runner_module
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
+FEATURE = "pp-parallel-warmup"
+
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
