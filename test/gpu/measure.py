@@ -99,9 +99,15 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
     return run
 
 
-def warmstart_lines(run: Run) -> list[str]:
-    """What the plugin itself logged."""
-    return [line.rstrip() for line in run.log.splitlines() if "] warmstart" in line]
+def outcome(run: Run) -> dict[str, Any]:
+    """How a start ended, and what the plugin itself logged."""
+    return {
+        "name": run.name,
+        "ready_s": run.ready_s,
+        "tokens": run.tokens,
+        "error": run.error,
+        "warmstart_log": [line.rstrip() for line in run.log.splitlines() if "] warmstart" in line],
+    }
 
 
 def prenorm(_model: Path, scratch: Path, _logs: Path) -> dict[str, Any]:
@@ -133,12 +139,8 @@ def serve(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     return {
         "runs": [
             {
-                "name": run.name,
-                "ready_s": run.ready_s,
-                "tokens": run.tokens,
-                "error": run.error,
+                **outcome(run),
                 "flag_logged": "disable_attn_tp_gather=True" in run.log,
-                "warmstart_log": warmstart_lines(run),
             }
             for run in runs
         ],
@@ -161,8 +163,7 @@ def gather(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     return {
         "runs": [
             {
-                "name": run.name,
-                "ready_s": run.ready_s,
+                **outcome(run),
                 "flag_logged": "disable_attn_tp_gather=True" in run.log,
                 "planned": by_rank(run, "planned", ("batch_sizes",)),
                 "captured": by_rank(run, "capture", ("batch_size", "num_tokens", "gathered_buffer")),
@@ -217,16 +218,12 @@ def pp(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     return {
         "runs": [
             {
-                "name": run.name,
-                "ready_s": run.ready_s,
-                "tokens": run.tokens,
-                "error": run.error,
+                **outcome(run),
                 "compiles": compiles_by_rank(run),
                 "warmups": by_rank(run, "warmup", ("target", "calls", "start", "time")),
                 "dummy_runs": by_rank(run, "dummy_run", ("batch_size", "mode", "start", "time")),
                 "kernel_warmup": by_rank(run, "kernel_warmup", ("start", "time")),
                 "captures": by_rank(run, "capture", ("batch_size", "num_tokens", "time")),
-                "warmstart_log": warmstart_lines(run),
             }
             for run in runs
         ]
