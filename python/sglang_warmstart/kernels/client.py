@@ -1,0 +1,119 @@
+"""A rank's side of the service."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from sglang_warmstart.kernels import protocol
+from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, Restore, Warm, Welcome
+from sglang_warmstart.kernels.targets import Target
+
+# The service has its own limit; this is for one that does not answer at all.
+_GRACE_S = 15.0
+
+A = TypeVar("A", Welcome, Answer)
+
+
+class ServiceGoneError(Exception):
+    """The service does not answer; says how that showed."""
+
+
+class ServiceClient:
+    """A connection to the service of this node.
+
+    Args:
+        path: of its socket.
+        wait_s: seconds to wait for the service to listen, and for a short answer.
+
+    Raises:
+        ServiceGoneError: nobody listens.
+    """
+
+    def __init__(self, path: Path, wait_s: float = 30.0) -> None:
+        self._wait_s = wait_s
+        self._socket = _connected(path, wait_s)
+
+    def hello(self, hello: Hello) -> Welcome:
+        """Say who asks.
+
+        Raises:
+            ServiceGoneError: no answer.
+        """
+        return self._ask(hello, Welcome, self._wait_s)
+
+    def restore(self) -> Answer:
+        """The targets of this launch's marker, if all their kernels are in the cache.
+
+        Raises:
+            ServiceGoneError: no answer.
+        """
+        return self._ask(Restore(), Answer, self._wait_s)
+
+    def announce(self, targets: Iterable[Target], free_bytes: int) -> None:
+        """Have work begin on targets that will be asked for.
+
+        Raises:
+            ServiceGoneError: nobody is there.
+        """
+        self._send(Announce(tuple(targets), free_bytes))
+
+    def warm(self, targets: Iterable[Target], free_bytes: int, limit_s: float) -> Answer:
+        """Wait until the kernels of all targets are in the cache, or the time is up.
+
+        Raises:
+            ServiceGoneError: no answer.
+        """
+        return self._ask(Warm(tuple(targets), free_bytes, limit_s), Answer, limit_s + _GRACE_S)
+
+    def close(self) -> None:
+        """Say good-bye."""
+        self._socket.close()
+
+    def _ask(self, message: protocol.Message, kind: type[A], limit_s: float) -> A:
+        self._send(message)
+        end = time.monotonic() + limit_s
+        length = protocol.length_of(self._receive(protocol.LENGTH.size, end))
+        answer = protocol.decode(self._receive(length, end))
+        if not isinstance(answer, kind):
+            raise ServiceGoneError(f"the service answered {type(answer).__name__} to {type(message).__name__}")
+        return answer
+
+    def _send(self, message: protocol.Message) -> None:
+        try:
+            self._socket.settimeout(self._wait_s)
+            self._socket.sendall(protocol.encode(message))
+        except OSError as error:
+            raise ServiceGoneError(f"the service is gone: {error}") from error
+
+    def _receive(self, count: int, end: float) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            self._socket.settimeout(max(0.001, end - time.monotonic()))
+            try:
+                part = self._socket.recv(count - len(parts))
+            except TimeoutError:
+                raise ServiceGoneError("the service does not answer") from None
+            except OSError as error:
+                raise ServiceGoneError(f"the service is gone: {error}") from error
+            if not part:
+                raise ServiceGoneError("the service has closed the connection")
+            parts += part
+        return bytes(parts)
+
+
+def _connected(path: Path, wait_s: float) -> socket.socket:
+    end = time.monotonic() + wait_s
+    while True:
+        attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            attempt.connect(str(path))
+            return attempt
+        except OSError as error:
+            attempt.close()
+            if time.monotonic() > end:
+                raise ServiceGoneError(f"no service at {path}: {error.strerror or error}") from error
+        time.sleep(0.05)

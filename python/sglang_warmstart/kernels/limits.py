@@ -1,0 +1,67 @@
+"""How many compilers may run at once: the cores of the container, and what its memory carries."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+# The largest of DeepGEMM's kernels takes nvcc about half of this (docs/benchmarks.md).
+MEMORY_PER_COMPILE = 1 << 30
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def own_cgroup(membership: Path = Path("/proc/self/cgroup")) -> Path:
+    """The directory of this process's control group, version 2."""
+    path = next((line.removeprefix("0::") for line in _lines(membership) if line.startswith("0::")), "/")
+    return _CGROUPS / path.strip("/")
+
+
+def compile_workers(wish: int | None, cgroup: Path | None = None, meminfo: Path = _MEMINFO) -> int:
+    """Parallel compiles of the node.
+
+    Args:
+        wish: the user's own bound, which takes the place of the number of cores.
+        cgroup: the control group whose limits count; without it, this process's own.
+        meminfo: the kernel's account of the machine's memory.
+
+    Returns:
+        1 at least, and never more than the free memory carries.
+    """
+    cgroup = cgroup or own_cgroup()
+    wanted = wish if wish is not None and wish >= 1 else container_cores(cgroup)
+    return max(1, min(wanted, free_memory(cgroup, meminfo) // MEMORY_PER_COMPILE))
+
+
+def container_cores(cgroup: Path) -> int:
+    """The cores that this process may use: its affinity, and the quota of its control group, rounded up."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _words(cgroup / "cpu.max")
+    if len(quota) == 2 and quota[0] != "max":
+        cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
+    return max(1, cores)
+
+
+def free_memory(cgroup: Path, meminfo: Path = _MEMINFO) -> int:
+    """Bytes that can still be taken: what the machine has left, and what the control group allows."""
+    available = next((line for line in _lines(meminfo) if line.startswith("MemAvailable:")), None)
+    free = int(available.split()[1]) * 1024 if available else 1 << 62
+    limit, used = _words(cgroup / "memory.max"), _words(cgroup / "memory.current")
+    if limit and used and limit[0] != "max":
+        # What the group holds of files is given back when it is needed.
+        files = next((line.split()[1] for line in _lines(cgroup / "memory.stat") if line.startswith("file ")), "0")
+        free = min(free, max(0, int(limit[0]) - int(used[0]) + int(files)))
+    return free
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return " ".join(_lines(path)).split()

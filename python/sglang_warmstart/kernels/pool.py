@@ -1,0 +1,123 @@
+"""Compiles each kernel once: in this process, on this node, and among all that share the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Executor
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from sglang_warmstart.kernels.cache import CacheError, KernelCache
+from sglang_warmstart.kernels.compiler import CompileJob, Compiler, CompilerError, compile_kernel
+from sglang_warmstart.kernels.digest import name_of
+from sglang_warmstart.kernels.recorder import RecordedKernel
+
+# How often somebody else's lock is tried again.
+_TRY_AGAIN_S = 0.1
+
+
+class KernelError(Exception):
+    """A kernel could not be compiled or published; names it and says why."""
+
+
+class Watcher(Protocol):
+    """Who shows the progress."""
+
+    def planned(self) -> None:
+        """A kernel is wanted that was not before."""
+
+    def started(self) -> None:
+        """A compiler has started on a kernel."""
+
+    def ended(self) -> None:
+        """That compiler has ended, one way or another."""
+
+    def finished(self) -> None:
+        """A kernel is done: compiled here, or published by somebody else, or failed."""
+
+
+class CompilePool:
+    """Kernels of one cache.
+
+    Args:
+        executor: runs ``compile_kernel``; it bounds how many run at once.
+        limit_s: seconds for a compile, and for the wait for another process that has begun it.
+    """
+
+    def __init__(
+        self, executor: Executor, cache: KernelCache, compiler: Compiler, watcher: Watcher, limit_s: float
+    ) -> None:
+        self.compiled = 0
+        self._executor = executor
+        self._cache = cache
+        self._compiler = compiler
+        self._watcher = watcher
+        self._limit_s = limit_s
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+
+    async def ensure(self, kernel: RecordedKernel) -> None:
+        """Return when the kernel is in the cache.
+
+        Raises:
+            KernelError: it could not be compiled or published.
+        """
+        task = self._under_way.get(kernel.directory)
+        if task is None:
+            task = asyncio.create_task(self._ensure(kernel))
+            self._under_way[kernel.directory] = task
+            task.add_done_callback(lambda _: self._under_way.pop(kernel.directory, None))
+        # One that waits may give up: the work goes on for the others.
+        await asyncio.shield(task)
+
+    async def _ensure(self, kernel: RecordedKernel) -> None:
+        if self._cache.has(kernel.directory):
+            return
+        self._watcher.planned()
+        try:
+            lock = self._cache.lock(kernel.directory)
+            if await self._acquire(lock, kernel):
+                try:
+                    if not self._cache.has(kernel.directory):
+                        await self._compile(kernel)
+                        self.compiled += 1
+                finally:
+                    lock.release()
+        except (CompilerError, CacheError, OSError) as error:
+            raise KernelError(f"{kernel.directory}: {error}") from error
+        finally:
+            self._watcher.finished()
+
+    async def _acquire(self, lock: FileLock, kernel: RecordedKernel) -> bool:
+        """Whether the lock is ours. It is not if its holder has published the kernel in the meantime."""
+        end = time.monotonic() + self._limit_s
+        while True:
+            try:
+                lock.acquire(blocking=False)
+                return True
+            except Timeout:
+                if self._cache.has(kernel.directory):
+                    return False
+                if time.monotonic() > end:
+                    message = f"another process holds its lock for more than {self._limit_s:g} s"
+                    raise KernelError(f"{kernel.directory}: {message}") from None
+            await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _compile(self, kernel: RecordedKernel) -> None:
+        job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
+        future = self._executor.submit(_compile_named, name_of(kernel.directory), job)
+        self._watcher.started()
+        try:
+            data = await asyncio.wrap_future(future)
+        finally:
+            self._watcher.ended()
+        # In a thread: the cache may be on a slow disk, and it is told to write at once.
+        await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data)
+
+
+def _compile_named(name: str, job: CompileJob) -> bytes:
+    try:
+        return compile_kernel(job)
+    except CompilerError as error:
+        raise CompilerError(f"{name}: {error}") from None

@@ -1,0 +1,54 @@
+"""One bar for all the kernels of a node."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Kernels done of those wanted, those in flight, and an estimate of what is left.
+
+    The bar comes with the first kernel and goes when there is nothing left to do.
+
+    Args:
+        workers: compilers that run at once, at the most.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._bar: tqdm[NoReturn] | None = None
+        self._wanted = self._done = self._given = 0
+
+    def planned(self) -> None:
+        """A kernel is wanted that was not before."""
+        self._wanted += 1
+        if self._bar is None:
+            # In a log that is no terminal, a line now and then is enough.
+            interval = 0.1 if sys.stderr.isatty() else 5.0
+            self._bar = tqdm(
+                total=0, desc="warmstart: DeepGEMM kernels", unit="kernel", mininterval=interval, dynamic_ncols=True
+            )
+        self._bar.total = self._wanted
+
+    def started(self) -> None:
+        """A compiler has been given a kernel."""
+        self._given += 1
+
+    def ended(self) -> None:
+        """A compiler has ended."""
+        self._given -= 1
+
+    def finished(self) -> None:
+        """A kernel is done, one way or another."""
+        self._done += 1
+        if self._bar is None:
+            return
+        self._bar.set_postfix_str(f"{min(self._given, self._workers)} in flight", refresh=False)
+        self._bar.update()
+        if self._done == self._wanted:
+            self._bar.close()
+            self._bar = None
+            self._wanted = self._done = 0
