@@ -1,5 +1,5 @@
-# Everything runs in environments that are made here: .venv (SGLang 0.5.12), .venv-0.5.23, and .venv-lint (no SGLang).
-# None needs a GPU.
+# Everything runs in environments that are made here: .venv (SGLang 0.5.12), .venv-0.5.23, .venv-lint (no SGLang), and
+# .toolchain (a CUDA compiler). None needs a GPU or an installed CUDA.
 
 PYTHON ?= python3
 MAIN := 0.5.12
@@ -22,13 +22,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "The first demo or test installs SGLang $(MAIN) into .venv; PYTHON=python3.12 chooses another Python (3.10 to 3.13)."
 
-demo: .venv/.package ## start a real SGLang server with the plugin and show what it does (no GPU needed)
+demo: .venv/.package .toolchain/.complete ## start a real SGLang server with the plugin and show what it does (no GPU needed)
 	@.venv/bin/python test/demo.py
 
-test: .venv/.package ## run the tests on SGLang 0.5.12
+test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test
 
-test-matrix: .venv/.package .venv-$(NEWEST)/.package ## run the tests on SGLang 0.5.12 and 0.5.23
+test-matrix: .venv/.package .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.12 and 0.5.23
 	@declare -A result=(); failed=0; \
 	for release in $(MAIN) $(NEWEST); do \
 	  venv=.venv; [[ $$release == $(MAIN) ]] || venv=.venv-$$release; \
@@ -44,7 +44,7 @@ lint: .venv-lint/.tools ## check style and types
 	.venv-lint/bin/mypy
 
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-$(NEWEST) .venv-lint build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-$(NEWEST) .venv-lint .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find python test -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp in the environment says which step is complete. It is removed before its step and written after it, so an
@@ -85,6 +85,15 @@ endef
 
 $(eval $(call sglang_environment,.venv,$(MAIN),10))
 $(eval $(call sglang_environment,.venv-$(NEWEST),$(NEWEST),11))
+
+# nvcc, NVRTC and DeepGEMM's headers, for the tests that compile. Not in the environments: `import deep_gemm` is to fail
+# there, as it does on a machine without a GPU. Made anew with .venv, since NVRTC's bindings fit one Python; the stamp says
+# which one that is.
+.toolchain/.complete: test/requirements-toolchain.txt .venv/.sglang
+	@rm -rf .toolchain
+	@echo "installing a CUDA compiler and DeepGEMM's headers into .toolchain: about 20 seconds, 0.6 GB"
+	@.venv/bin/python $(PIP) --no-deps --target .toolchain -r test/requirements-toolchain.txt
+	@.venv/bin/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' > $@
 
 # With the package, since mypy reads the types of what it depends on.
 .venv-lint/.tools: test/requirements-lint.txt pyproject.toml setup.py

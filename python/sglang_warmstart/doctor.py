@@ -6,13 +6,9 @@ import contextlib
 import importlib
 import importlib.metadata
 import os
-import re
-import shutil
-import subprocess
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +17,8 @@ from rich.table import Column, Table
 from sglang_warmstart import __version__, plugin
 from sglang_warmstart.features import FEATURES
 from sglang_warmstart.features.feature import Installation, State
-from sglang_warmstart.switches import PLUGIN_NAME, PLUGINS, SWITCHES, WARMSTART, is_on, left_out_by
+from sglang_warmstart.kernels import compiler as compilers
+from sglang_warmstart.switches import PLUGIN_NAME, PLUGINS, SWITCHES, WARMSTART, complaint_about, is_on, left_out_by
 
 ENTRY_POINT_GROUP = "sglang.srt.plugins"
 CONFIGURER = "sglang.srt.layers.deep_gemm_wrapper.configurer"
@@ -85,8 +82,8 @@ def examine() -> Report:
     report.switches = [
         SwitchValue(switch.name, os.environ.get(switch.name), switch.default, switch.meaning) for switch in SWITCHES
     ]
-    report.notes += [complaint for switch in SWITCHES if switch is not PLUGINS
-                     for complaint in [is_on(switch, os.environ)[1]] if complaint]  # fmt: skip
+    complaints = (complaint_about(switch, os.environ) for switch in SWITCHES)
+    report.notes += [complaint for complaint in complaints if complaint]
     report.found = [_find_package(name) for name in _DISTRIBUTIONS]
     report.found.append(find_compiler())
     _examine_sglang(report)
@@ -98,24 +95,11 @@ def examine() -> Report:
 def find_compiler() -> Found:
     """The compiler that DeepGEMM's JIT uses: ``DG_JIT_NVCC_COMPILER``, else nvcc of ``CUDA_HOME``, else of the PATH."""
     name = "CUDA compiler"
-    named, home = os.environ.get("DG_JIT_NVCC_COMPILER"), os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if named:
-        compiler: str | None = shutil.which(named)
-        missing = f"DG_JIT_NVCC_COMPILER={named} is not there"
-    elif home:
-        compiler = shutil.which("nvcc", path=str(Path(home, "bin")))
-        missing = f"CUDA_HOME={home} has no bin/nvcc"
-    else:
-        compiler = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-        missing = "no nvcc on the PATH, and CUDA_HOME is not set"
-    if compiler is None:
-        return Found(name, None, missing)
     try:
-        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        return Found(name, None, f"{compiler}: {error}")
-    release = re.search(r"V(\d+\.\d+\.\d+)", said)
-    return Found(name, release.group(1) if release else "unknown", compiler)
+        compiler = compilers.find(os.environ)
+    except compilers.CompilerError as error:
+        return Found(name, None, str(error))
+    return Found(name, compiler.release, compiler.path)
 
 
 def _find_package(module: str) -> Found:

@@ -109,6 +109,10 @@ class Patch:
         self.changed.append(target)
         self._undo.append(undo)
 
+    def also_undo(self, undo: Callable[[], None]) -> None:
+        """Note what else is to be done when the changes are taken back."""
+        self._undo.append(undo)
+
     def undo(self) -> None:
         """Take everything back, last change first."""
         while self._undo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Switch:
     meaning: str
     # The feature that it switches; empty for the plugin as a whole, None for a switch that is SGLang's own.
     feature: str | None = ""
+    # What it takes: a boolean word, or any other that ``check`` knows.
+    kind: Literal["boolean", "number", "nvcc or nvrtc", "list"] = "boolean"
 
 
 WARMSTART = Switch("SGLANG_WARMSTART", "1", "0 leaves SGLang exactly as it is, whatever else is set")
@@ -26,9 +29,26 @@ PP_PARALLEL = Switch(
     "pp-parallel-warmup",
 )
 FAST_WARMUP = Switch("SGLANG_JIT_DEEPGEMM_FAST_WARMUP", "0", "DeepGEMM's warm-up runs a sampled list of Ms", None)
-PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them", None)
+PRECOMPILE = Switch(
+    "SGLANG_JIT_DEEPGEMM_PRECOMPILE", "1", "0 turns DeepGEMM's warm-up off, and exact warm-up with it", None
+)
+WORKERS = Switch(
+    "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS",
+    "",
+    "kernels that a node compiles at once; by default, one per core and per GiB of free memory",
+    None,
+    "number",
+)
+COMPILER = Switch(
+    "SGLANG_WARMSTART_COMPILER",
+    "nvcc",
+    "nvrtc compiles kernels by NVRTC, into a cache of their own",
+    "exact-warmup",
+    "nvcc or nvrtc",
+)
+PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them", None, "list")
 
-SWITCHES = (WARMSTART, STRICT, PP_PARALLEL, FAST_WARMUP, PLUGINS)
+SWITCHES = (WARMSTART, STRICT, PP_PARALLEL, FAST_WARMUP, PRECOMPILE, WORKERS, COMPILER, PLUGINS)
 
 PLUGIN_NAME = "warmstart"
 
@@ -49,6 +69,17 @@ def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | N
         complaint = f'{switch.name}: "{word}" is not a valid boolean value, using the default {switch.default}'
         return _WORDS[switch.default], complaint
     return value, None
+
+
+def complaint_about(switch: Switch, environment: Mapping[str, str]) -> str | None:
+    """What is wrong with the value of a switch, in one line that names it, or None."""
+    word = environment.get(switch.name)
+    if word is None or switch.kind == "list":
+        return None
+    if switch.kind == "boolean":
+        return is_on(switch, environment)[1]
+    good = word.isdecimal() and int(word) > 0 if switch.kind == "number" else word in switch.kind.split(" or ")
+    return None if good else f'{switch.name}: "{word}" is not a {switch.kind}, using the default'
 
 
 def left_out_by(environment: Mapping[str, str]) -> str | None:

@@ -8,11 +8,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -230,8 +232,207 @@ def pp(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     }
 
 
+FULL_STOCK = {"SGLANG_WARMSTART": "0"}
+FAST_STOCK = {"SGLANG_WARMSTART": "0", "SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
+
+
+def kernels_of(name: str, scratch: Path) -> dict[str, str]:
+    """An empty cache of DeepGEMM's for one run; all other caches are those of ``home``."""
+    return {"SGLANG_DG_CACHE_DIR": str(scratch / "deep_gemm" / name)}
+
+
+def exact(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """Exact warm-up: every cache cold, after a restart, with DeepGEMM's cache alone cold, and without a server."""
+    home = scratch / "home"
+    memory = GpuMemory()
+    with memory:
+        cold = start(Run("exact-all-cold", [], kernels_of("exact", scratch), home), model, logs, "0")
+    runs = [
+        cold,
+        start(Run("exact-warm", [], kernels_of("exact", scratch), home), model, logs, "0"),
+        start(Run("exact-cold", [], kernels_of("exact-cold", scratch), home), model, logs, "0"),
+    ]
+    return {
+        "runs": [warmup_of(run) for run in runs],
+        "gpu_memory": memory.seen,
+        # The targets of the server, and some of each kernel type that it does not call.
+        "pipeline": pipeline(scratch / "deep_gemm" / "exact-cold", scratch / "deep_gemm" / "types", scratch),
+    }
+
+
+def stock(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """Stock SGLang with the full and the fast list, DeepGEMM's cache cold; after `exact`, with its --scratch.
+
+    The two start side by side, since each waits for one compiler at a time. Meanwhile every M of every target is called
+    with the kernels of exact warm-up, and DeepGEMM by itself compiles those that are compared.
+    """
+    home, caches = scratch / "home", scratch / "deep_gemm"
+    targets = scratch / "targets.json"
+    runs = [
+        Run("stock-full", [], {"SGLANG_WARMSTART": "0", **kernels_of("stock-full", scratch)}, home),
+        Run("stock-fast", [], {**FAST_STOCK, **kernels_of("stock-fast", scratch)}, home),
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        started = [pool.submit(start, run, model, logs, "0") for run in runs]
+        own = pool.submit(helper, "outputs", caches / "stock-types", targets)
+        swept = helper("sweep", caches / "types")
+        done = [each.result() for each in started]
+        own.result()
+    return {
+        "runs": [warmup_of(run) for run in done],
+        "sweep": swept,
+        "hook": helper("hook", caches / "types"),
+        **compared(caches / "types", caches / "stock-types", targets, turns=1),
+    }
+
+
+FAST_STOCK = {"SGLANG_WARMSTART": "0", "SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
+
+
+def nvrtc(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """NVRTC as the compiler, beside nvcc; after `exact`, with its --scratch: start-up, results and times of kernels."""
+    setting = {"SGLANG_WARMSTART_COMPILER": "nvrtc"}
+    run = start(
+        Run("nvrtc-cold", [], {**setting, **kernels_of("nvrtc-cold", scratch)}, scratch / "home"), model, logs, "0"
+    )
+    caches = scratch / "deep_gemm"
+    seconds = pipeline(caches / "exact-cold", caches / "types-nvrtc", scratch, kind="nvrtc")
+    return {
+        "runs": [warmup_of(run)],
+        "pipeline": seconds,
+        **compared(caches / "types", caches / "types-nvrtc", scratch / "targets.json", turns=2),
+    }
+
+
+def pipeline(server: Path, cache: Path, scratch: Path, kind: str = "nvcc") -> dict[str, Any]:
+    """Have the service warm the targets of a server's cache, and more, in an empty cache. Nothing else runs."""
+    log = scratch / f"pipeline-{kind}.log"
+    settings = {"WARMSTART_COMPILE_LOG": str(log), "DG_JIT_NVCC_COMPILER": str(HERE / "nvcc_log.sh")}
+    result = helper("pipeline", server, cache, scratch / "targets.json", kind, **settings)
+    compiles = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    result["compile_cpu_s"] = round(sum(each["cpu_s"] for each in compiles), 2)
+    result["cpu_s_by_cores"] = round(result["compile_cpu_s"] / (os.cpu_count() or 1), 2)
+    print(f"  pipeline: { {key: value for key, value in result.items() if not isinstance(value, list)} }", flush=True)
+    return result
+
+
+class GpuMemory:
+    """The memory of the GPU that each process takes, looked at several times a second."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        while not self._stop.wait(0.1):
+            processes = {each.pid: each.usedGpuMemory for each in pynvml.nvmlDeviceGetComputeRunningProcesses(device)}
+            helpers = [used >> 20 for pid, used in processes.items() if used and is_recorder(pid)]
+            self._keep("helpers", len(helpers))
+            self._keep("largest_helper_mib", max(helpers, default=0))
+            self._keep("all_helpers_mib", sum(helpers))
+            self._keep("gpu_used_mib", pynvml.nvmlDeviceGetMemoryInfo(device).used >> 20)
+
+    def _keep(self, name: str, value: int) -> None:
+        self.seen[name] = max(self.seen.get(name, 0), value)
+
+
+def is_recorder(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "forkserver" in Path(f"/proc/{pid}/cmdline").read_text()
+    return False
+
+
+def helper(*arguments: object, **settings: str) -> dict[str, Any]:
+    """Run exact.py in a process of its own."""
+    environment = {**os.environ, "WARMSTART_REAL_NVCC": compiler(), "CUDA_VISIBLE_DEVICES": "0", **settings}
+    command = [sys.executable, "-W", "ignore", str(HERE / "exact.py"), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        return {"error": f"exact.py {arguments[0]} ended with status {done.returncode}"}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    shown = {key: value for key, value in result.items() if not isinstance(value, list)}
+    print(f"  {arguments[0]}: {shown}", flush=True)
+    return result
+
+
+def compared(cache: Path, other: Path, targets: Path, turns: int) -> dict[str, Any]:
+    """The results of all representatives with the kernels of two caches, and the time of each on the GPU.
+
+    The caches take turns, so that what the GPU does in the meantime shows.
+    """
+    results = [helper("outputs", each, targets).get("outputs", []) for _ in range(turns) for each in (cache, other)]
+    rows = []
+    for each in zip(*results, strict=True):
+        rows.append(
+            {
+                "target": each[0]["target"],
+                "m": each[0]["m"],
+                "equal": len({one["sha256"] for one in each}) == 1,
+                "finite": each[0]["finite"],
+                "us": min(one["us"] for one in each[::2]),
+                "other_us": min(one["us"] for one in each[1::2]),
+            }
+        )
+    ratios = [row["other_us"] / row["us"] for row in rows]
+    summary = {
+        "kernels": len(rows),
+        "equal": sum(row["equal"] for row in rows),
+        "finite": sum(row["finite"] for row in rows),
+        "slowest_ratio": round(max(ratios, default=0), 3),
+        "slower_than_2_percent": sum(ratio > 1.02 for ratio in ratios),
+    }
+    print(f"  compared: {summary}", flush=True)
+    return {"compared": summary, "kernels": rows}
+
+
+def warmup_of(run: Run) -> dict[str, Any]:
+    """A start-up: seconds to ready, and those in DeepGEMM's warm-up; kernels compiled, and the compilers' CPU time."""
+    warmups = [each for each in run.events if each["event"] == "warmup"]
+    exact = re.search(
+        r"exact warm-up: (\d+) targets .*?: dry forwards ([\d.]+) s, wait ([\d.]+) s, load ([\d.]+) s", run.log
+    )
+    calls = sum(int(each) for each in re.findall(r"targets loaded: (\d+) kernels", run.log))
+    compiles = [each for each in run.compiles if each["status"] == 0]
+    # The stub is the first thing that the service compiles, before any target.
+    result = {
+        **outcome(run),
+        "targets": int(exact[1]) if exact else len({each["target"] for each in warmups}),
+        "calls": calls if exact else sum(each["calls"] for each in warmups),
+        "warmup_s": round(
+            sum(map(float, exact.groups()[1:])) if exact else sum(each["time"] - each["start"] for each in warmups), 3
+        ),
+        "compiler_runs": len(compiles),
+        "compile_cpu_s": round(sum(each["cpu_s"] for each in compiles), 2),
+        "compile_first_to_last_s": round(
+            max((each["end"] for each in compiles), default=0) - min((each["start"] for each in compiles), default=0), 2
+        ),
+        "lazy_warmups": [{"target": each["target"], "start": each["start"], "time": each["time"]} for each in warmups],
+        "compiles": [[each["start"], each["end"], each["cpu_s"]] for each in compiles],
+    }
+    if exact:
+        result |= {"dry_s": float(exact[2]), "wait_s": float(exact[3]), "load_s": float(exact[4])}
+    shown = ("targets", "calls", "warmup_s", "compiler_runs", "compile_cpu_s", "dry_s", "wait_s", "load_s", "ready_s")
+    print(f"  {run.name}: { {key: result[key] for key in shown if key in result} }", flush=True)
+    return result
+
+
 CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
     "prenorm": (prenorm, 1),
+    "exact": (exact, 1),
+    "stock": (stock, 1),
+    "nvrtc": (nvrtc, 1),
     "serve": (serve, 1),
     "gather": (gather, 2),
     "pp": (pp, 2),
@@ -277,6 +478,7 @@ def main() -> int:
     parser.add_argument(
         "--logs", type=Path, help="where the servers' logs go (default: beside the caches, thrown away)"
     )
+    parser.add_argument("--scratch", type=Path, help="where caches go, kept for another call (default: thrown away)")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of: {' '.join(CASES)}")
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):
@@ -288,8 +490,9 @@ def main() -> int:
     wanted = options.cases or [name for name, (_, gpus) in CASES.items() if gpus <= count]
     options.out.mkdir(parents=True, exist_ok=True)
     failed = False
-    with model_directory() as model, tempfile.TemporaryDirectory() as scratch:
-        logs = options.logs or Path(scratch, "logs")
+    with model_directory() as model, tempfile.TemporaryDirectory() as thrown_away:
+        scratch = options.scratch or Path(thrown_away)
+        logs = options.logs or Path(thrown_away, "logs")
         logs.mkdir(parents=True, exist_ok=True)
         for name in wanted:
             case, gpus = CASES[name]
@@ -298,7 +501,7 @@ def main() -> int:
                 print(f"  skipped: needs {gpus} GPUs, {count} here", flush=True)
                 continue
             try:
-                result = case(model, Path(scratch), logs)
+                result = case(model, scratch, logs)
             except RuntimeError as error:
                 failed = True
                 print(f"  failed: {error}", file=sys.stderr, flush=True)

@@ -8,14 +8,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from sglang_warmstart.kernels.targets import LhsScale, Target
 from torch.overrides import TorchFunctionMode
 
+from kit.standin_library import Jit, kernels_of
+
 _MEMORY = 80 << 30
+# Columns, and rows of the right operand, that share a scale.
+_BLOCK = 128
+
+
+@dataclass
+class _HostArray:
+    """What numpy reads of a foreign array: like its CUDA counterpart, the shape is taken for granted."""
+
+    __array_interface__: dict[str, Any]
 
 
 class CudaOnCpu(TorchFunctionMode):
@@ -25,6 +40,10 @@ class CudaOnCpu(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.as_tensor and hasattr(args[0], "__cuda_array_interface__"):
+            args = (numpy.asarray(_HostArray(args[0].__cuda_array_interface__)), *args[1:])
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs = {**kwargs, "device": "cpu"}
         if kwargs.get("pin_memory"):
@@ -36,8 +55,10 @@ class CudaRuntime:
     """The functions of ``torch.cuda`` that SGLang and the features ask, answered as by one GPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name = "NVIDIA H200"
         self.multi_processor_count = 132
         self.free_memory = _MEMORY
+        self.is_capturing = False
         self.synchronizations = 0
         stream = SimpleNamespace(synchronize=self._synchronize, wait_stream=lambda _: None)
         for name, answer in {
@@ -46,13 +67,18 @@ class CudaRuntime:
             "current_stream": lambda *_: stream,
             "empty_cache": lambda: None,
             "get_device_properties": self._properties,
+            "is_current_stream_capturing": lambda: self.is_capturing,
             "mem_get_info": lambda *_: (self.free_memory, _MEMORY),
+            "memory_allocated": lambda *_: 0,
+            "memory_reserved": lambda *_: 0,
             "synchronize": self._synchronize,
         }.items():
             monkeypatch.setattr(torch.cuda, name, answer)
 
     def _properties(self, *_: object) -> SimpleNamespace:
-        return SimpleNamespace(multi_processor_count=self.multi_processor_count, is_integrated=False)
+        return SimpleNamespace(
+            name=self.name, major=9, minor=0, multi_processor_count=self.multi_processor_count, is_integrated=False
+        )
 
     def _synchronize(self, *_: object) -> None:
         self.synchronizations += 1
@@ -67,26 +93,49 @@ class Gemm:
     dtypes: tuple[torch.dtype, ...]
     bytes: int
     compile_mode: int
+    num_sms: int
+    m: int
     num_splits: int | None = None
 
-    @property
-    def m(self) -> int:
-        """Rows of the left operand."""
-        return self.shapes[0][0]
+
+# An operand with its scales.
+Scaled = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
 class DeepGemm:
-    """A module ``deep_gemm`` of which ``module`` is the import, and a record of the calls that reached it."""
+    """A module ``deep_gemm`` of which ``module`` is the import, and a record of the calls that reached it.
 
+    Args:
+        directory: of the package.
+        jit: what has the kernel of each call built before the call; without it there are none.
+    """
+
+    directory: Path = Path("/nonexistent")
+    jit: Jit | None = None
     module: ModuleType = field(default_factory=lambda: ModuleType("deep_gemm"))
     calls: list[Gemm] = field(default_factory=list)
     compile_mode: int = 0
+    num_sms: int = 132
+    alignment: int = 128
     # Raised by the next GEMM instead of computing.
     failure: Exception | None = None
 
     def __post_init__(self) -> None:
-        for function in (self.tf32_hc_prenorm_gemm, self.bf16_gemm_nt, self.get_compile_mode, self.set_compile_mode):
+        self.module.__spec__ = ModuleSpec("deep_gemm", None)
+        self.module.__file__ = str(self.directory / "__init__.py")
+        for function in (
+            self.tf32_hc_prenorm_gemm,
+            self.bf16_gemm_nt,
+            self.fp8_gemm_nt,
+            self.m_grouped_fp8_gemm_nt_contiguous,
+            self.fp8_m_grouped_gemm_nt_masked,
+            self.get_compile_mode,
+            self.set_compile_mode,
+            self.get_num_sms,
+            self.set_num_sms,
+            self.get_mk_alignment_for_contiguous_layout,
+        ):
             # A function as the library exports it: nobody can tell that it has a `self`.
             setattr(self.module, function.__name__, _plain(function))
 
@@ -95,6 +144,50 @@ class DeepGemm:
 
     def set_compile_mode(self, mode: int) -> None:
         self.compile_mode = mode
+
+    def get_num_sms(self) -> int:
+        return self.num_sms
+
+    def set_num_sms(self, num_sms: int) -> None:
+        self.num_sms = num_sms
+
+    def get_mk_alignment_for_contiguous_layout(self) -> int:
+        return self.alignment
+
+    def fp8_gemm_nt(self, a: Scaled, b: Scaled, d: torch.Tensor, **words: Any) -> None:
+        """``d = a @ b.T``"""
+        self._record("fp8_gemm_nt", *a, *b, d)
+        (m, k), n = a[0].shape, b[0].shape[0]
+        _check_scales(a, b)
+        assert b[0].shape == (n, k) and d.shape == (m, n)
+        d.copy_(_dequantized(a, 1) @ _dequantized(b, _BLOCK).T)
+
+    def m_grouped_fp8_gemm_nt_contiguous(
+        self, a: Scaled, b: Scaled, d: torch.Tensor, m_indices: torch.Tensor, **words: Any
+    ) -> None:
+        """``d = a @ b[m_indices].T``, row by row."""
+        self._record("m_grouped_fp8_gemm_nt_contiguous", *a, *b, d, m_indices)
+        (m, k), (num_groups, n, _) = a[0].shape, b[0].shape
+        _check_scales(a, b)
+        assert b[0].shape == (num_groups, n, k) and d.shape == (m, n)
+        assert m_indices.shape == (m,) and m_indices.dtype == torch.int32
+        for group in m_indices.unique().tolist():
+            rows = m_indices == group
+            d[rows] = (_dequantized(a, 1)[rows] @ _dequantized((b[0][group], b[1][group]), _BLOCK).T).to(d.dtype)
+
+    def fp8_m_grouped_gemm_nt_masked(
+        self, a: Scaled, b: Scaled, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int, **words: Any
+    ) -> None:
+        """``d[i] = a[i] @ b[i].T`` for the first masked_m[i] rows of each group."""
+        self._record("fp8_m_grouped_gemm_nt_masked", *a, *b, d, masked_m, expected_m=expected_m)
+        (num_groups, m, k), n = a[0].shape, b[0].shape[1]
+        _check_scales(a, b)
+        assert b[0].shape == (num_groups, n, k) and d.shape == (num_groups, m, n)
+        assert masked_m.shape == (num_groups,) and masked_m.dtype == torch.int32
+        for group, rows in enumerate(masked_m.tolist()):
+            if rows:
+                left, right = (a[0][group, :rows], a[1][group, :rows]), (b[0][group], b[1][group])
+                d[group, :rows] = (_dequantized(left, 1) @ _dequantized(right, _BLOCK).T).to(d.dtype)
 
     def bf16_gemm_nt(self, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor) -> None:
         """``d = a @ b.T``"""
@@ -116,14 +209,51 @@ class DeepGemm:
             d.view(-1, m, n)[i] = x @ b[:, part].T
             sqr_sum.view(-1, m)[i] = x.square().sum(-1)
 
-    def _record(self, name: str, *tensors: torch.Tensor, num_splits: int | None = None) -> None:
+    def _record(
+        self, name: str, *tensors: torch.Tensor, expected_m: int | None = None, num_splits: int | None = None
+    ) -> None:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         dtypes = tuple(tensor.dtype for tensor in tensors)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self.calls.append(Gemm(name, shapes, dtypes, size, self.compile_mode, num_splits))
+        m = shapes[0][0] if expected_m is None else expected_m
+        if self.jit is not None:
+            self._build_kernels(self.jit, name, tensors, m)
+        self.calls.append(Gemm(name, shapes, dtypes, size, self.compile_mode, self.num_sms, m, num_splits))
+
+    def _build_kernels(self, jit: Jit, name: str, tensors: tuple[torch.Tensor, ...], m: int) -> None:
+        lhs, rhs, scale = tensors[0], tensors[2 if "fp8" in name else 1], tensors[1] if "fp8" in name else None
+        called = Target(
+            kernel_type=name,
+            n=rhs.shape[-2],
+            k=lhs.shape[-1],
+            num_groups=1,
+            num_sms=self.num_sms,
+            m_max=m,
+            lhs_scale="" if scale is None else _layout(scale),
+        )
+        for kernel in kernels_of(called, m):
+            jit.build(kernel)
+
+
+def _layout(lhs_scale: torch.Tensor) -> LhsScale:
+    return "tma" if lhs_scale.stride(-2) == 1 and lhs_scale.stride(-1) % 4 == 0 else "k"
+
+
+def _check_scales(lhs: Scaled, rhs: Scaled) -> None:
+    (*leading, m, k), n = lhs[0].shape, rhs[0].shape[-2]
+    assert lhs[0].dtype == rhs[0].dtype == torch.float8_e4m3fn
+    assert lhs[1].dtype == rhs[1].dtype == torch.float32
+    assert lhs[1].shape == (*leading, m, -(-k // _BLOCK))
+    assert rhs[1].shape == (*rhs[0].shape[:-2], -(-n // _BLOCK), -(-k // _BLOCK))
+
+
+def _dequantized(operand: Scaled, rows: int) -> torch.Tensor:
+    values, scales = operand
+    spread = scales.repeat_interleave(rows, 0).repeat_interleave(_BLOCK, 1)
+    return values.float() * spread[: values.shape[0], : values.shape[1]]
 
 
 def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,11 +264,11 @@ def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def install_deep_gemm(monkeypatch: pytest.MonkeyPatch) -> DeepGemm:
+def install_deep_gemm(monkeypatch: pytest.MonkeyPatch, deep_gemm: DeepGemm | None = None) -> DeepGemm:
     """Let ``import deep_gemm`` find the stand-in, and SGLang's DeepGEMM wrapper run as on a GPU that has it."""
     from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
 
-    deep_gemm = DeepGemm()
+    deep_gemm = deep_gemm or DeepGemm()
     monkeypatch.setitem(sys.modules, "deep_gemm", deep_gemm.module)
     for module in (compile_utils, entrypoint):
         monkeypatch.setattr(module, "ENABLE_JIT_DEEPGEMM", True)

@@ -20,3 +20,14 @@ def declare_bool(patch: Patch, environ: ModuleType, switch: Switch) -> None:
     # `__set_name__` would do this, and asserts that it runs while `Envs` itself is defined.
     field.name = switch.name
     patch.add(class_of(environ, "Envs"), switch.name, field)
+
+
+def declare_text(patch: Patch, environ: ModuleType, switch: Switch) -> None:
+    """Add a switch whose value is a word.
+
+    Raises:
+        StandsAsideError: ``Envs`` or ``EnvStr`` is not there, or ``Envs`` has the switch.
+    """
+    field = class_of(environ, "EnvStr")(switch.default)
+    field.name = switch.name  # as above
+    patch.add(class_of(environ, "Envs"), switch.name, field)

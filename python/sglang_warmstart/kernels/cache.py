@@ -105,6 +105,9 @@ class KernelCache:
                 _sync(temporary)
                 target = self.path(directory)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists() and not self.has(directory):
+                    # Half a kernel would stay in the way, and DeepGEMM would abort.
+                    self.set_aside(directory)
                 try:
                     temporary.rename(target)
                 except OSError as error:

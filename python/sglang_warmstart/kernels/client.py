@@ -74,12 +74,21 @@ class ServiceClient:
         self._socket.close()
 
     def _ask(self, message: protocol.Message, kind: type[A], limit_s: float) -> A:
-        self._send(message)
-        end = time.monotonic() + limit_s
-        length = protocol.length_of(self._receive(protocol.LENGTH.size, end))
-        answer = protocol.decode(self._receive(length, end))
+        try:
+            self._send(message)
+            end = time.monotonic() + limit_s
+            length = protocol.length_of(self._receive(protocol.LENGTH.size, end))
+            answer = protocol.decode(self._receive(length, end))
+        except ServiceGoneError:
+            # What may still come would be taken for the answer to the next question.
+            self.close()
+            raise
+        except protocol.ProtocolError as error:
+            self.close()
+            raise ServiceGoneError(f"the service cannot be understood: {error}") from error
         if not isinstance(answer, kind):
-            raise ServiceGoneError(f"the service answered {type(answer).__name__} to {type(message).__name__}")
+            said = answer.problem if isinstance(answer, Welcome) else type(answer).__name__
+            raise ServiceGoneError(f"the service does not answer a {type(message).__name__}, it says: {said}")
         return answer
 
     def _send(self, message: protocol.Message) -> None:
@@ -87,6 +96,7 @@ class ServiceClient:
             self._socket.settimeout(self._wait_s)
             self._socket.sendall(protocol.encode(message))
         except OSError as error:
+            self.close()
             raise ServiceGoneError(f"the service is gone: {error}") from error
 
     def _receive(self, count: int, end: float) -> bytes:
@@ -109,6 +119,7 @@ def _connected(path: Path, wait_s: float) -> socket.socket:
     end = time.monotonic() + wait_s
     while True:
         attempt = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        attempt.settimeout(max(0.001, end - time.monotonic()))
         try:
             attempt.connect(str(path))
             return attempt

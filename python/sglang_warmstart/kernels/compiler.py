@@ -38,11 +38,13 @@ class Compiler(msgspec.Struct, frozen=True):
         path: of nvcc, or of what ``DG_JIT_NVCC_COMPILER`` names in its place.
         version: what it prints for ``--version``.
         kind: "nvrtc" compiles by NVRTC what DeepGEMM would give to nvcc.
+        cuda_home: the toolkit that it belongs to; NVRTC needs the headers there.
     """
 
     path: str
     version: str
     kind: Kind = "nvcc"
+    cuda_home: str = ""
 
     @property
     def release(self) -> str:
@@ -94,11 +96,17 @@ def find(environment: Mapping[str, str], kind: Kind = "nvcc") -> Compiler:
         CompilerError: it is not there, or does not say its version.
     """
     path = find_path(environment)
+    if kind == "nvrtc":
+        try:
+            nvrtc.bindings()
+        except nvrtc.NvrtcError as error:
+            raise CompilerError(str(error)) from None
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilerError(f"{path}: {error}") from error
-    return Compiler(path, said, kind)
+    home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH") or str(Path(path).resolve().parent.parent)
+    return Compiler(path, said, kind, home)
 
 
 def compile_kernel(job: CompileJob) -> bytes:
@@ -109,7 +117,7 @@ def compile_kernel(job: CompileJob) -> bytes:
     """
     if job.compiler.kind == "nvrtc":
         try:
-            return nvrtc.compile_source(job.source, job.flags, cuda_home_of(job.compiler.path))
+            return nvrtc.compile_source(job.source, job.flags, Path(job.compiler.cuda_home))
         except nvrtc.NvrtcError as error:
             raise CompilerError(_shortened(str(error))) from None
     try:
@@ -117,11 +125,6 @@ def compile_kernel(job: CompileJob) -> bytes:
             return _run_nvcc(job, Path(directory))
     except OSError as error:
         raise CompilerError(f"{job.compiler.path}: {error}") from error
-
-
-def cuda_home_of(compiler: str) -> Path:
-    """The CUDA toolkit that a compiler belongs to: its headers are in ``include`` there."""
-    return Path(compiler).resolve().parent.parent
 
 
 def _run_nvcc(job: CompileJob, directory: Path) -> bytes:

@@ -105,6 +105,14 @@ class Gemm(Protocol):
     def function(self) -> str:
         """What DeepGEMM exports."""
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Its positional parameters."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Those of them that it writes."""
+
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         """The target of a call that is under way.
 
@@ -129,6 +137,8 @@ class Dense:
 
     kernel_type: str
     function: str
+    parameters: tuple[str, ...] = ("a", "b", "d")
+    outputs: tuple[str, ...] = ("d",)
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         (lhs, lhs_scale), (rhs, rhs_scale), out = arguments["a"], arguments["b"], arguments["d"]
@@ -168,6 +178,8 @@ class GroupedContiguous:
 
     kernel_type: str
     function: str
+    parameters: tuple[str, ...] = ("a", "b", "d", "grouped_layout")
+    outputs: tuple[str, ...] = ("d",)
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         (lhs, lhs_scale), (rhs, rhs_scale), out = arguments["a"], arguments["b"], arguments["d"]
@@ -221,6 +233,8 @@ class GroupedMasked:
 
     kernel_type: str
     function: str
+    parameters: tuple[str, ...] = ("a", "b", "d", "masked_m", "expected_m")
+    outputs: tuple[str, ...] = ("d",)
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         (lhs, lhs_scale), (rhs, rhs_scale), out = arguments["a"], arguments["b"], arguments["d"]
@@ -265,6 +279,8 @@ class DenseBf16:
 
     kernel_type: str
     function: str
+    parameters: tuple[str, ...] = ("a", "b", "d")
+    outputs: tuple[str, ...] = ("d",)
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         lhs, rhs, out = arguments["a"], arguments["b"], arguments["d"]
@@ -307,6 +323,8 @@ class HcPrenorm:
 
     kernel_type: str
     function: str
+    parameters: tuple[str, ...] = ("a", "b", "d", "sqr_sum", "num_splits")
+    outputs: tuple[str, ...] = ("d", "sqr_sum")
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         x, fn, num_splits = arguments["a"], arguments["b"], arguments.get("num_splits")

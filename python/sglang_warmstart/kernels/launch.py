@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,10 @@ from pathlib import Path
 from sglang_warmstart.kernels.recording import LIBRARY
 
 _PREFIX = "sglang-warmstart-"
-# A Unix socket's path has room for about a hundred bytes.
-_PATH_LIMIT = 100
+# A Unix socket's path has room for 107 bytes, and the sockets of multiprocessing lie two levels deeper.
+_PATH_LIMIT = 70
+# Locked as long as the service lives. A process number would say nothing to those in another container.
+_ALIVE = "alive"
 
 
 @dataclass
@@ -38,7 +42,7 @@ class ServiceProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(self.socket.parent, ignore_errors=True)
+        remove_directory(self.socket.parent)
 
 
 def start_service(library: str = LIBRARY) -> ServiceProcess:
@@ -48,38 +52,62 @@ def start_service(library: str = LIBRARY) -> ServiceProcess:
         OSError: no directory or no process can be made.
     """
     _remove_abandoned()
-    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    if len(str(directory)) > _PATH_LIMIT - 20:
-        directory.rmdir()
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+    directory = _make_directory()
     socket = directory / "service.sock"
     command = [sys.executable, "-m", __package__ + ".service", "--socket", str(socket)]
     command += ["--parent", str(os.getpid()), "--library", library]
     # By NVML: torch would else start CUDA to tell whether there is a GPU, and no child could use one then.
-    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    # A session of its own: Ctrl-C in the terminal is for the server.
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-    (directory / "pid").write_text(str(process.pid), encoding="ascii")
+    # And what compilers and children leave when they are killed goes with the directory.
+    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TMPDIR": str(directory)}
+    try:
+        with (directory / "fresh").open("wb") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)
+            (directory / "fresh").rename(directory / _ALIVE)  # nobody is to find it without the lock
+            # A session of its own: Ctrl-C in the terminal is for the server.
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(alive.fileno(),),
+            )
+    except BaseException:
+        remove_directory(directory)
+        raise
     started = ServiceProcess(socket, process)
-    atexit.register(started.stop)
+    atexit.register(_stop_at_exit, started, os.getpid())
     return started
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove the private directory of a service, and never another one."""
+    if directory.name.startswith(_PREFIX):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _stop_at_exit(service: ServiceProcess, owner: int) -> None:
+    # A fork of the owner inherits this call, and has no service to stop.
+    if os.getpid() == owner:
+        service.stop()
+
+
+def _make_directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    # DeepGEMM quotes nothing in the command line of its compiler, and that of a recording lies here.
+    if len(str(directory)) > _PATH_LIMIT or shlex.quote(str(directory)) != str(directory):
+        directory.rmdir()
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+    return directory
 
 
 def _remove_abandoned() -> None:
     """Remove what services that were killed have left of their private directories."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            if directory.stat().st_uid == os.getuid() and not _is_alive(int((directory / "pid").read_text())):
-                shutil.rmtree(directory, ignore_errors=True)
-        except (OSError, ValueError):
-            continue
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    for place in {tempfile.gettempdir(), "/tmp"}:
+        for directory in Path(place).glob(f"{_PREFIX}*"):
+            try:
+                if directory.stat().st_uid == os.getuid():
+                    with (directory / _ALIVE).open("rb") as alive:
+                        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        remove_directory(directory)
+            except OSError:
+                continue  # in use, or somebody else is removing it

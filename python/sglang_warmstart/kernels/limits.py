@@ -36,24 +36,37 @@ def compile_workers(wish: int | None, cgroup: Path | None = None, meminfo: Path 
 
 
 def container_cores(cgroup: Path) -> int:
-    """The cores that this process may use: its affinity, and the quota of its control group, rounded up."""
+    """The cores that this process may use: its affinity, and the quotas of its control group, rounded up."""
     cores = len(os.sched_getaffinity(0))
-    quota = _words(cgroup / "cpu.max")
-    if len(quota) == 2 and quota[0] != "max":
-        cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
+    for group in _with_parents(cgroup):
+        quota = _words(group / "cpu.max")
+        if len(quota) == 2 and quota[0] != "max":
+            cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
     return max(1, cores)
 
 
 def free_memory(cgroup: Path, meminfo: Path = _MEMINFO) -> int:
     """Bytes that can still be taken: what the machine has left, and what the control group allows."""
-    available = next((line for line in _lines(meminfo) if line.startswith("MemAvailable:")), None)
-    free = int(available.split()[1]) * 1024 if available else 1 << 62
-    limit, used = _words(cgroup / "memory.max"), _words(cgroup / "memory.current")
-    if limit and used and limit[0] != "max":
-        # What the group holds of files is given back when it is needed.
-        files = next((line.split()[1] for line in _lines(cgroup / "memory.stat") if line.startswith("file ")), "0")
-        free = min(free, max(0, int(limit[0]) - int(used[0]) + int(files)))
+    available = _value(meminfo, "MemAvailable:")
+    free = 1 << 62 if available is None else available * 1024
+    for group in _with_parents(cgroup):
+        limit, used = _words(group / "memory.max"), _words(group / "memory.current")
+        if limit and used and limit[0] != "max":
+            # What the group holds of files is given back when it is needed; but not of files that are in memory alone.
+            statistics = group / "memory.stat"
+            files = (_value(statistics, "file") or 0) - (_value(statistics, "shmem") or 0)
+            free = min(free, max(0, int(limit[0]) - int(used[0]) + files))
     return free
+
+
+def _with_parents(cgroup: Path) -> list[Path]:
+    # A batch system sets its limits on the group of a job, and runs the job in groups below that one.
+    return [cgroup, *cgroup.parents]
+
+
+def _value(path: Path, name: str) -> int | None:
+    words = next((line.split() for line in _lines(path) if line.split()[:1] == [name]), None)
+    return int(words[1]) if words else None
 
 
 def _lines(path: Path) -> list[str]:

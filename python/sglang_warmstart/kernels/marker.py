@@ -146,17 +146,26 @@ class Markers:
     def _defects(self, files: Iterable[KernelFile]) -> list[str]:
         defects = []
         for file in files:
-            try:
-                found = self.cache.describe(file.directory)
-                whole = self.cache.has(file.directory)
-            except OSError:
-                defects.append(f"{file.directory} is not in the cache")
+            what = self._defect(file)
+            if what is None:
                 continue
-            if found != file or not whole:
-                what = f"{found.size} of {file.size} bytes" if found.size != file.size else "changed"
+            if self.cache.path(file.directory).exists():
                 defects.append(f"{file.directory} is not what it was ({what})")
                 self._set_aside(file.directory)
+            else:
+                defects.append(f"{file.directory} is not in the cache")
         return defects
+
+    def _defect(self, file: KernelFile) -> str | None:
+        try:
+            found = self.cache.describe(file.directory)
+        except OSError:
+            return "no cubin"
+        if found.size != file.size:
+            return f"{found.size} of {file.size} bytes"
+        if found != file:
+            return "changed"
+        return None if self.cache.has(file.directory) else "no source"
 
     def _set_aside(self, directory: str) -> None:
         # A cubin that is not what it was must not be loaded; where it cannot be moved, DeepGEMM will say so itself.

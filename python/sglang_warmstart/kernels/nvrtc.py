@@ -29,6 +29,19 @@ class NvrtcError(Exception):
     """NVRTC is not there or refuses a source; holds its own log."""
 
 
+def bindings() -> Any:
+    """The module ``cuda.bindings.nvrtc``.
+
+    Raises:
+        NvrtcError: it is not there.
+    """
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise NvrtcError(f"NVRTC's Python bindings (cuda-bindings) cannot be imported: {error}") from error
+    return nvrtc
+
+
 def options(flags: str, cuda_home: Path) -> list[str]:
     """NVRTC's options for nvcc's flags.
 
@@ -52,10 +65,7 @@ def compile_source(source: str, flags: str, cuda_home: Path) -> bytes:
     Raises:
         NvrtcError: NVRTC is not there, or does not compile it.
     """
-    try:
-        from cuda.bindings import nvrtc
-    except ImportError as error:
-        raise NvrtcError(f"NVRTC's Python bindings (cuda-bindings) cannot be imported: {error}") from error
+    nvrtc = bindings()
     # The prelude has a name and no place, so that it does not keep headers of an earlier call from being used again.
     program = _checked(
         nvrtc, nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 1, [_PRELUDE.encode()], [_PRELUDE_NAME.encode()])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from concurrent.futures import Executor
+from concurrent.futures import BrokenExecutor, Executor
 from typing import Protocol
 
 from filelock import FileLock, Timeout
@@ -44,10 +45,18 @@ class CompilePool:
     Args:
         executor: runs ``compile_kernel``; it bounds how many run at once.
         limit_s: seconds for a compile, and for the wait for another process that has begun it.
+        workers: how many the executor runs at once. Only so many locks are held then: what waits here for a core is
+            left to other processes that have one free.
     """
 
     def __init__(
-        self, executor: Executor, cache: KernelCache, compiler: Compiler, watcher: Watcher, limit_s: float
+        self,
+        executor: Executor,
+        cache: KernelCache,
+        compiler: Compiler,
+        watcher: Watcher,
+        limit_s: float,
+        workers: int = sys.maxsize,
     ) -> None:
         self.compiled = 0
         self._executor = executor
@@ -55,6 +64,7 @@ class CompilePool:
         self._compiler = compiler
         self._watcher = watcher
         self._limit_s = limit_s
+        self._places = asyncio.Semaphore(workers)
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
     async def ensure(self, kernel: RecordedKernel) -> None:
@@ -77,34 +87,36 @@ class CompilePool:
         self._watcher.planned()
         try:
             lock = self._cache.lock(kernel.directory)
-            if await self._acquire(lock, kernel):
-                try:
-                    if not self._cache.has(kernel.directory):
-                        await self._compile(kernel)
-                        self.compiled += 1
-                finally:
-                    lock.release()
-        except (CompilerError, CacheError, OSError) as error:
+            while not self._cache.has(kernel.directory):
+                async with self._places:
+                    if _take(lock):
+                        try:
+                            await self._compile(kernel)
+                        finally:
+                            lock.release()
+                        return
+                await self._wait_for_other(lock, kernel)
+        except (CompilerError, CacheError, OSError, BrokenExecutor) as error:
             raise KernelError(f"{kernel.directory}: {error}") from error
         finally:
             self._watcher.finished()
 
-    async def _acquire(self, lock: FileLock, kernel: RecordedKernel) -> bool:
-        """Whether the lock is ours. It is not if its holder has published the kernel in the meantime."""
+    async def _wait_for_other(self, lock: FileLock, kernel: RecordedKernel) -> None:
+        """Return when the lock's holder has published the kernel, or has let the lock go."""
         end = time.monotonic() + self._limit_s
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                return True
-            except Timeout:
-                if self._cache.has(kernel.directory):
-                    return False
-                if time.monotonic() > end:
-                    message = f"another process holds its lock for more than {self._limit_s:g} s"
-                    raise KernelError(f"{kernel.directory}: {message}") from None
+        while not self._cache.has(kernel.directory):
+            if _take(lock):
+                lock.release()
+                return
+            if time.monotonic() > end:
+                message = f"another process holds its lock for more than {self._limit_s:g} s"
+                raise KernelError(f"{kernel.directory}: {message}")
             await asyncio.sleep(_TRY_AGAIN_S)
 
     async def _compile(self, kernel: RecordedKernel) -> None:
+        # Its last holder may have published it since we looked.
+        if self._cache.has(kernel.directory):
+            return
         job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
         future = self._executor.submit(_compile_named, name_of(kernel.directory), job)
         self._watcher.started()
@@ -114,6 +126,16 @@ class CompilePool:
             self._watcher.ended()
         # In a thread: the cache may be on a slow disk, and it is told to write at once.
         await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data)
+        self.compiled += 1
+
+
+def _take(lock: FileLock) -> bool:
+    """Take a lock if nobody else holds it. Says whether we hold it now."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
 
 
 def _compile_named(name: str, job: CompileJob) -> bytes:

@@ -29,13 +29,19 @@ class Progress:
             # In a log that is no terminal, a line now and then is enough.
             interval = 0.1 if sys.stderr.isatty() else 5.0
             self._bar = tqdm(
-                total=0, desc="warmstart: DeepGEMM kernels", unit="kernel", mininterval=interval, dynamic_ncols=True
+                total=0,
+                desc="warmstart: DeepGEMM kernels",
+                unit="kernel",
+                mininterval=interval,
+                miniters=0,  # by time alone: kernels take seconds, and some come all at once from another process
+                dynamic_ncols=True,
             )
         self._bar.total = self._wanted
 
     def started(self) -> None:
         """A compiler has been given a kernel."""
         self._given += 1
+        self._show(0)
 
     def ended(self) -> None:
         """A compiler has ended."""
@@ -44,11 +50,13 @@ class Progress:
     def finished(self) -> None:
         """A kernel is done, one way or another."""
         self._done += 1
-        if self._bar is None:
-            return
-        self._bar.set_postfix_str(f"{min(self._given, self._workers)} in flight", refresh=False)
-        self._bar.update()
-        if self._done == self._wanted:
+        self._show(1)
+        if self._bar is not None and self._done == self._wanted:
             self._bar.close()
             self._bar = None
             self._wanted = self._done = 0
+
+    def _show(self, more: int) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{min(self._given, self._workers)} in flight", refresh=False)
+            self._bar.update(more)

@@ -89,12 +89,14 @@ class Warmed(msgspec.Struct, frozen=True):
         kernels: all that it needs, by ascending M, if there is no error.
         error: why it cannot be warmed.
         no_context: it could not be recorded, for want of a CUDA context.
+        not_ready: the time was up.
     """
 
     target: Target
     kernels: tuple[KernelUse, ...] = ()
     error: str = ""
     no_context: bool = False
+    not_ready: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

@@ -114,7 +114,8 @@ class RecordingCompiler:
         return self.directory / "count"
 
     def _directories(self) -> set[str]:
-        return {path.name for path in (self.cache / "cache").iterdir()}
+        # There is none where DeepGEMM has another layout: then no kernel has come into it.
+        return {path.name for path in (self.cache / "cache").glob("*")}
 
     def _kernel(self, directory: str, m: int) -> RecordedKernel:
         path = self.cache / "cache" / directory

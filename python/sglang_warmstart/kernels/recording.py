@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -95,15 +98,24 @@ def record(
     directory = Path(tempfile.mkdtemp(dir=order.directory))
     order = msgspec.structs.replace(order, directory=str(directory))
     mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=child_main, args=(its, msgspec.msgpack.encode(order)), daemon=True)
+    # Nothing is ever sent here: it is closed when this process ends, and the child with it.
+    its_life, my_life = context.Pipe(duplex=False)
+    arguments = (its, its_life, msgspec.msgpack.encode(order))
+    process = context.Process(target=child_main, args=arguments, daemon=True)
     try:
-        process.start()
-        its.close()
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            reason = f"no process for recording: {type(error).__name__}: {_first_line(error)}"
+            raise RecordingProblem(RecordingFailed(reason)) from error
+        finally:
+            its.close()
+            its_life.close()
         end = time.monotonic() + limit_s
         while True:
+            if stopped() or time.monotonic() > end:
+                raise RecordingProblem(RecordingFailed(f"recording was ended after {limit_s:g} s"))
             if not mine.poll(0.2):
-                if stopped() or time.monotonic() > end:
-                    raise RecordingProblem(RecordingFailed(f"recording was ended after {limit_s:g} s"))
                 continue
             try:
                 kind, body = mine.recv_bytes(), mine.recv_bytes()
@@ -120,16 +132,17 @@ def record(
             return
     finally:
         mine.close()
+        my_life.close()
         if process.pid is not None:
-            process.join(0 if stopped() else 2)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
+            # Also one that has said all it had to: it has nothing left to tidy up.
+            process.kill()
+            process.join()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def child_main(connection: Connection, encoded: bytes) -> None:
-    """Sweep a target and send its kernels: the body of the child."""
+def child_main(connection: Connection, life: Connection, encoded: bytes) -> None:
+    """Sweep a target and send its kernels: the body of the child, which ends when the other side of ``life`` does."""
+    _end_with(life)
     order = msgspec.msgpack.decode(encoded, type=RecordingOrder)
     try:
         words: RecordingFailed | RecordingDone = _sweep(connection, order)
@@ -137,11 +150,24 @@ def child_main(connection: Connection, encoded: bytes) -> None:
         return  # nobody is there to hear
     except Exception as error:
         words = RecordingFailed(f"{type(error).__name__}: {_first_line(error)}")
-    connection.send_bytes(b"words")
-    connection.send_bytes(msgspec.msgpack.encode(words))
-    connection.close()
+    with contextlib.suppress(BrokenPipeError):
+        connection.send_bytes(b"words")
+        connection.send_bytes(msgspec.msgpack.encode(words))
     # The context may be beyond repair, and there is nothing left to tidy up.
     os._exit(0)
+
+
+def _end_with(life: Connection) -> None:
+    """Have the kernel kill this process when the other side of a pipe is closed.
+
+    A thread that waits for it would not do: whoever hangs in the driver may hold the interpreter's lock.
+    """
+    descriptor = life.fileno()
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+    if life.poll():
+        os._exit(1)  # it was closed before
 
 
 def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | RecordingDone:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ from sglang_warmstart.kernels import limits, protocol, stub
 from sglang_warmstart.kernels.cache import CacheError, KernelCache
 from sglang_warmstart.kernels.compiler import Compiler, CompilerError
 from sglang_warmstart.kernels.identity import identity_of
+from sglang_warmstart.kernels.launch import remove_directory
 from sglang_warmstart.kernels.marker import MarkerError, Markers, TargetKernels
 from sglang_warmstart.kernels.pool import CompilePool, KernelError
 from sglang_warmstart.kernels.progress import Progress
@@ -58,13 +58,19 @@ class Work:
 class Workshop:
     """All that belongs to one cache with one identity: its compiler, its pool, its targets."""
 
-    hello: Hello
-    cache: KernelCache
     compiler: Compiler
     markers: Markers
     pool: CompilePool
-    stub: asyncio.Task[Path]
+    stub: asyncio.Task[Path] | None = None
     works: dict[Target, Work] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One that asks: its own GPU and launch, and the workshop that it shares with others."""
+
+    hello: Hello
+    shop: Workshop
 
 
 class Service:
@@ -85,11 +91,14 @@ class Service:
         self._stopped = threading.Event()
         self._room = asyncio.Condition()
         self._recording = 0
+        self._prepared = False
+        self._context.set_forkserver_preload([self._library])
 
     def prepare(self) -> None:
-        """Have the forkserver import DeepGEMM while ranks load their weights."""
-        self._context.set_forkserver_preload([self._library])
-        threading.Thread(target=self._start_forkserver, daemon=True).start()
+        """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
+        if not self._prepared:
+            self._prepared = True
+            threading.Thread(target=self._start_forkserver, daemon=True).start()
 
     def _start_forkserver(self) -> None:
         with contextlib.suppress(OSError):
@@ -109,21 +118,20 @@ class Service:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one rank until it goes."""
         try:
-            shop: Workshop | None = None
+            rank: Rank | None = None
             answer: Welcome | Answer
             async for message in _messages(reader):
-                if isinstance(message, Hello):
-                    shop, answer = await self._welcome(message)
-                elif shop is None:
-                    answer = Welcome(problem="say Hello first")
-                elif isinstance(message, Announce):
-                    for target in message.targets:
-                        self._work(shop, target, message.free_bytes)
+                if isinstance(message, Announce):
+                    self._announced(rank, message)
                     continue
+                if isinstance(message, Hello):
+                    rank, answer = await self._welcome(message)
+                elif rank is None:
+                    answer = Welcome(problem="say Hello first")
                 elif isinstance(message, Warm):
-                    answer = await self._warm(shop, message)
+                    answer = await self._warm(rank, message)
                 elif isinstance(message, Restore):
-                    answer = await self._restore(shop)
+                    answer = await self._restore(rank)
                 else:
                     raise protocol.ProtocolError(f"a {type(message).__name__} is no question")
                 writer.write(protocol.encode(answer))
@@ -135,7 +143,7 @@ class Service:
         finally:
             writer.close()
 
-    async def _welcome(self, hello: Hello) -> tuple[Workshop | None, Welcome]:
+    async def _welcome(self, hello: Hello) -> tuple[Rank | None, Welcome]:
         try:
             compiler = await asyncio.to_thread(compilers.find, hello.environment, hello.kind)
             identity = await asyncio.to_thread(
@@ -146,23 +154,14 @@ class Service:
         cache = KernelCache(Path(hello.cache))
         notes = await asyncio.to_thread(_mend, cache)
         key = (hello.cache, identity.digest)
-        known = self._workshops.get(key)
-        if known is None:
+        shop = self._workshops.get(key)
+        if shop is None:
             workers = limits.compile_workers(hello.workers)
-            executor = self._executor(hello.kind, workers)
-            known = Workshop(
-                hello=hello,
-                cache=cache,
-                compiler=compiler,
-                markers=Markers(cache, identity),
-                pool=CompilePool(executor, cache, compiler, Progress(workers), COMPILE_LIMIT_S),
-                stub=asyncio.create_task(self._make_stub(compiler, hello.gpu.capability)),
+            pool = CompilePool(
+                self._executor(hello.kind, workers), cache, compiler, Progress(workers), COMPILE_LIMIT_S, workers
             )
-            self._workshops[key] = known
-        shop = Workshop(
-            hello, cache, compiler, known.markers, known.pool, known.stub, known.works
-        )  # this rank's own GPU and launch, and everything else in common
-        return shop, Welcome(notes=tuple(notes))
+            shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool)
+        return Rank(hello, shop), Welcome(notes=tuple(notes))
 
     def _executor(self, kind: str, workers: int) -> Executor:
         # One pool a node: the first rank's bound holds for all. NVRTC keeps its parsed headers in a process.
@@ -179,30 +178,42 @@ class Service:
             )
         return self._executors[kind]
 
-    async def _make_stub(self, compiler: Compiler, capability: tuple[int, int]) -> Path:
+    def _stub(self, rank: Rank) -> asyncio.Task[Path]:
+        """What makes the stub, begun by whoever needs it first, and again after a failure."""
+        shop = rank.shop
+        if shop.stub is None or (shop.stub.done() and shop.stub.exception() is not None):
+            shop.stub = asyncio.create_task(self._make_stub(shop, rank.hello.gpu.capability))
+        return shop.stub
+
+    async def _make_stub(self, shop: Workshop, capability: tuple[int, int]) -> Path:
         # By nvcc in any case, and of the rank's architecture.
-        job = compilers.CompileJob(
-            stub.SOURCE,
-            " ".join(stub.flags_for(capability)),
-            Compiler(compiler.path, compiler.version),
-            COMPILE_LIMIT_S,
-        )
+        compiler = Compiler(shop.compiler.path, shop.compiler.version)
+        job = compilers.CompileJob(stub.SOURCE, " ".join(stub.flags_for(capability)), compiler, COMPILE_LIMIT_S)
         data = await asyncio.to_thread(compilers.compile_kernel, job)
-        path = self._directory / f"stub-{capability[0]}{capability[1]}.cubin"
+        path = self._directory / f"stub-{shop.markers.identity.digest}.cubin"
         await asyncio.to_thread(path.write_bytes, data)
         return path
 
-    async def _restore(self, shop: Workshop) -> Answer:
+    async def _restore(self, rank: Rank) -> Answer:
         try:
-            marker = await asyncio.to_thread(shop.markers.load, shop.hello.launch)
+            marker = await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
+            notes: tuple[str, ...] = ()
         except (MarkerError, OSError) as error:
-            return Answer((), notes=(f"the marker is not used: {error}",))
+            marker, notes = None, (f"the marker is not used: {error}",)
         if marker is None:
-            return Answer(())
+            # There is work ahead, and the rank is about to find out which.
+            self._stub(rank)
+            self.prepare()
+            return Answer((), notes=notes)
         return Answer(tuple(Warmed(each.target, each.kernels) for each in marker.targets))
 
-    async def _warm(self, shop: Workshop, question: Warm) -> Answer:
-        works = [self._work(shop, target, question.free_bytes) for target in question.targets]
+    def _announced(self, rank: Rank | None, message: Announce) -> None:
+        if rank is not None:
+            for target in message.targets:
+                self._work(rank, target, message.free_bytes)
+
+    async def _warm(self, rank: Rank, question: Warm) -> Answer:
+        works = [self._work(rank, target, question.free_bytes) for target in question.targets]
         if works:
             await asyncio.wait([work.task for work in works], timeout=question.limit_s)
         answers = []
@@ -210,51 +221,60 @@ class Service:
             if work.task.done():
                 answers.append(work.task.result())
             else:
-                answers.append(Warmed(target, error=f"not ready after {question.limit_s:g} s"))
+                answers.append(Warmed(target, error=f"not ready after {question.limit_s:g} s", not_ready=True))
         notes = []
         finished = [TargetKernels(each.target, each.kernels) for each in answers if not each.error]
         try:
-            await asyncio.to_thread(shop.markers.add, shop.hello.launch, finished)
+            if finished:
+                await asyncio.to_thread(rank.shop.markers.add, rank.hello.launch, finished)
         except OSError as error:
             notes.append(f"no marker is left for the next start: {error}")
-        return Answer(tuple(answers), shop.pool.compiled, tuple(notes))
+        return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
 
-    def _work(self, shop: Workshop, target: Target, free_bytes: int) -> Work:
-        work = shop.works.get(target)
+    def _work(self, rank: Rank, target: Target, free_bytes: int) -> Work:
+        works = rank.shop.works
+        work = works.get(target)
         if work is None or (work.task.done() and work.task.result().error):
-            work = shop.works[target] = Work(asyncio.create_task(self._warm_target(shop, target, free_bytes)))
+            work = works[target] = Work(asyncio.create_task(self._warm_target(rank, target, free_bytes)))
         return work
 
-    async def _warm_target(self, shop: Workshop, target: Target, free_bytes: int) -> Warmed:
-        known = await asyncio.to_thread(shop.markers.find, target)
-        if known is not None:
-            return Warmed(target, known)
+    async def _warm_target(self, rank: Rank, target: Target, free_bytes: int) -> Warmed:
         try:
-            kernels, compiles = await self._record(shop, target, free_bytes)
-            done = await asyncio.gather(*compiles, return_exceptions=True)
+            kernels = await asyncio.to_thread(rank.shop.markers.find, target)
+            if kernels is None:
+                kernels = await self._new_kernels(rank, target, free_bytes)
         except RecordingProblem as error:
             return Warmed(target, error=str(error), no_context=error.failed.no_context)
-        except (CompilerError, OSError) as error:
+        except (CompilerError, KernelError, OSError) as error:
             return Warmed(target, error=str(error))
-        failed = [each for each in done if isinstance(each, BaseException)]
-        for each in failed:
+        except Exception as error:
+            # It is this target's, and neither the service's nor that of a rank that asks for others too.
+            logger.exception("%s", target)
+            return Warmed(target, error=f"{type(error).__name__}: {error}")
+        return Warmed(target, kernels)
+
+    async def _new_kernels(self, rank: Rank, target: Target, free_bytes: int) -> tuple[KernelUse, ...]:
+        kernels, compiles = await self._record(rank, target, free_bytes)
+        ended = await asyncio.gather(*compiles, return_exceptions=True)
+        failures = [each for each in ended if each is not None]
+        for each in failures:
             if not isinstance(each, KernelError):
                 raise each
-        if failed:
-            more = f" (and {len(failed) - 1} more kernels)" if len(failed) > 1 else ""
-            return Warmed(target, error=f"{failed[0]}{more}")
-        return Warmed(target, tuple(sorted(KernelUse(each.m, each.directory) for each in kernels)))
+        if failures:
+            more = f" (and {len(failures) - 1} more kernels)" if len(failures) > 1 else ""
+            raise KernelError(f"{failures[0]}{more}")
+        return tuple(sorted(KernelUse(each.m, each.directory) for each in kernels))
 
     async def _record(
-        self, shop: Workshop, target: Target, free_bytes: int
+        self, rank: Rank, target: Target, free_bytes: int
     ) -> tuple[list[RecordedKernel], list[asyncio.Task[None]]]:
         loop = asyncio.get_running_loop()
         order = RecordingOrder(
             target=target,
-            gpu=shop.hello.gpu,
-            environment=shop.hello.environment,
-            version=shop.compiler.version,
-            stub=str(await asyncio.shield(shop.stub)),
+            gpu=rank.hello.gpu,
+            environment=rank.hello.environment,
+            version=rank.shop.compiler.version,
+            stub=str(await asyncio.shield(self._stub(rank))),
             directory=str(self._directory),
             library=self._library,
         )
@@ -264,7 +284,7 @@ class Service:
         def found(kernel: RecordedKernel) -> None:
             kernels.append(kernel)
             # It compiles while the sweep goes on.
-            compiles.append(asyncio.create_task(shop.pool.ensure(kernel)))
+            compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel)))
 
         def sweep() -> None:
             for kernel in record(self._context, order, RECORD_LIMIT_S, self._stopped.is_set):
@@ -323,6 +343,8 @@ def _mend(cache: KernelCache) -> list[str]:
         try:
             aside = cache.set_aside(directory)
         except CacheError as error:
+            if not cache.path(directory).exists():
+                continue  # another rank has just moved it
             notes.append(f"{cache.path(directory)} lacks one of its two files, and DeepGEMM will abort: {error}")
         else:
             notes.append(f"{directory} lacked one of its two files and is set aside as {aside}")
@@ -342,11 +364,11 @@ async def run(path: Path, parent: int, library: str) -> int:
     except OSError as error:
         print(f"warmstart service: {path} cannot be served: {error.strerror or error}", file=sys.stderr)
         return 1
-    service.prepare()
-    async with server:
-        while not stop.is_set() and os.getppid() == parent:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(stop.wait(), _PARENT_CHECK_S)
+    while not stop.is_set() and os.getppid() == parent:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stop.wait(), _PARENT_CHECK_S)
+    # Not to wait for its connections: a rank that waits for an answer keeps its own open.
+    server.close()
     service.stop()
     return 0
 
@@ -362,9 +384,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.socket.exists():
         print(f"warmstart service: {options.socket} is taken: name another --socket", file=sys.stderr)
         sys.exit(2)
-    status = asyncio.run(run(options.socket, options.parent, options.library))
-    shutil.rmtree(options.socket.parent, ignore_errors=True)
-    # Threads may still wait for a child that hangs in the driver.
+    # Not asyncio.run, which ends its threads first: one may still wait for a child that hangs in the driver.
+    status = asyncio.new_event_loop().run_until_complete(run(options.socket, options.parent, options.library))
+    remove_directory(options.socket.parent)
     os._exit(status)
 
 

@@ -1,0 +1,293 @@
+"""The targets of a cache on a GPU: called for every M with a compiler that refuses to run, or compared bit for bit.
+
+Run by measure.py in a process of its own; prints one JSON object.
+
+    exact.py pipeline SERVER CACHE TARGETS KIND   warm the targets of the markers in SERVER, and some of each type that
+                                                  is not there, in an empty CACHE by KIND of compiler; note them
+    exact.py sweep CACHE                          every M of every target of the markers in CACHE
+    exact.py outputs CACHE TARGETS                the results of every representative, with the kernels of CACHE
+    exact.py hook CACHE                           what SGLang's wrapper costs per call, with its own hook and with ours
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sglang_warmstart.kernels.marker import Marker, TargetKernels
+from sglang_warmstart.kernels.targets import Target
+
+ROUNDS, CALLS = 7, 20
+HOOK_ROUNDS, HOOK_CALLS = 31, 300  # the queue of launches has room for more
+
+
+def targets_of(cache: Path) -> list[TargetKernels]:
+    """Every target of every marker in a cache."""
+    found = {}
+    for path in cache.glob("warmstart/markers/*/*.json"):
+        for each in msgspec.json.decode(path.read_bytes(), type=Marker).targets:
+            found[each.target] = each
+    return [found[target] for target in sorted(found)]
+
+
+def more_targets(num_sms: int) -> list[Target]:
+    """Some of each kernel type that the server of DeepSeek-V3's shapes does not call."""
+    scales: dict[str, Any] = {"lhs_scale": "tma", "rhs_scale": "k"}
+    common: dict[str, Any] = {"num_sms": num_sms, "m_max": 16384}
+    contiguous = {"kernel_type": "GROUPED_GEMM_NT_F8F8BF16_CONTIG", "m_alignment": 128, "num_groups": 32}
+    masked = {"kernel_type": "GROUPED_GEMM_NT_F8F8BF16_MASKED", "num_groups": 32}
+    prenorm = {"kernel_type": "TF32_HC_PRENORM_GEMM", "n": 24, "k": 28672, "out_dtype": "float32"}
+    return [
+        Target(n=7168, k=2048, **contiguous, **scales, **common),
+        Target(n=4096, k=7168, **masked, **scales, **common),
+        Target(n=7168, k=2048, **masked, **scales, **common),
+        Target(kernel_type="GEMM_NT_BF16BF16F32", n=256, k=7168, num_groups=1, out_dtype="float32", **common),
+        Target(num_groups=0, **prenorm, **common),
+        Target(num_groups=16, **prenorm, **common),
+        # With scales that DeepGEMM has to transpose, by one more kernel.
+        Target(kernel_type="GEMM_NT_F8F8BF16", n=32768, k=512, num_groups=1, lhs_scale="k", rhs_scale="k", **common),
+    ]
+
+
+def pipeline(server: Path, cache: Path, noted: Path, kind: str) -> dict[str, Any]:
+    """Record and compile by the service alone, then load. Seconds of each, and kernels."""
+    os.environ["DG_JIT_CACHE_DIR"] = str(cache)
+    import torch
+    from sglang_warmstart.kernels.client import ServiceClient
+    from sglang_warmstart.kernels.identity import Gpu
+    from sglang_warmstart.kernels.launch import start_service
+    from sglang_warmstart.kernels.load import load
+    from sglang_warmstart.kernels.protocol import Hello
+
+    properties = torch.cuda.get_device_properties(0)
+    gpu = Gpu(properties.name, properties.multi_processor_count, (properties.major, properties.minor), 0, "0")
+    known = {each.target for each in targets_of(server)}
+    targets = sorted(known.union(more_targets(gpu.num_sms)))
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith(("DG_", "CUDA_")) or name == "PATH"
+    }
+    client = ServiceClient(start_service().socket)
+    package = Path(importlib.util.find_spec("deep_gemm").submodule_search_locations[0])  # type: ignore[union-attr, index]
+    client.hello(Hello(str(cache), environment, str(package), gpu, {"bench": "pipeline"}, kind=kind))  # type: ignore[arg-type]
+    time.sleep(20)  # as while weights are loaded: the service imports torch
+    start = time.perf_counter()
+    answer = client.warm(targets, torch.cuda.mem_get_info()[0], 500)
+    seconds = time.perf_counter() - start
+    finished = [TargetKernels(each.target, each.kernels) for each in answer.targets]
+    noted.write_bytes(msgspec.json.encode(finished))
+    loaded = load(finished, lambda: torch.cuda.mem_get_info()[0])
+    return {
+        "kind": kind,
+        "targets": len(finished),
+        "kernels": len({use.directory for each in finished for use in each.kernels}),
+        "compiled": answer.compiled,
+        "errors": [each.error for each in answer.targets if each.error],
+        "seconds": round(seconds, 2),
+        "load_calls": loaded.calls,
+        "load_s": round(loaded.seconds, 3),
+    }
+
+
+def refusing_compiler(directory: Path) -> tuple[Path, Path]:
+    """A compiler that knows its version and compiles nothing, and the log of what it was asked."""
+    real, command, log = os.environ["WARMSTART_REAL_NVCC"], directory / "refuses", directory / "asked"
+    version = subprocess.run([real, "--version"], capture_output=True, text=True, check=True).stdout
+    (directory / "version").write_text(version)
+    log.touch()
+    command.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec cat {directory}/version\necho "$@" >> {log}\nexit 1\n')
+    command.chmod(0o755)
+    return command, log
+
+
+def sweep(cache: Path) -> dict[str, Any]:
+    """Call every M of every target with real kernels."""
+    with tempfile.TemporaryDirectory() as directory:
+        command, log = refusing_compiler(Path(directory))
+        os.environ.update(DG_JIT_CACHE_DIR=str(cache), DG_JIT_NVCC_COMPILER=str(command))
+        import torch
+        from sglang_warmstart.kernels import gemms
+
+        found = []
+        for each in targets_of(cache):
+            start = time.perf_counter()
+            call = gemms.prepare(each.target, each.target.m_max, gemms.RealRoom())
+            for m in each.target.m_values:
+                call(m)
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            del call
+            torch.cuda.empty_cache()
+            found.append(
+                {
+                    "target": str(each.target),
+                    "kernels": len(each.kernels),
+                    "calls": len(each.target.m_values),
+                    "seconds": round(seconds, 3),
+                }
+            )
+        return {"targets": found, "compiler_runs": len(log.read_text().splitlines())}
+
+
+class RealOperands:
+    """DeepGEMM, with random operands in place of those that it is given; the same ones for the same shapes."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._made: dict[Any, Any] = {}
+        self.again: Callable[[], Any] = lambda: None
+        self.outputs: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._library, name)
+        if "gemm" not in name:
+            return function
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            real = tuple(self._real(argument, (name, i)) for i, argument in enumerate(args))
+            self.outputs = [real[2], *([real[3]] if "prenorm" in name else [])]
+            for output in self.outputs:
+                output.zero_()
+            self.again = lambda: function(*real, **kwargs)
+            self.again()
+
+        return call
+
+    def _real(self, argument: Any, place: tuple[str, int]) -> Any:
+        import torch
+
+        if isinstance(argument, tuple):
+            return tuple(self._real(each, (place[0], 10 * place[1] + i)) for i, each in enumerate(argument))
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        key = (place, tuple(argument.shape), argument.stride(), argument.dtype)
+        if key not in self._made:
+            self._made[key] = self._random(argument, place)
+        return self._made[key]
+
+    def _random(self, like: Any, place: tuple[str, int]) -> Any:
+        import torch
+
+        generator = torch.Generator(device="cuda").manual_seed(place[1])
+        size = sum((length - 1) * stride for length, stride in zip(like.shape, like.stride(), strict=True)) + 1
+        if like.dtype == torch.int32:
+            rows = torch.arange(size, device="cuda", dtype=torch.int32)
+            # Rows of each group, or the group of each block of rows.
+            flat = (rows * 37) % 128 + 1 if place[0].endswith("masked") else rows // 128 % 32
+        elif like.dtype == torch.float8_e4m3fn:
+            flat = torch.empty(size, device="cuda", dtype=like.dtype)
+            for part in flat.split(1 << 27):
+                part.copy_(torch.randn(part.numel(), device="cuda", generator=generator))
+        else:
+            flat = torch.rand(size, device="cuda", generator=generator).to(like.dtype)
+        return flat.as_strided(like.shape, like.stride())
+
+
+def outputs(cache: Path, targets: Path) -> dict[str, Any]:
+    """A hash of the result of each representative, and how long its kernel runs."""
+    os.environ.update(DG_JIT_CACHE_DIR=str(cache), DG_JIT_NVCC_COMPILER=os.environ["WARMSTART_REAL_NVCC"])
+    import deep_gemm
+    import torch
+    from sglang_warmstart.kernels import gemms
+
+    found = []
+    for each in msgspec.json.decode(targets.read_bytes(), type=list[TargetKernels]):
+        deep_gemm.set_num_sms(each.target.num_sms)
+        for use in each.kernels:
+            library = RealOperands(deep_gemm)
+            gemm = gemms.GEMMS[each.target.kernel_type]
+            gemm.prepare(library, each.target, each.kernels[-1].m, gemms.ClaimedRoom())(use.m)
+            torch.cuda.synchronize()
+            total = hashlib.sha256()
+            for output in library.outputs:
+                total.update(output.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+            finite = all(bool(torch.isfinite(output).all()) for output in library.outputs)
+            found.append(
+                {
+                    "target": str(each.target),
+                    "m": use.m,
+                    "kernel": use.directory,
+                    "sha256": total.hexdigest(),
+                    "finite": finite,
+                    "us": round(microseconds(library.again), 2),
+                }
+            )
+            del library
+        torch.cuda.empty_cache()
+    return {"outputs": found}
+
+
+def microseconds(call: Callable[[], Any]) -> float:
+    """Time of one kernel on the GPU, replayed from a graph so that no host time is in it: the median of rounds."""
+    import torch
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(CALLS):
+                call()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(ROUNDS):
+        torch.cuda.synchronize()
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / CALLS * 1000)
+    return statistics.median(times) if times else math.nan
+
+
+def hook(cache: Path) -> dict[str, Any]:
+    """Host time of one small GEMM through SGLang's wrapper, by turns with SGLang's own hook and with ours."""
+    os.environ.update(SGLANG_DG_CACHE_DIR=str(cache), DG_JIT_NVCC_COMPILER=os.environ["WARMSTART_REAL_NVCC"])
+    import deep_gemm
+    import sglang.srt.managers.scheduler  # noqa: F401  (as in a rank)
+    import torch
+    from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
+    from sglang_warmstart.features.exact_warmup import MAYBE_COMPILE, _Process, install_hooks
+    from sglang_warmstart.patch import Patch
+
+    n, k = 2112, 7168
+    lhs = torch.empty((4, k), device="cuda").to(torch.float8_e4m3fn), torch.ones((k // 128, 4), device="cuda").t()
+    rhs = torch.empty((n, k), device="cuda").to(torch.float8_e4m3fn), torch.ones((17, k // 128), device="cuda")
+    out = torch.empty((4, n), device="cuda", dtype=torch.bfloat16)
+    kernel_type = compile_utils.DeepGemmKernelType.GEMM_NT_F8F8BF16
+    compile_utils._INITIALIZATION_DICT[(kernel_type, n, k, 1)] = True
+    process = _Process(get_num_sms=deep_gemm.get_num_sms)
+    process.known.add((kernel_type, n, k, 1, deep_gemm.get_num_sms()))
+    hooks = {"sglang": getattr(compile_utils, MAYBE_COMPILE)}
+    install_hooks(Patch("bench"), compile_utils, entrypoint, process)
+    hooks["exact"] = getattr(compile_utils, MAYBE_COMPILE)
+    rounds: dict[str, list[float]] = {name: [] for name in hooks}
+    for _ in range(HOOK_ROUNDS):
+        for name, function in hooks.items():
+            setattr(compile_utils, MAYBE_COMPILE, function)
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(HOOK_CALLS):
+                entrypoint.gemm_nt_f8f8bf16(lhs, rhs, out)
+            rounds[name].append(round((time.perf_counter() - begin) / HOOK_CALLS * 1e6, 3))
+    medians = {name: statistics.median(each[1:]) for name, each in rounds.items()}
+    return {"us_per_call": medians, "rounds_us": rounds}
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "pipeline":
+        print(json.dumps(pipeline(*map(Path, sys.argv[2:5]), sys.argv[5])))
+    else:
+        command = {"sweep": sweep, "outputs": outputs, "hook": hook}[sys.argv[1]]
+        print(json.dumps(command(*map(Path, sys.argv[2:]))))

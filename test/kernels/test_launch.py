@@ -1,0 +1,258 @@
+"""The service begins and ends with its parent, however that ends, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+from kit.fake_nvcc import HANG, FakeNvcc
+from kit.node import STANDIN, Node, wait_until
+from kit.standin_library import definition
+from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
+from sglang_warmstart.kernels.identity import Gpu
+from sglang_warmstart.kernels.launch import start_service
+from sglang_warmstart.kernels.protocol import Answer, Hello, Welcome
+from sglang_warmstart.kernels.targets import Target
+
+TARGET = Target(kernel_type="GEMM_NT_F8F8BF16", n=2112, k=7168, num_groups=1, num_sms=132, m_max=150)
+HANGING = msgspec.structs.replace(TARGET, kernel_type="a GEMM that hangs at 20")
+
+
+def hello(directory: Path, nvcc: FakeNvcc) -> Hello:
+    return Hello(
+        cache=str(directory / "kernels"),
+        environment={"DG_JIT_NVCC_COMPILER": str(nvcc.path)},
+        deep_gemm=str(directory / "deep_gemm"),
+        gpu=Gpu("NVIDIA H200", 132, (9, 0), 0),
+        launch={"model": "DeepSeek-V3"},
+        workers=2,
+    )
+
+
+class BusyNode(Node):
+    """A node in the middle of its work: a child hangs in the driver, compilers hang, and a rank waits for them."""
+
+    def __init__(self, directory: Path, **environment: str) -> None:
+        super().__init__(directory, **environment)
+        self._nvcc = FakeNvcc(directory / "nvcc")
+        self._nvcc.on_each_kernel(HANG)
+        self._hello = hello(directory, self._nvcc)
+        self._threads = ThreadPoolExecutor()
+
+    def __enter__(self) -> BusyNode:
+        super().__enter__()
+        client = self.client()
+        assert client.hello(self._hello) == Welcome()
+        self.waiting: Future[Answer] = self._threads.submit(client.warm, [HANGING], 100 << 30, 300.0)
+        # The compilers of the two kernels that are found before the child hangs, and what each of them has started.
+        assert wait_until(lambda: len(self.processes("sleep")) == 2)
+        return self
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[BusyNode]:
+    with BusyNode(tmp_path) as node:
+        yield node
+
+
+def kill_parent(node: Node) -> None:
+    node.parent.kill()
+
+
+def end_parent(node: Node) -> None:
+    node.end()
+
+
+def terminate_service(node: Node) -> None:
+    os.kill(node.service, signal.SIGTERM)
+    # All that is of the service goes with it: the parent lives on.
+    assert wait_until(lambda: [process.pid for process in node.processes()] == [node.parent.pid])
+    node.parent.kill()
+
+
+@pytest.mark.parametrize("end", [kill_parent, end_parent, terminate_service])
+def test_nothing_is_left_when_the_service_ends_in_the_middle_of_its_work(
+    busy: BusyNode, end: Callable[[Node], None]
+) -> None:
+    start = time.monotonic()
+    end(busy)
+    assert busy.left(5) == []
+    assert time.monotonic() - start < 5
+    assert not busy.socket.parent.exists()
+    with pytest.raises(ServiceGoneError, match=r"the service (has closed the connection|is gone)"):
+        busy.waiting.result(5)
+
+
+def test_a_service_that_is_killed_is_noticed_and_takes_its_children_along(busy: BusyNode) -> None:
+    # A compiler knows nothing of the service, and comes to its own end.
+    compilers = {process.pid for process in busy.processes("nvcc", "sleep")}
+    os.kill(busy.service, signal.SIGKILL)
+    with pytest.raises(ServiceGoneError, match="the service has closed the connection"):
+        busy.waiting.result(5)
+    assert wait_until(lambda: {process.pid for process in busy.processes()} == {busy.parent.pid, *compilers}, 5)
+    with pytest.raises(ServiceGoneError, match=f"no service at {busy.socket}: Connection refused"):
+        ServiceClient(busy.socket, wait_s=0.1)
+
+
+def test_the_next_start_removes_what_a_killed_service_has_left(busy: BusyNode, tmp_path: Path) -> None:
+    left = busy.socket.parent
+    os.kill(busy.service, signal.SIGKILL)
+    busy.parent.kill()
+    busy.parent.wait()
+    assert left.exists()
+    (tmp_path / "next").mkdir()
+    with Node(tmp_path / "next") as following:
+        assert wait_until(lambda: not left.exists())
+        with Node(tmp_path / "next"):  # which finds one that is in use
+            assert following.client().hello(hello(tmp_path, FakeNvcc(tmp_path / "other nvcc"))) == Welcome()
+            assert following.socket.exists()
+
+
+def warm_one(node: Node, directory: Path) -> None:
+    """Ask for a target, from its recording to the cache."""
+    rank = node.client()
+    assert rank.hello(hello(directory, FakeNvcc(directory / "nvcc"))) == Welcome()
+    (answer,) = rank.warm([TARGET], 100 << 30, 30).targets
+    assert (answer.error, answer.kernels) == ("", definition(TARGET))
+
+
+@pytest.mark.parametrize("name", ["a-very-long-name-" + 80 * "x", "a directory; with $(such) a name"])
+def test_any_directory_will_do_for_temporary_files(tmp_path: Path, name: str) -> None:
+    # Sockets have short paths, and DeepGEMM quotes none.
+    temporary = tmp_path / name
+    temporary.mkdir()
+    with Node(tmp_path, TMPDIR=str(temporary)) as node:
+        warm_one(node, tmp_path)
+        left = node.socket.parent
+        os.kill(node.service, signal.SIGKILL)
+    left.mkdir(exist_ok=True)
+    (left / "alive").touch()
+    (tmp_path / "next").mkdir()
+    with Node(tmp_path / "next", TMPDIR=str(temporary)):
+        assert not left.exists()
+
+
+def test_all_that_the_service_leaves_while_it_works_is_in_its_own_directory(tmp_path: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix="short-"))
+    try:
+        with Node(tmp_path, TMPDIR=str(temporary)) as node:
+            warm_one(node, tmp_path)
+            assert list(temporary.iterdir()) == [node.socket.parent]
+            node.end()
+        assert list(temporary.iterdir()) == []
+    finally:
+        temporary.rmdir()
+
+
+def test_the_directory_is_private(tmp_path: Path) -> None:
+    with Node(tmp_path) as node:
+        assert node.socket.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_rank_may_come_before_the_service_listens(tmp_path: Path) -> None:
+    path = tmp_path / "late.sock"
+    with ThreadPoolExecutor() as threads, socket.socket(socket.AF_UNIX) as late:
+        rank = threads.submit(ServiceClient, path, 10.0)
+        time.sleep(0.1)
+        assert not rank.done()
+        late.bind(str(path))
+        late.listen()
+        rank.result(5).close()
+
+
+def test_control_c_is_for_the_server(tmp_path: Path) -> None:
+    with Node(tmp_path) as node:
+        node.client()
+        os.kill(node.service, signal.SIGINT)
+        warm_one(node, tmp_path)
+        assert os.getsid(node.service) != os.getsid(node.parent.pid)
+
+
+def test_a_fork_of_the_parent_ends_without_the_service(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from sglang_warmstart.kernels.launch import start_service
+service = start_service("kit.standin_library")
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(service.socket.parent, service.socket.parent.exists(), service.process.poll())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    directory, exists, status = ended.stdout.split()
+    assert (exists, status) == ("True", "None")
+    assert not Path(directory).exists()
+
+
+def test_a_start_that_fails_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(Path("/tmp").glob("sglang-warmstart-*"))
+    with pytest.raises(FileNotFoundError):
+        start_service(STANDIN)
+    assert list(tmp_path.iterdir()) == []
+    assert set(Path("/tmp").glob("sglang-warmstart-*")) <= before
+
+
+def run_service(path: Path, parent: int | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sglang_warmstart.kernels.service", "--socket", str(path), "--library", STANDIN]
+    command += ["--parent", str(os.getpid() if parent is None else parent)]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=20)
+
+
+def test_a_socket_path_that_is_taken_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sglang-warmstart-taken" / "service.sock"
+    path.parent.mkdir()
+    path.write_bytes(b"somebody else's")
+    ended = run_service(path)
+    assert ended.returncode == 2
+    assert ended.stderr == f"warmstart service: {path} is taken: name another --socket\n"
+    assert path.read_bytes() == b"somebody else's"
+
+
+def test_a_socket_path_that_cannot_be_served_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "service.sock"
+    ended = run_service(path)
+    assert ended.returncode == 1
+    assert ended.stderr == f"warmstart service: {path} cannot be served: No such file or directory\n"
+
+
+def test_a_service_whose_parent_is_gone_ends_at_once_and_removes_no_directory_but_its_own(tmp_path: Path) -> None:
+    (tmp_path / "somebody else's").touch()
+    ended = run_service(tmp_path / "service.sock", parent=1 << 22)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "somebody else's").exists()
+
+
+def write_hanging_nvrtc(modules: Path, compiling: Path) -> None:
+    """Stand in for NVRTC's bindings, whether or not they are installed."""
+    bindings = modules / "cuda" / "bindings"
+    bindings.mkdir(parents=True)
+    (modules / "cuda" / "__init__.py").touch()
+    (bindings / "__init__.py").touch()
+    text = "import pathlib, time\n"
+    text += f"def nvrtcCreateProgram(*arguments): pathlib.Path({str(compiling)!r}).touch(); time.sleep(1000)\n"
+    (bindings / "nvrtc.py").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_that_compile_by_nvrtc_end_with_the_service(tmp_path: Path, number: signal.Signals) -> None:
+    write_hanging_nvrtc(tmp_path, tmp_path / "compiling")
+    question = msgspec.structs.replace(hello(tmp_path, FakeNvcc(tmp_path / "nvcc")), kind="nvrtc")
+    with Node(tmp_path, modules=tmp_path) as node:
+        rank = node.client()
+        assert rank.hello(question) == Welcome()
+        rank.announce([TARGET], 100 << 30)
+        assert wait_until((tmp_path / "compiling").exists)
+        os.kill(node.service, number)
+        assert wait_until(lambda: [process.pid for process in node.processes()] == [node.parent.pid], 5)

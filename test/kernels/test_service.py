@@ -1,0 +1,466 @@
+"""What ranks ask of the service of their node, and what they get: a real process, real compiler commands."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kit.fake_nvcc import FakeNvcc, cubin_of
+from kit.node import Node, wait_until
+from kit.standin_library import FLAGS, LINE_INFO, TAKEN_GPU, definition, kernels_of
+from sglang_warmstart.kernels import protocol
+from sglang_warmstart.kernels.cache import KernelCache
+from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
+from sglang_warmstart.kernels.identity import Gpu
+from sglang_warmstart.kernels.marker import Launch
+from sglang_warmstart.kernels.protocol import Answer, Hello, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.kernels.targets import Target
+
+GPU = Gpu("NVIDIA H200", 132, (9, 0), 0)
+PLENTY = 100 << 30
+
+
+def target(kernel_type: str = "GEMM_NT_F8F8BF16", *, n: int = 2112, k: int = 7168, m_max: int = 150) -> Target:
+    return Target(kernel_type=kernel_type, n=n, k=k, num_groups=1, num_sms=132, m_max=m_max)
+
+
+@dataclass
+class Place:
+    """A cache and a compiler, and what a rank says of them."""
+
+    directory: Path
+    nvcc: FakeNvcc = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nvcc = FakeNvcc(self.directory / "nvcc")
+
+    @property
+    def cache(self) -> KernelCache:
+        return KernelCache(self.directory / "kernels")
+
+    def hello(self, *, gpu: Gpu = GPU, launch: Launch | None = None, **environment: str) -> Hello:
+        return Hello(
+            cache=str(self.cache.root),
+            environment={"DG_JIT_NVCC_COMPILER": str(self.nvcc.path), **environment},
+            deep_gemm=str(self.directory / "deep_gemm"),
+            gpu=gpu,
+            launch=launch or {"model": "DeepSeek-V3", "rank": "0"},
+            workers=4,
+        )
+
+    def rank(self, node: Node, hello: Hello | None = None) -> ServiceClient:
+        """A rank that has been welcomed."""
+        client = node.client()
+        assert client.hello(hello or self.hello()) == Welcome()
+        return client
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A service that outlives many conversations: each with a cache of its own."""
+    with Node(tmp_path_factory.mktemp("node"), DG_JIT_WITH_LINEINFO="1") as node:
+        yield node
+
+
+def warm(client: ServiceClient, *targets: Target, limit_s: float = 30.0) -> Answer:
+    return client.warm(targets, PLENTY, limit_s)
+
+
+def defined(*targets: Target) -> tuple[Warmed, ...]:
+    return tuple(Warmed(each, definition(each)) for each in targets)
+
+
+def sources_of(*targets: Target) -> dict[str, str]:
+    return {
+        kernel.directory: kernel.source for each in targets for m in each.m_values for kernel in kernels_of(each, m)
+    }
+
+
+def once_each(*targets: Target) -> dict[str, int]:
+    """What a compiler ran for, if it compiled each kernel of the targets once."""
+    return {source.splitlines()[0]: 1 for source in sources_of(*targets).values()}
+
+
+# A round trip
+
+
+def test_a_rank_gets_the_kernels_of_its_targets_when_they_are_in_the_cache(node: Node, place: Place) -> None:
+    asked = (target(n=2112), target(n=512))
+    answer = warm(place.rank(node), *asked)
+    assert answer == Answer(defined(*asked), compiled=len(sources_of(*asked)))
+    for directory, source in sources_of(*asked).items():
+        assert (place.cache.path(directory) / "kernel.cu").read_bytes() == source.encode()
+        assert (place.cache.path(directory) / "kernel.cubin").read_bytes() == cubin_of(source, FLAGS)
+    assert {path.name for path in place.cache.path("").iterdir()} == sources_of(*asked).keys()
+    assert list((place.cache.root / "tmp").iterdir()) == []
+    assert place.nvcc.compiled == once_each(*asked)
+
+
+def test_what_is_announced_is_worked_on_before_anybody_asks(node: Node, place: Place) -> None:
+    rank = place.rank(node)
+    rank.announce([target()], PLENTY)
+    assert wait_until(lambda: all(place.cache.has(directory) for directory in sources_of(target())))
+    assert warm(rank, target()).targets == defined(target())
+    assert place.nvcc.compiled == once_each(target())
+
+
+def test_a_restart_restores_from_the_marker_and_neither_records_nor_compiles(
+    node: Node, place: Place, tmp_path: Path
+) -> None:
+    asked = (target(n=512), target(n=2112))
+    first = place.rank(node)
+    assert first.restore() == Answer(())
+    warm(first, asked[0])
+    warm(first, asked[1])
+    runs = place.nvcc.runs
+    with Node(tmp_path, library="a_library_that_is_not_there") as restarted:
+        rank = place.rank(restarted)
+        assert rank.restore() == Answer(defined(*asked))
+        # Another launch has no marker of its own, but the kernels are known.
+        other = place.rank(restarted, place.hello(launch={"model": "another one with the same GEMM"}))
+        assert warm(other, *asked) == Answer(defined(*asked))
+    assert place.nvcc.runs == runs
+
+
+def test_a_damaged_marker_is_reported_and_the_work_is_done_again(node: Node, place: Place) -> None:
+    rank = place.rank(node)
+    warm(rank, target())
+    (marker,) = place.cache.own.glob("markers/*/*.json")
+    marker.write_bytes(marker.read_bytes()[:-100])
+    answer = rank.restore()
+    assert answer.targets == ()
+    assert "the marker is not used" in answer.notes[0]
+    assert "damaged" in answer.notes[0]
+
+
+def test_a_half_kernel_is_out_of_the_way_before_the_rank_goes_on(node: Node, place: Place) -> None:
+    (half, *_) = sources_of(target())
+    place.cache.path(half).mkdir(parents=True)
+    (place.cache.path(half) / "kernel.cu").touch()
+    (note,) = node.client().hello(place.hello()).notes
+    assert note.startswith(f"{half} lacked one of its two files and is set aside as {place.cache.own}")
+    assert not place.cache.path(half).exists()
+    assert warm(place.rank(node), target()).targets == defined(target())
+
+
+def test_of_many_ranks_that_find_a_half_kernel_none_gives_a_false_alarm(node: Node, place: Place) -> None:
+    halves = [f"kernel.gemm.{number:032x}" for number in range(20)]
+    for half in halves:
+        place.cache.path(half).mkdir(parents=True)
+    with ThreadPoolExecutor(8) as threads:
+        welcomes = list(threads.map(lambda _: node.client().hello(place.hello()), range(8)))
+    notes = [note for welcome in welcomes for note in welcome.notes]
+    assert sorted(note.split()[0] for note in notes) == halves
+    assert all("is set aside as" in note for note in notes)
+
+
+def test_only_the_ranks_own_settings_reach_deep_gemm(node: Node, place: Place) -> None:
+    # The process that started the service has DG_JIT_WITH_LINEINFO=1.
+    assert warm(place.rank(node), target()).targets == defined(target())
+    answer = warm(place.rank(node, place.hello(DG_JIT_WITH_LINEINFO="1")), target())
+    (source, *_) = sources_of(target()).values()
+    cubins = [(place.cache.path(use.directory) / "kernel.cubin").read_bytes() for use in answer.targets[0].kernels]
+    assert cubin_of(source, FLAGS + LINE_INFO) in cubins
+
+
+# Many at once
+
+
+def test_sixteen_ranks_at_once_share_the_work(node: Node, place: Place) -> None:
+    shapes = [target(n=n, k=k) for n in (512, 2112) for k in (512, 7168)]
+    # Each asks for three of four targets, in an order of its own.
+    asked = [(shapes * 2)[number % 4 :][:3] for number in range(16)]
+
+    def ask(number: int) -> Answer:
+        rank = place.rank(node, place.hello(launch={"rank": str(number)}))
+        return warm(rank, *asked[number])
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(ask, range(16)))
+    assert [answer.targets for answer in answers] == [defined(*each) for each in asked]
+    assert [answer.notes for answer in answers] == [()] * 16
+    assert place.nvcc.compiled == once_each(*shapes)
+
+
+def test_two_services_on_one_cache_share_the_work(node: Node, place: Place, tmp_path: Path) -> None:
+    place.nvcc.on_each_kernel("sleep 0.05")
+    with Node(tmp_path) as other, ThreadPoolExecutor() as threads:
+        ranks = [place.rank(node), place.rank(other)]
+        answers = list(threads.map(lambda rank: warm(rank, target(), target(n=512)), ranks))
+    assert [answer.targets for answer in answers] == [defined(target(), target(n=512))] * 2
+    assert sum(answer.compiled for answer in answers) == len(sources_of(target(), target(n=512)))
+    assert place.nvcc.compiled == once_each(target(), target(n=512))
+
+
+def test_ranks_with_different_gpus_share_kernels_but_no_marker(node: Node, place: Place) -> None:
+    smaller = msgspec.structs.replace(GPU, name="NVIDIA H20", num_sms=78)
+    ranks = [place.rank(node), place.rank(node, place.hello(gpu=smaller))]
+    with ThreadPoolExecutor() as threads:
+        answers = list(threads.map(lambda rank: warm(rank, target()), ranks))
+    assert [answer.targets for answer in answers] == [defined(target())] * 2
+    assert place.nvcc.compiled == once_each(target())
+    assert len({path.parent for path in place.cache.own.glob("markers/*/*.json")}) == 2
+
+
+def test_a_rank_that_says_hello_again_is_another_one_from_then_on(node: Node, place: Place, tmp_path: Path) -> None:
+    elsewhere = Place(tmp_path / "elsewhere")
+    rank = place.rank(node)
+    warm(rank, target())
+    assert rank.hello(elsewhere.hello()) == Welcome()
+    assert rank.restore() == Answer(())
+    assert warm(rank, target()).targets == defined(target())
+    assert elsewhere.nvcc.compiled == once_each(target())
+
+
+# What goes wrong in a rank
+
+
+def frames(*messages: protocol.Message) -> bytes:
+    return b"".join(map(protocol.encode, messages))
+
+
+@contextlib.contextmanager
+def raw_connection(node: Node) -> Iterator[socket.socket]:
+    node.client()  # it listens
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(node.socket))
+        yield connection
+
+
+def read_answer(connection: socket.socket) -> protocol.Message:
+    length = protocol.length_of(connection.recv(protocol.LENGTH.size, socket.MSG_WAITALL))
+    return protocol.decode(connection.recv(length, socket.MSG_WAITALL))
+
+
+def test_a_rank_that_dies_while_it_waits_does_no_harm_to_others(node: Node, place: Place) -> None:
+    # Nothing is compiled before there is a file.
+    place.nvcc.on_each_kernel(f"until [ -e {place.directory}/go ]; do sleep 0.01; done")
+    rank = place.rank(node)
+    question = frames(place.hello(), Warm((target(),), PLENTY, 30))
+    dying = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+    dying += "s.sendall(sys.stdin.buffer.read()); print(flush=True); time.sleep(1000)"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", dying, str(node.socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(question)
+        process.stdin.close()
+        process.stdout.readline()
+        assert wait_until(lambda: place.nvcc.runs["stub"])  # it is being served
+        with ThreadPoolExecutor() as threads:
+            answer = threads.submit(warm, rank, target())
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            (place.directory / "go").touch()
+            assert answer.result().targets == defined(target())
+    assert place.nvcc.compiled == once_each(target())
+    assert warm(place.rank(node), target(n=512)).targets == defined(target(n=512))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\0\0\0\5hello",
+        protocol.LENGTH.pack(protocol.LIMIT + 1),
+        b"GET / HTTP/1.1\r\n\r\n",
+        frames(Answer(())),
+        frames(Welcome()),
+        protocol.LENGTH.pack(100) + b"no more",
+        b"\0\0",
+        b"",
+    ],
+    ids=["no message", "too long", "http", "an answer", "a welcome", "cut off", "half a length", "nothing"],
+)
+def test_what_is_no_question_closes_the_connection_and_no_other(node: Node, place: Place, sent: bytes) -> None:
+    rank = place.rank(node)
+    with raw_connection(node) as connection:
+        connection.sendall(frames(place.hello()))
+        assert read_answer(connection) == Welcome()
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+    assert rank.restore() == Answer(())
+    assert "Traceback" not in node.log
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_no_bytes_whatsoever_end_the_service(node: Node, sent: bytes) -> None:
+    with raw_connection(node) as connection:
+        connection.sendall(protocol.LENGTH.pack(len(sent)) + sent)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+
+
+def test_a_question_before_hello_is_not_answered_but_with_what_is_missing(node: Node) -> None:
+    with pytest.raises(ServiceGoneError, match="the service does not answer a Restore, it says: say Hello first"):
+        node.client().restore()
+
+
+def test_an_announcement_before_hello_has_no_answer_that_would_be_taken_for_another(node: Node, place: Place) -> None:
+    rank = node.client()
+    rank.announce([target()], PLENTY)
+    assert rank.hello(place.hello()) == Welcome()
+    assert place.nvcc.runs == {}
+
+
+def test_a_slow_rank_is_understood_and_keeps_nobody_waiting(node: Node, place: Place) -> None:
+    with raw_connection(node) as connection:
+        for byte in frames(place.hello(), Restore())[:-1]:
+            connection.sendall(bytes([byte]))
+        assert warm(place.rank(node), target()).targets == defined(target())
+        connection.sendall(frames(Restore())[-1:])
+        assert read_answer(connection) == Welcome()
+        assert read_answer(connection) == Answer(defined(target()))
+
+
+def test_a_rank_that_does_not_read_its_answers_keeps_nobody_waiting(node: Node, place: Place) -> None:
+    rank = place.rank(node)
+    warm(rank, target())
+    with raw_connection(node) as connection:
+        connection.settimeout(0.5)
+        connection.sendall(frames(place.hello()))
+        with contextlib.suppress(TimeoutError):  # until the service reads no more of it
+            while True:
+                connection.sendall(frames(*[Restore()] * 100))
+        assert rank.restore() == Answer(defined(target()))
+
+
+# What goes wrong on the way to a kernel
+
+
+def test_a_target_that_takes_too_long_is_ready_for_a_later_question(node: Node, place: Place) -> None:
+    place.nvcc.on_each_kernel(f"until [ -e {place.directory}/go ]; do sleep 0.01; done")
+    rank = place.rank(node)
+    assert warm(rank, target(), limit_s=0.2).targets == (
+        Warmed(target(), error="not ready after 0.2 s", not_ready=True),
+    )
+    (place.directory / "go").touch()
+    assert warm(rank, target()).targets == defined(target())
+    assert place.nvcc.compiled == once_each(target())
+
+
+def test_a_compiler_that_fails_spoils_its_target_alone_and_is_tried_again(node: Node, place: Place) -> None:
+    bad, good = target(n=512, m_max=64), target(n=2112)
+    place.nvcc.on_each_kernel(
+        'if grep -q 32x64 "$source"; then echo "kernel.cu(7): error: no such luck" >&2; exit 2; fi'
+    )
+    rank = place.rank(node)
+    first, second = warm(rank, bad, good).targets
+    (directory,) = (name for name, source in sources_of(bad).items() if "32x64" in source)
+    assert first == Warmed(
+        bad,
+        error=f"{directory}: standin_gemm: {place.nvcc.path}: exit status 2: kernel.cu(7): error: no such luck",
+    )
+    assert second == defined(good)[0]
+    assert rank.restore() == Answer(defined(good))
+    place.nvcc.on_each_kernel(":")
+    assert warm(rank, bad).targets == defined(bad)
+    assert place.nvcc.compiled == {**once_each(bad, good), sources_of(bad)[directory].splitlines()[0]: 2}
+
+
+def test_a_compiler_that_fails_on_all_kernels_names_one_and_counts_the_others(node: Node, place: Place) -> None:
+    place.nvcc.on_each_kernel("exit 1")
+    (answer,) = warm(place.rank(node), target()).targets
+    assert answer.error.endswith("exit status 1: it said nothing (and 4 more kernels)")
+    assert not place.cache.own.joinpath("markers").exists()
+
+
+def test_a_stub_that_cannot_be_made_is_tried_again(node: Node, place: Place) -> None:
+    rank = place.rank(node)
+    working = place.nvcc.path.read_text(encoding="utf-8")
+    place.nvcc.path.write_text("#!/bin/sh\necho no disk >&2; exit 1\n", encoding="utf-8")
+    assert [each.error for each in warm(rank, target()).targets] == [f"{place.nvcc.path}: exit status 1: no disk"]
+    place.nvcc.path.write_text(working, encoding="utf-8")
+    assert warm(rank, target()).targets == defined(target())
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"DG_JIT_NVCC_COMPILER": "/nowhere/nvcc"}, "DG_JIT_NVCC_COMPILER=/nowhere/nvcc is not there"),
+        ({"DG_JIT_NVCC_COMPILER": "", "CUDA_HOME": "/nowhere"}, "CUDA_HOME=/nowhere has no bin/nvcc"),
+        ({"DG_JIT_NVCC_COMPILER": "/bin/false"}, "/bin/false: Command '['/bin/false', '--version']' returned non-zero"),
+    ],
+)
+def test_without_a_compiler_the_welcome_says_why(
+    node: Node, place: Place, environment: dict[str, str], problem: str
+) -> None:
+    welcome = node.client().hello(place.hello(**environment))
+    assert welcome.problem.startswith(problem)
+    assert "\n" not in welcome.problem
+
+
+def test_a_cache_that_cannot_be_written_is_reported_in_one_line(node: Node, place: Place) -> None:
+    place.cache.root.write_bytes(b"a file in the way")
+    answer = warm(place.rank(node), target())
+    (warmed,) = answer.targets
+    assert f"the kernel cache {place.cache.root} cannot be written" in warmed.error
+    assert "make it writable, or set SGLANG_DG_CACHE_DIR" in warmed.error
+    assert "\n" not in warmed.error
+    assert answer.notes == ()
+
+
+def test_a_marker_that_cannot_be_written_does_not_spoil_the_answer(node: Node, place: Place) -> None:
+    place.cache.own.mkdir(parents=True)
+    (place.cache.own / "markers").write_bytes(b"a file in the way")
+    answer = warm(place.rank(node), target())
+    assert answer.targets == defined(target())
+    (note,) = answer.notes
+    assert note.startswith("no marker is left for the next start: ")
+
+
+def test_a_gpu_that_gives_no_context_is_told_from_other_causes(node: Node, place: Place) -> None:
+    rank = place.rank(node, place.hello(gpu=msgspec.structs.replace(GPU, name=TAKEN_GPU)))
+    (warmed,) = warm(rank, target()).targets
+    assert warmed.no_context
+    assert warmed.error.startswith("no CUDA context for recording: CUDA error: ")
+    (other,) = warm(place.rank(node), target("a GEMM that raises at 1")).targets
+    assert other.error and not other.no_context
+
+
+def test_what_was_recorded_before_a_child_died_is_of_use_to_the_next_start(node: Node, place: Place) -> None:
+    dying = target("a GEMM that is killed at 40")
+    (warmed,) = warm(place.rank(node), dying).targets
+    assert warmed.error == "the recording process ended without a word (exit code -9)"
+    early = [use.directory for use in definition(target()) if use.m < 40]
+    assert wait_until(lambda: all(place.cache.has(directory) for directory in early))
+    assert warm(place.rank(node), target()).targets == defined(target())
+    assert place.nvcc.compiled == once_each(target())
+
+
+def test_where_the_gpu_has_little_memory_left_children_wait_for_each_other(place: Place, tmp_path: Path) -> None:
+    (first, *_) = definition(target())
+    with Node(tmp_path) as node:
+        rank = place.rank(node)
+        rank.announce([target("a GEMM that hangs at 2")], 0)
+        assert wait_until(lambda: place.cache.has(first.directory))
+        assert rank.warm([target(n=512)], 0, 0.5).targets[0].not_ready
+        assert warm(rank, target(k=512)).targets == defined(target(k=512))
+
+
+def test_a_library_that_cannot_be_imported_spoils_the_answer_and_not_the_service(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "broken_library.py").write_text("raise AssertionError('CUDA home is not found')", encoding="utf-8")
+    with Node(tmp_path, library="broken_library", modules=tmp_path) as node:
+        rank = place.rank(node)
+        for _ in range(2):
+            (warmed,) = warm(rank, target()).targets
+            assert warmed.error.startswith("no process for recording: ")
+        assert rank.restore() == Answer(())

@@ -1,0 +1,123 @@
+"""A node of a server: a process that has started the service, and all that this starts in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+from sglang_warmstart.kernels.client import ServiceClient
+from sglang_warmstart.kernels.launch import remove_directory
+
+STANDIN = "kit.standin_library"
+
+# Every process of a node has it in its environment, wherever it has gone in the tree of processes.
+_MARK = "KIT_NODE"
+
+_PARENT = """
+import sys
+from sglang_warmstart.kernels.launch import start_service
+service = start_service(sys.argv[1])
+print(service.process.pid, service.socket, flush=True)
+sys.stdin.read()
+"""
+
+
+class Node:
+    """The process starts on entering the context, and everything that it has started is gone after leaving it.
+
+    Args:
+        directory: for the log.
+        library: what the service takes for DeepGEMM.
+        modules: a directory from which its processes import, too.
+        environment: on top of this process's own.
+    """
+
+    def __init__(
+        self, directory: Path, library: str = STANDIN, modules: Path | None = None, **environment: str
+    ) -> None:
+        self._log = directory / "log"
+        self._mark = uuid.uuid4().hex
+        places = [str(Path(__file__).parents[1]), str(modules or ""), os.environ.get("PYTHONPATH", "")]
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, places)), _MARK: self._mark}
+        self._environment = {**os.environ, **own, **environment}
+        self._library = library
+        self._clients: list[ServiceClient] = []
+
+    def __enter__(self) -> Node:
+        with self._log.open("wb") as log:
+            self.parent = subprocess.Popen(
+                [sys.executable, "-c", _PARENT, self._library],
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.parent.stdout is not None
+        said = self.parent.stdout.readline()
+        assert said, f"no service was started:\n{self.log}"
+        pid, path = said.rstrip("\n").split(" ", 1)
+        self.service, self.socket = int(pid), Path(path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in self._clients:
+            client.close()
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.parent.communicate()
+        if left := self.left():
+            raise RuntimeError(f"processes of the node survived SIGKILL: {left}")
+        remove_directory(self.socket.parent)
+
+    def end(self) -> int:
+        """Let the parent come to its own end. Returns its status."""
+        self.parent.communicate()
+        return self.parent.returncode
+
+    def client(self, wait_s: float = 30.0) -> ServiceClient:
+        """A connection to the service."""
+        self._clients.append(ServiceClient(self.socket, wait_s))
+        return self._clients[-1]
+
+    @property
+    def log(self) -> str:
+        """What all its processes wrote to their standard error."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def processes(self, *names: str) -> list[psutil.Process]:
+        """All that live, or those with one of these names."""
+        return [process for process, name in self._processes() if not names or name in names]
+
+    def left(self, limit_s: float = 10.0) -> list[psutil.Process]:
+        """Those that live when the time is up; returns as soon as there are none."""
+        self.parent.poll()
+        wait_until(lambda: not self.processes(), limit_s)
+        return self.processes()
+
+    def _processes(self) -> Iterator[tuple[psutil.Process, str]]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process, process.name()
+
+
+def wait_until(condition: Callable[[], object], limit_s: float = 10.0) -> bool:
+    """Wait for a condition. Returns whether it has come true in time."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
