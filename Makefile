@@ -22,7 +22,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "The first demo or test installs SGLang $(MAIN) into .venv; PYTHON=python3.12 chooses another Python (3.10 to 3.13)."
 
-demo: .venv/.package .toolchain/.complete ## start a real SGLang server with the plugin and show what it does (no GPU needed)
+demo: .venv/.package .toolchain/.complete ## compile kernels, start a real SGLang server with the plugin, show what it does (no GPU needed)
 	@.venv/bin/python test/demo.py
 
 test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12

@@ -1,5 +1,7 @@
-"""`make demo`: a real SGLang server with two pipeline stages, the plugin in each of its processes, and no GPU."""
+"""`make demo`: kernels compiled for real, all at once; and a real SGLang server with two pipeline stages, the plugin in
+each of its processes. No GPU."""
 
+import asyncio
 import os
 import re
 import signal
@@ -8,21 +10,36 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from kit.environment import child_environment
 from kit.model import write_tiny_llama
+from kit.recorded import recording
 from kit.release import installed_release
 from kit.server import Server
+from kit.toolchain import toolchain
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from sglang_warmstart.kernels import compiler as compilers
+from sglang_warmstart.kernels import limits, progress
+from sglang_warmstart.kernels.cache import KernelCache
+from sglang_warmstart.kernels.compiler import CompileJob, Compiler
+from sglang_warmstart.kernels.digest import name_of
+from sglang_warmstart.kernels.pool import CompilePool, KernelError
+from sglang_warmstart.kernels.recorder import RecordedKernel
 
 FLAG = "--disable-attn-tp-gather"
 SWITCHES = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1", "SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 PROMPT = [5, 6, 7, 8]
+# The experts' second GEMM of DeepSeek-V3: type, N and K.
+TARGET = ("GROUPED_GEMM_NT_F8F8BF16_CONTIG", 7168, 2048)
 # SGLang's logging puts the stage behind the time, and nothing there in the main process.
 LOG_LINE = re.compile(r"^\[[^\]]*?(?: (?P<stage>PP\d+))?\] (?P<text>.*)$")
 PROCESSES = ("main", "PP0", "PP1")
@@ -45,6 +62,77 @@ def step(console: Console, title: str) -> Iterator[None]:
     else:
         yield
         console.print(f"{title}: {time.monotonic() - start:.1f} s", markup=False)
+
+
+class TimedThreads(ThreadPoolExecutor):
+    """Threads that note how long they took for the source of each compile."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.seconds: dict[str, float] = {}
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
+        def timed() -> Any:
+            start = time.monotonic()
+            try:
+                return function(*arguments, **options)
+            finally:
+                for job in arguments:
+                    if isinstance(job, CompileJob):
+                        self.seconds[job.source] = time.monotonic() - start
+
+        return super().submit(timed)
+
+
+async def compile_all(pool: CompilePool, kernels: Sequence[RecordedKernel]) -> None:
+    await asyncio.gather(*(pool.ensure(kernel) for kernel in kernels))
+
+
+def compile_into(
+    cache: KernelCache, compiler: Compiler, kernels: Sequence[RecordedKernel], workers: int
+) -> tuple[int, float, dict[str, float]]:
+    """How many had to be compiled, the seconds for all, and those for each source."""
+    with TimedThreads(workers) as executor:
+        start = time.monotonic()
+        bar = progress.Progress(workers)
+        pool = CompilePool(executor, cache, compiler, bar, limit_s=120, workers=workers)
+        try:
+            asyncio.run(compile_all(pool, kernels))
+        except KernelError as error:
+            raise DemoFailedError(str(error)) from error
+        except BaseException:
+            compilers.end_all_runs()  # Ctrl-C is not for them: each has a session of its own
+            raise
+        finally:
+            bar.rest()
+        return pool.compiled, time.monotonic() - start, executor.seconds
+
+
+def show_compiling(console: Console, directory: Path) -> None:
+    found = toolchain()
+    compiler = found.compiler()
+    target, kernels = recording().of_target(*TARGET, found.include)
+    cache, workers = KernelCache(directory / "deep_gemm"), limits.compile_workers(None)
+
+    console.print(f"[bold]Exact warm-up[/] of {escape(str(target))}", soft_wrap=True)
+    console.print(
+        f"Its {len(target.m_values)} Ms need {len(kernels)} kernels, as DeepGEMM itself said on an {recording().gpu}.",
+        f"nvcc {compiler.release} compiles them into an empty cache, {workers} at once:",
+        soft_wrap=True,
+    )
+    compiled, seconds, each = compile_into(cache, compiler, kernels, workers)
+    again, seconds_again, _ = compile_into(cache, compiler, kernels, workers)
+
+    right = [Column(title, justify="right") for title in ("from M", "seconds", "KiB")]
+    table = Table(right[0], Column("kernel", overflow="fold"), *right[1:], box=box.SIMPLE_HEAD)
+    for kernel in kernels:
+        name, size = name_of(kernel.directory), cache.describe(kernel.directory).size
+        digest = kernel.directory.removeprefix(f"kernel.{name}.")
+        table.add_row(str(kernel.m), f"{name}.{digest[:8]}", f"{each[kernel.source]:.1f}", f"{size / 1024:.0f}")
+    console.print(table)
+    total = sum(each.values())
+    console.print(f"[bold]{compiled} kernels compiled in {seconds:.1f} s[/]; their own seconds add up to {total:.1f}")
+    console.print(f"[bold]{again} kernels compiled[/] when all are asked for again, in {seconds_again * 1000:.0f} ms\n")
 
 
 def plugin_lines(log: str) -> dict[str, list[str]]:
@@ -109,6 +197,7 @@ def show_server(console: Console, directory: Path, log_file: Path) -> None:
 
 
 def run(console: Console, directory: Path, log_file: Path) -> None:
+    show_compiling(console, directory)
     show_server(console, directory, log_file)
     console.print()
     with step(console, f"look for {FLAG} in launch_server --help"):
@@ -131,10 +220,13 @@ def main() -> int:
             run(console, Path(directory), log_file)
         except (DemoFailedError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(":")
-            console.print(f"[red]demo failed:[/] {escape(reason)}; the server's log is {log_file}", soft_wrap=True)
+            where = f"; the server's log is {log_file}" if log_file.stat().st_size else ""
+            console.print(f"[red]demo failed:[/] {escape(reason)}{where}", soft_wrap=True)
+            if not where:
+                log_file.unlink()
             return 1
         except KeyboardInterrupt:
-            console.print("interrupted; the server is stopped")
+            console.print("interrupted; what was started is stopped")
             status = 128 + signal.SIGINT
         else:
             status = 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gpu.tables import TABLES
 from sglang_warmstart.features import FEATURES
 from sglang_warmstart.features.__main__ import hooks, overview
 from sglang_warmstart.features.feature import Feature
@@ -30,6 +32,11 @@ def test_each_feature_has_a_page_with_the_table_of_its_hooks(feature: Feature) -
         assert part in text
     for number in re.findall(r"#(\d+)", feature.upstream):
         assert f"pull/{number}" in text
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
+def test_the_benchmarks_are_the_committed_results(table: Callable[[], str]) -> None:
+    assert table() in page("benchmarks")
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)

@@ -15,12 +15,15 @@ from kit.environment import child_environment
 from kit.release import installed_release
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "sglang-warmstart"))
-FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather"]
+FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather", "exact-warmup"]
 SWITCHES = [
     "SGLANG_WARMSTART",
     "SGLANG_WARMSTART_STRICT",
     "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP",
     "SGLANG_JIT_DEEPGEMM_FAST_WARMUP",
+    "SGLANG_JIT_DEEPGEMM_PRECOMPILE",
+    "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS",
+    "SGLANG_WARMSTART_COMPILER",
     "SGLANG_PLUGINS",
 ]
 
@@ -87,6 +90,8 @@ def test_it_shows_every_switch_with_its_value_and_default(healthy: Visit) -> Non
     assert {each["value"] for each in switches.values()} == {None}
     assert switches["SGLANG_WARMSTART"]["default"] == "1"
     assert switches["SGLANG_WARMSTART_STRICT"]["default"] == "0"
+    assert switches["SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS"]["default"] == "", "SGLang's own default is nobody's wish"
+    assert switches["SGLANG_WARMSTART_COMPILER"]["default"] == "nvcc"
 
 
 def test_without_a_gpu_it_says_that_there_is_nothing_to_warm(healthy: Visit) -> None:
@@ -100,7 +105,8 @@ def test_on_0_5_12_every_feature_is_ours_and_active(healthy: Visit) -> None:
 
 @pytest.mark.release("0.5.23")
 def test_on_0_5_23_it_names_the_definition_by_which_a_feature_is_built_in(healthy: Visit) -> None:
-    assert healthy.states == {**dict.fromkeys(FEATURES, "built in upstream"), "fast-warmup": "active"}
+    ours = {"fast-warmup": "active", "exact-warmup": "active"}
+    assert healthy.states == {**dict.fromkeys(FEATURES, "built in upstream"), **ours}
     details = {each["name"]: each["detail"] for each in healthy.report["features"]}
     assert "pp_parallel_deep_gemm_warmup" in details["pp-parallel-warmup"]
     assert "disable_attn_tp_gather" in details["attn-tp-gather"]
@@ -142,6 +148,8 @@ def test_a_plugin_list_without_us_is_a_problem_that_names_the_switches_it_makes_
         SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP="1",
         SGLANG_JIT_DEEPGEMM_FAST_WARMUP="1",
         SGLANG_WARMSTART_STRICT="1",
+        SGLANG_WARMSTART_COMPILER="nvrtc",
+        SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS="3",
     )
     assert visit.status == 1
     (problem,) = visit.report["problems"]
@@ -151,7 +159,9 @@ def test_a_plugin_list_without_us_is_a_problem_that_names_the_switches_it_makes_
     # 0.5.23 has the first of them built in; the second is SGLang's own on both.
     assert ("SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP" in idle) == (installed_release().version == "0.5.12")
     assert "SGLANG_WARMSTART_STRICT" in idle
+    assert "SGLANG_WARMSTART_COMPILER" in idle
     assert "SGLANG_JIT_DEEPGEMM_FAST_WARMUP" not in idle
+    assert "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS" not in idle
 
 
 def test_a_plugin_list_with_us_is_fine() -> None:

@@ -33,6 +33,7 @@ DEEPSEEK_V4 = "sglang.srt.models.deepseek_v4"
 NEXTN = "sglang.srt.models.deepseek_v4_nextn"
 MHC = "sglang.srt.layers.mhc"
 ENVIRON = "sglang.srt.environ"
+ENGINE = "sglang.srt.entrypoints.engine"
 
 # What the features replace in SGLang 0.5.12, and what they add to it.
 REPLACED = (
@@ -42,6 +43,7 @@ REPLACED = (
     f"{SERVER_ARGS}:ServerArgs.__post_init__",
     f"{COMPILE_UTILS}:update_deep_gemm_config",
     f"{COMPILE_UTILS}:_compile_deep_gemm_one_type_all",
+    f"{COMPILE_UTILS}:_maybe_compile_deep_gemm_one_type_all",
     f"{COMPILE_UTILS}:DeepGemmKernelType",
     f"{COMPILE_UTILS}:_BaseWarmupExecutor.create",
     f"{COMPILE_UTILS}:_BaseWarmupExecutor.get_memory_requirement",
@@ -49,10 +51,12 @@ REPLACED = (
     f"{MODEL_RUNNER}:ModelRunner._dummy_run",
     f"{MODEL_RUNNER}:ModelRunner.kernel_warmup",
     f"{DEEPSEEK_V4}:DeepseekV4DecoderLayer.__init__",
+    f"{ENGINE}:Engine._launch_scheduler_processes",
 )
 ADDED = (
     f"{ENVIRON}:Envs.SGLANG_WARMSTART",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_STRICT",
+    f"{ENVIRON}:Envs.SGLANG_WARMSTART_COMPILER",
     f"{ENVIRON}:Envs.SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP",
     f"{SERVER_ARGS}:ServerArgs.disable_attn_tp_gather",
     f"{COMPILE_UTILS}:pp_parallel_deep_gemm_warmup",
@@ -65,16 +69,20 @@ ADDED = (
     f"{DEEPSEEK_V4}:DeepseekV4ForCausalLM.kernel_warmup",
     f"{NEXTN}:DeepseekV4ModelNextN.prewarm_mhc_token_count_buckets",
 )
-# F2 and the plugin's own log hook and switches: all that a release with the other features built in gets.
+# F2, F6 and the plugin's own log hook and switches: all that a release with the other features built in gets.
 CHANGED_IN_0_5_23 = {
     f"{COMMON}:configure_logger",
     f"{COMPILE_UTILS}:update_deep_gemm_config",
     f"{COMPILE_UTILS}:_compile_deep_gemm_one_type_all",
+    f"{COMPILE_UTILS}:_maybe_compile_deep_gemm_one_type_all",
+    f"{ENGINE}:Engine._launch_scheduler_processes",
     f"{ENTRYPOINT}:_sanity_check_input",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_STRICT",
+    f"{ENVIRON}:Envs.SGLANG_WARMSTART_COMPILER",
 }
-ALL_FEATURES = {"fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather"}
+OURS_IN_0_5_23 = {"fast-warmup", "exact-warmup"}
+ALL_FEATURES = {*OURS_IN_0_5_23, "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather"}
 
 LOGGING_IS_CONFIGURED = "(logging is configured)"
 _CHILD = "import json, sys; sys.path.insert(0, sys.argv[1]); import {module}; print(json.dumps({module}.{case}()))"
@@ -134,7 +142,7 @@ def configure_logger(log_level: str = "info", prefix: str = "") -> None:
 def import_targets() -> None:
     """Import what the features hook, and the scheduler, which brings in most of SGLang."""
     importlib.import_module("sglang.srt.managers.scheduler")
-    for name in (MODEL_RUNNER, ENTRYPOINT, DEEPSEEK_V4, NEXTN):
+    for name in (ENGINE, MODEL_RUNNER, ENTRYPOINT, DEEPSEEK_V4, NEXTN):
         importlib.import_module(name)
     if installed_release().version == "0.5.12":
         importlib.import_module(MHC)
@@ -296,12 +304,12 @@ def test_what_a_release_has_built_in_is_left_alone_by_identity() -> None:
     assert set(outcome.answer["changed"]) == CHANGED_IN_0_5_23
     assert outcome.answer["states"] == {
         **dict.fromkeys(ALL_FEATURES, "BUILT_IN"),
-        "fast-warmup": "ACTIVE",
+        **dict.fromkeys(OURS_IN_0_5_23, "ACTIVE"),
     }
     (line,) = outcome.lines("warmstart", "on SGLang 0.5.23")
     active, built_in = line.split(f"{State.BUILT_IN.value}:")
-    assert "fast-warmup" in active
-    assert all(feature in built_in for feature in ALL_FEATURES - {"fast-warmup"})
+    assert all(feature in active for feature in OURS_IN_0_5_23)
+    assert all(feature in built_in for feature in ALL_FEATURES - OURS_IN_0_5_23)
     assert outcome.lines("stands aside") == []
 
 
@@ -375,7 +383,7 @@ def case_the_scheduler_is_imported_after_plugins_are_loaded() -> dict[str, Any]:
 )
 def test_whoever_imported_a_hooked_function_has_the_hook_whether_before_or_after(case: Callable[[], Any]) -> None:
     answer = in_a_fresh_process(case).answer
-    assert answer["update_deep_gemm_config"][COMPILE_UTILS] == ["fast-warmup"]
+    assert answer["update_deep_gemm_config"][COMPILE_UTILS] == ["exact-warmup", "fast-warmup"]
 
     gather = answer["require_attn_tp_gather"]
     assert {COMMON, "sglang.srt.utils"} <= set(gather)
@@ -533,6 +541,18 @@ def load_into_changed_sglang_with_parser(cls: Any, original: Callable[..., None]
     }
 
 
+def maybe_compile_of_a_fork(kernel_type: Any, shape: tuple[int, ...]) -> None:
+    """The decision to warm a target."""
+
+
+def case_the_decision_to_warm_has_another_signature() -> dict[str, Any]:
+    import_targets()
+    sys.modules[COMPILE_UTILS]._maybe_compile_deep_gemm_one_type_all = maybe_compile_of_a_fork
+    return load_into_changed_sglang(
+        f"{COMPILE_UTILS}:_maybe_compile_deep_gemm_one_type_all", f"{ENGINE}:Engine._launch_scheduler_processes"
+    )
+
+
 def _dummy_run(self: Any, batch_size: int, run_ctx: Any = None) -> None:
     """Of a fork that has its own."""
 
@@ -579,6 +599,17 @@ def test_a_function_with_other_parameters_is_named_and_its_feature_leaves_no_tra
     assert len(outcome.lines(f"attn-tp-gather stands aside: {COMMON}.require_attn_tp_gather: {reason}")) == 1
     assert len(outcome.answer["originals"]) == 4
     assert (outcome.answer["field"], outcome.answer["flag"]) == (False, False)
+
+
+@on_0_5_12
+def test_exact_warm_up_stands_aside_where_sglang_decides_otherwise() -> None:
+    outcome = in_a_fresh_process(case_the_decision_to_warm_has_another_signature)
+    expect_to_stand_aside(outcome, {"exact-warmup"})
+    reason = "expected parameters (kernel_type, n, k, num_groups), found (kernel_type, shape)"
+    target = f"{COMPILE_UTILS}._maybe_compile_deep_gemm_one_type_all"
+    assert len(outcome.lines(f"exact-warmup stands aside: {target}: {reason}")) == 1
+    assert len(outcome.answer["originals"]) == 2, "no service is started for ranks that do not ask"
+    assert set(outcome.answer["added"]) == set(ADDED) - {f"{ENVIRON}:Envs.SGLANG_WARMSTART_COMPILER"}
 
 
 @on_0_5_12

@@ -30,10 +30,11 @@ PP_PARALLEL = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}
 
 @dataclass(frozen=True)
 class Served:
-    """What a server answered and logged, from its start to its end."""
+    """What a server answered and logged, from its start to its end, and what its processes were started as."""
 
     tokens: list[int]
     log: str
+    commands: list[str]
 
     def lines(self, text: str) -> list[str]:
         return [line for line in self.log.splitlines() if text in line]
@@ -47,7 +48,8 @@ class Served:
 def serve(model: Path, *arguments: str, launch: Launch = "module", **environment: str | None) -> Served:
     with Server(model, *arguments, launch=launch, environment={**NO_SWITCHES, **environment}) as server:
         tokens = server.generate(PROMPT, max_new_tokens=TOKENS)
-    return Served(tokens, server.log)
+        commands = [" ".join(process.cmdline()) for process in server.processes()]
+    return Served(tokens, server.log, commands)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,12 @@ def test_each_pipeline_stage_says_that_its_warm_up_is_in_place(with_plugin: Serv
 def test_no_feature_stands_aside(with_plugin: Served) -> None:
     assert with_plugin.lines("fast-warmup")
     assert with_plugin.lines("stands aside") == []
+
+
+def test_on_a_cpu_there_is_no_service_for_exact_warm_up(with_plugin: Served) -> None:
+    assert with_plugin.commands
+    assert [command for command in with_plugin.commands if "sglang_warmstart" in command] == []
+    assert with_plugin.lines("exact warm-up") == []
 
 
 def test_the_flag_is_one_of_the_arguments_that_the_server_logs(with_plugin: Served) -> None:

@@ -3,7 +3,20 @@
 import warnings
 
 import pytest
-from sglang_warmstart.switches import PLUGIN_NAME, STRICT, SWITCHES, WARMSTART, Switch, is_on, left_out_by
+from sglang_warmstart.switches import (
+    COMPILER,
+    PLUGIN_NAME,
+    PLUGINS,
+    STRICT,
+    SWITCHES,
+    WARMSTART,
+    WORKERS,
+    Switch,
+    complaint_about,
+    is_on,
+    left_out_by,
+    number_of,
+)
 
 KNOWN_WORDS = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
 UNKNOWN_WORDS = ("maybe", "", "on", "off", "2", " 1")
@@ -42,6 +55,36 @@ def test_sglang_reads_the_same_value_from_the_same_word(word: str, monkeypatch: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert is_on(Switch(name, "1", "a switch of this test"), {name: word})[0] is field.get()
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", 1), ("16", 16), ("007", 7)])
+def test_a_number_counts(word: str, value: int) -> None:
+    assert number_of(WORKERS, {WORKERS.name: word}) == value
+    assert complaint_about(WORKERS, {WORKERS.name: word}) is None
+
+
+@pytest.mark.parametrize("word", ["", "0", "-1", "1.5", "many", " 4"])
+def test_what_is_no_number_above_0_is_complained_of_and_is_none(word: str) -> None:
+    assert number_of(WORKERS, {WORKERS.name: word}) is None
+    assert complaint_about(WORKERS, {WORKERS.name: word}) == (
+        f'{WORKERS.name}: "{word}" is not a number above 0, using the default'
+    )
+
+
+def test_a_number_that_is_not_set_is_none_whatever_sglangs_default_is() -> None:
+    assert number_of(WORKERS, {}) is None
+    assert complaint_about(WORKERS, {}) is None
+
+
+@pytest.mark.parametrize(("word", "is_known"), [("nvcc", True), ("nvrtc", True), ("NVRTC", False), ("", False)])
+def test_a_choice_is_one_of_its_words(word: str, is_known: bool) -> None:
+    complaint = complaint_about(COMPILER, {COMPILER.name: word})
+    assert complaint == (None if is_known else f'{COMPILER.name}: "{word}" is not nvcc or nvrtc, using the default')
+
+
+def test_nothing_is_wrong_with_a_list_of_plugins_and_a_boolean_is_complained_of_as_such() -> None:
+    assert complaint_about(PLUGINS, {PLUGINS.name: "whatever"}) is None
+    assert complaint_about(STRICT, {STRICT.name: "maybe"}) == is_on(STRICT, {STRICT.name: "maybe"})[1]
 
 
 @pytest.mark.parametrize("plugins", ["", PLUGIN_NAME, f"{PLUGIN_NAME},other", f" other , {PLUGIN_NAME} ", None])

@@ -71,6 +71,12 @@ def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | N
     return value, None
 
 
+def number_of(switch: Switch, environment: Mapping[str, str]) -> int | None:
+    """The value of a switch that takes a number; None where it has none, or a word that is no number above 0."""
+    word = environment.get(switch.name, "")
+    return int(word) if word.isdecimal() and int(word) > 0 else None
+
+
 def complaint_about(switch: Switch, environment: Mapping[str, str]) -> str | None:
     """What is wrong with the value of a switch, in one line that names it, or None."""
     word = environment.get(switch.name)
@@ -78,8 +84,9 @@ def complaint_about(switch: Switch, environment: Mapping[str, str]) -> str | Non
         return None
     if switch.kind == "boolean":
         return is_on(switch, environment)[1]
-    good = word.isdecimal() and int(word) > 0 if switch.kind == "number" else word in switch.kind.split(" or ")
-    return None if good else f'{switch.name}: "{word}" is not a {switch.kind}, using the default'
+    good = number_of(switch, environment) if switch.kind == "number" else word in switch.kind.split(" or ")
+    expected = "a number above 0" if switch.kind == "number" else switch.kind
+    return None if good else f'{switch.name}: "{word}" is not {expected}, using the default'
 
 
 def left_out_by(environment: Mapping[str, str]) -> str | None:

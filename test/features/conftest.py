@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.loaded_plugin import plugin_in_this_process
+from kit.node import Node
 from kit.runner import make_runner
+from kit.served_rank import ServedRank
 from sglang_warmstart.features.feature import State
 from sglang_warmstart.plugin import Plugin
 
@@ -59,6 +61,21 @@ def deep_gemm(
     """DeepGEMM installed beside an SGLang that uses it, with a cache of its own."""
     monkeypatch.setenv("DG_JIT_CACHE_DIR", str(tmp_path))
     return install_deep_gemm(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A process that has started the service. It outlives many ranks, each with a cache of its own."""
+    with Node(tmp_path_factory.mktemp("node")) as node:
+        yield node
+
+
+@pytest.fixture
+def rank(
+    node: Node, cuda: CudaRuntime, compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> ServedRank:
+    """This process as a rank that has not yet been started, with an empty cache."""
+    return ServedRank(tmp_path, node, cuda, monkeypatch)
 
 
 @pytest.fixture(scope="module")

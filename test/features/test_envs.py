@@ -6,7 +6,7 @@ import os
 import warnings
 
 import pytest
-from sglang.srt.environ import EnvBool, Envs, envs
+from sglang.srt.environ import EnvBool, Envs, EnvStr, envs
 
 SWITCHES = {
     "SGLANG_WARMSTART": True,
@@ -88,3 +88,18 @@ def test_override_ends_with_its_block(name: str, monkeypatch: pytest.MonkeyPatch
 def test_a_switch_has_no_truth_of_its_own(name: str) -> None:
     with pytest.raises(RuntimeError, match=r"\.get\(\)"):
         bool(getattr(envs, name))
+
+
+COMPILER = "SGLANG_WARMSTART_COMPILER"
+
+
+def test_the_choice_of_the_compiler_is_a_word_with_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(COMPILER, raising=False)
+    switch = getattr(envs, COMPILER)
+    assert isinstance(vars(Envs)[COMPILER], EnvStr)
+    assert switch.name == COMPILER
+    assert (switch.get(), switch.is_set()) == ("nvcc", False)
+    with switch.override("nvrtc"):
+        assert os.environ[COMPILER] == "nvrtc"
+        assert (switch.get(), switch.is_set()) == ("nvrtc", True)
+    assert not switch.is_set()

@@ -2,9 +2,8 @@
 
 Run by measure.py in a process of its own; prints one JSON object.
 
-    exact.py pipeline SERVER CACHE TARGETS KIND   warm the targets of the markers in SERVER, and some of each type that
-                                                  is not there, in an empty CACHE by KIND of compiler; note them
-    exact.py sweep CACHE                          every M of every target of the markers in CACHE
+    exact.py pipeline TARGETS CACHE KIND          have the service warm TARGETS in an empty CACHE by KIND of compiler
+    exact.py sweep CACHE TARGETS TYPES            every M of TARGETS (-: of CACHE's markers) whose name matches TYPES
     exact.py outputs CACHE TARGETS                the results of every representative, with the kernels of CACHE
     exact.py hook CACHE                           what SGLang's wrapper costs per call, with its own hook and with ours
 """
@@ -16,6 +15,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -27,7 +27,6 @@ from typing import Any
 
 import msgspec
 from sglang_warmstart.kernels.marker import Marker, TargetKernels
-from sglang_warmstart.kernels.targets import Target
 
 ROUNDS, CALLS = 7, 20
 HOOK_ROUNDS, HOOK_CALLS = 31, 300  # the queue of launches has room for more
@@ -42,26 +41,7 @@ def targets_of(cache: Path) -> list[TargetKernels]:
     return [found[target] for target in sorted(found)]
 
 
-def more_targets(num_sms: int) -> list[Target]:
-    """Some of each kernel type that the server of DeepSeek-V3's shapes does not call."""
-    scales: dict[str, Any] = {"lhs_scale": "tma", "rhs_scale": "k"}
-    common: dict[str, Any] = {"num_sms": num_sms, "m_max": 16384}
-    contiguous = {"kernel_type": "GROUPED_GEMM_NT_F8F8BF16_CONTIG", "m_alignment": 128, "num_groups": 32}
-    masked = {"kernel_type": "GROUPED_GEMM_NT_F8F8BF16_MASKED", "num_groups": 32}
-    prenorm = {"kernel_type": "TF32_HC_PRENORM_GEMM", "n": 24, "k": 28672, "out_dtype": "float32"}
-    return [
-        Target(n=7168, k=2048, **contiguous, **scales, **common),
-        Target(n=4096, k=7168, **masked, **scales, **common),
-        Target(n=7168, k=2048, **masked, **scales, **common),
-        Target(kernel_type="GEMM_NT_BF16BF16F32", n=256, k=7168, num_groups=1, out_dtype="float32", **common),
-        Target(num_groups=0, **prenorm, **common),
-        Target(num_groups=16, **prenorm, **common),
-        # With scales that DeepGEMM has to transpose, by one more kernel.
-        Target(kernel_type="GEMM_NT_F8F8BF16", n=32768, k=512, num_groups=1, lhs_scale="k", rhs_scale="k", **common),
-    ]
-
-
-def pipeline(server: Path, cache: Path, noted: Path, kind: str) -> dict[str, Any]:
+def pipeline(targets: Path, cache: Path, kind: str) -> dict[str, Any]:
     """Record and compile by the service alone, then load. Seconds of each, and kernels."""
     os.environ["DG_JIT_CACHE_DIR"] = str(cache)
     import torch
@@ -73,20 +53,26 @@ def pipeline(server: Path, cache: Path, noted: Path, kind: str) -> dict[str, Any
 
     properties = torch.cuda.get_device_properties(0)
     gpu = Gpu(properties.name, properties.multi_processor_count, (properties.major, properties.minor), 0, "0")
-    known = {each.target for each in targets_of(server)}
-    targets = sorted(known.union(more_targets(gpu.num_sms)))
-    environment = {
-        name: value for name, value in os.environ.items() if name.startswith(("DG_", "CUDA_")) or name == "PATH"
-    }
+    names = [name for name in os.environ if name.startswith(("DG_", "CUDA_")) or name == "PATH"]
+    package = importlib.util.find_spec("deep_gemm")
+    assert package is not None and package.submodule_search_locations
+    hello = Hello(
+        cache=str(cache),
+        environment={name: os.environ[name] for name in names},
+        deep_gemm=package.submodule_search_locations[0],
+        gpu=gpu,
+        launch={"bench": "pipeline"},
+        kind=kind,  # type: ignore[arg-type]
+    )
     client = ServiceClient(start_service().socket)
-    package = Path(importlib.util.find_spec("deep_gemm").submodule_search_locations[0])  # type: ignore[union-attr, index]
-    client.hello(Hello(str(cache), environment, str(package), gpu, {"bench": "pipeline"}, kind=kind))  # type: ignore[arg-type]
-    time.sleep(20)  # as while weights are loaded: the service imports torch
+    client.hello(hello)
+    client.restore()
+    time.sleep(10)  # as while weights are loaded: the service's forkserver imports torch
+    wanted = [each.target for each in read(targets)]
     start = time.perf_counter()
-    answer = client.warm(targets, torch.cuda.mem_get_info()[0], 500)
+    answer = client.warm(wanted, torch.cuda.mem_get_info()[0], 500)
     seconds = time.perf_counter() - start
     finished = [TargetKernels(each.target, each.kernels) for each in answer.targets]
-    noted.write_bytes(msgspec.json.encode(finished))
     loaded = load(finished, lambda: torch.cuda.mem_get_info()[0])
     return {
         "kind": kind,
@@ -100,6 +86,11 @@ def pipeline(server: Path, cache: Path, noted: Path, kind: str) -> dict[str, Any
     }
 
 
+def read(targets: Path) -> list[TargetKernels]:
+    """Targets with their representatives."""
+    return msgspec.json.decode(targets.read_bytes(), type=list[TargetKernels])
+
+
 def refusing_compiler(directory: Path) -> tuple[Path, Path]:
     """A compiler that knows its version and compiles nothing, and the log of what it was asked."""
     real, command, log = os.environ["WARMSTART_REAL_NVCC"], directory / "refuses", directory / "asked"
@@ -111,8 +102,8 @@ def refusing_compiler(directory: Path) -> tuple[Path, Path]:
     return command, log
 
 
-def sweep(cache: Path) -> dict[str, Any]:
-    """Call every M of every target with real kernels."""
+def sweep(cache: Path, targets: Path, types: str) -> dict[str, Any]:
+    """Call every M of targets with real kernels."""
     with tempfile.TemporaryDirectory() as directory:
         command, log = refusing_compiler(Path(directory))
         os.environ.update(DG_JIT_CACHE_DIR=str(cache), DG_JIT_NVCC_COMPILER=str(command))
@@ -120,7 +111,10 @@ def sweep(cache: Path) -> dict[str, Any]:
         from sglang_warmstart.kernels import gemms
 
         found = []
-        for each in targets_of(cache):
+        wanted = targets_of(cache) if targets == Path("-") else read(targets)
+        for each in wanted:
+            if not re.search(types, str(each.target)):
+                continue
             start = time.perf_counter()
             call = gemms.prepare(each.target, each.target.m_max, gemms.RealRoom())
             for m in each.target.m_values:
@@ -202,7 +196,7 @@ def outputs(cache: Path, targets: Path) -> dict[str, Any]:
     from sglang_warmstart.kernels import gemms
 
     found = []
-    for each in msgspec.json.decode(targets.read_bytes(), type=list[TargetKernels]):
+    for each in read(targets):
         deep_gemm.set_num_sms(each.target.num_sms)
         for use in each.kernels:
             library = RealOperands(deep_gemm)
@@ -286,8 +280,10 @@ def hook(cache: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "pipeline":
-        print(json.dumps(pipeline(*map(Path, sys.argv[2:5]), sys.argv[5])))
+    name, *rest = sys.argv[1:]
+    if name == "pipeline":
+        print(json.dumps(pipeline(Path(rest[0]), Path(rest[1]), rest[2])))
+    elif name == "sweep":
+        print(json.dumps(sweep(Path(rest[0]), Path(rest[1]), rest[2])))
     else:
-        command = {"sweep": sweep, "outputs": outputs, "hook": hook}[sys.argv[1]]
-        print(json.dumps(command(*map(Path, sys.argv[2:]))))
+        print(json.dumps({"outputs": outputs, "hook": hook}[name](*map(Path, rest))))

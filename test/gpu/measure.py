@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from kit.ports import free_ports
 from kit.process import ServerProcess
@@ -232,83 +233,97 @@ def pp(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     }
 
 
-FULL_STOCK = {"SGLANG_WARMSTART": "0"}
 FAST_STOCK = {"SGLANG_WARMSTART": "0", "SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 
 
 def kernels_of(name: str, scratch: Path) -> dict[str, str]:
-    """An empty cache of DeepGEMM's for one run; all other caches are those of ``home``."""
+    """A cache of DeepGEMM's of its own for one run; all other caches are those of its home."""
     return {"SGLANG_DG_CACHE_DIR": str(scratch / "deep_gemm" / name)}
 
 
 def exact(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
-    """Exact warm-up: every cache cold, after a restart, with DeepGEMM's cache alone cold, and without a server."""
-    home = scratch / "home"
-    memory = GpuMemory()
-    with memory:
-        cold = start(Run("exact-all-cold", [], kernels_of("exact", scratch), home), model, logs, "0")
-    runs = [
-        cold,
-        start(Run("exact-warm", [], kernels_of("exact", scratch), home), model, logs, "0"),
-        start(Run("exact-cold", [], kernels_of("exact-cold", scratch), home), model, logs, "0"),
+    """Exact warm-up beside stock SGLang with the full and the fast list, and what its kernels compute.
+
+    Three servers start at the same moment with every cache cold: two of stock SGLang, which go on for minutes, each
+    with one compiler at a time, and one with exact warm-up. When that is ready, it starts again with DeepGEMM's cache
+    alone cold, and with nothing cold; then the service alone warms the recorded targets of every kernel type.
+    Meanwhile DeepGEMM itself compiles the kernels that are compared at the end, one after another.
+    """
+    caches, targets = scratch / "deep_gemm", scratch / "targets.json"
+    targets.write_bytes(msgspec.json.encode(recorded_targets()))
+    home, memory = scratch / "exact", GpuMemory()
+    result: dict[str, Any] = {"runs": []}
+    stock = [
+        Run("stock-full", [], {"SGLANG_WARMSTART": "0", **kernels_of("stock-full", scratch)}, scratch / "stock-full"),
+        Run("stock-fast", [], {**FAST_STOCK, **kernels_of("stock-fast", scratch)}, scratch / "stock-fast"),
     ]
+
+    def add(name: str, value: Any) -> None:
+        result[name] = value
+        checkpoint("exact", result)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        slow = [pool.submit(start, run, model, logs, "0") for run in stock]
+        by_deep_gemm = pool.submit(helper, "outputs", caches / "by-deep-gemm", targets)
+        with memory:
+            runs = [start(Run("exact-all-cold", [], kernels_of("exact-all", scratch), home), model, logs, "0")]
+        add("gpu_memory", memory.seen)
+        for name in ("exact-cold", "exact-warm"):
+            runs.append(start(Run(name, [], kernels_of("exact", scratch), home), model, logs, "0"))
+            add("runs", [warmup_of(run) for run in runs])
+        add("pipeline", pipeline(targets, caches / "types", scratch))
+        by_exact = helper("outputs", caches / "types", targets)
+        add("hook", helper("hook", caches / "types"))
+        add("sweep", helper("sweep", caches / "types", targets, SWEPT))
+        for key, value in compared([by_exact, by_deep_gemm.result()]).items():
+            add(key, value)
+        # The quicker one first: should time run out, its result is there.
+        for each in reversed(slow):
+            runs.append(each.result())
+            add("runs", [warmup_of(run) for run in runs])
+    return result
+
+
+# Those that the server does not call. A sweep of its own targets takes the GPU two minutes: see `restart`.
+SWEPT = "GROUPED|BF16BF16F32|PRENORM"
+
+
+def restart(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """Exact warm-up alone, cold and after a restart; then every M of every target of the server."""
+    home = scratch / "restart"
+    runs = [start(Run(name, [], {}, home), model, logs, "0") for name in ("restart-cold", "restart-warm")]
     return {
         "runs": [warmup_of(run) for run in runs],
-        "gpu_memory": memory.seen,
-        # The targets of the server, and some of each kernel type that it does not call.
-        "pipeline": pipeline(scratch / "deep_gemm" / "exact-cold", scratch / "deep_gemm" / "types", scratch),
+        "sweep": helper("sweep", home / ".cache" / "deep_gemm", "-", ""),
     }
-
-
-def stock(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
-    """Stock SGLang with the full and the fast list, DeepGEMM's cache cold; after `exact`, with its --scratch.
-
-    The two start side by side, since each waits for one compiler at a time. Meanwhile every M of every target is called
-    with the kernels of exact warm-up, and DeepGEMM by itself compiles those that are compared.
-    """
-    home, caches = scratch / "home", scratch / "deep_gemm"
-    targets = scratch / "targets.json"
-    runs = [
-        Run("stock-full", [], {"SGLANG_WARMSTART": "0", **kernels_of("stock-full", scratch)}, home),
-        Run("stock-fast", [], {**FAST_STOCK, **kernels_of("stock-fast", scratch)}, home),
-    ]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        started = [pool.submit(start, run, model, logs, "0") for run in runs]
-        own = pool.submit(helper, "outputs", caches / "stock-types", targets)
-        swept = helper("sweep", caches / "types")
-        done = [each.result() for each in started]
-        own.result()
-    return {
-        "runs": [warmup_of(run) for run in done],
-        "sweep": swept,
-        "hook": helper("hook", caches / "types"),
-        **compared(caches / "types", caches / "stock-types", targets, turns=1),
-    }
-
-
-FAST_STOCK = {"SGLANG_WARMSTART": "0", "SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 
 
 def nvrtc(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
-    """NVRTC as the compiler, beside nvcc; after `exact`, with its --scratch: start-up, results and times of kernels."""
-    setting = {"SGLANG_WARMSTART_COMPILER": "nvrtc"}
-    run = start(
-        Run("nvrtc-cold", [], {**setting, **kernels_of("nvrtc-cold", scratch)}, scratch / "home"), model, logs, "0"
-    )
-    caches = scratch / "deep_gemm"
-    seconds = pipeline(caches / "exact-cold", caches / "types-nvrtc", scratch, kind="nvrtc")
-    return {
-        "runs": [warmup_of(run)],
-        "pipeline": seconds,
-        **compared(caches / "types", caches / "types-nvrtc", scratch / "targets.json", turns=2),
-    }
+    """NVRTC as the compiler: start-up, and each kernel's result and time on the GPU beside nvcc's."""
+    setting = {"SGLANG_WARMSTART_COMPILER": "nvrtc", **kernels_of("nvrtc", scratch)}
+    caches, targets = scratch / "deep_gemm", scratch / "targets.json"
+    targets.write_bytes(msgspec.json.encode(recorded_targets()))
+    run = start(Run("nvrtc-cold", [], setting, scratch / "nvrtc"), model, logs, "0")
+    first = pipeline(targets, caches / "nvcc-types", scratch)
+    second = pipeline(targets, caches / "nvrtc-types", scratch, kind="nvrtc")
+    both = (caches / "nvcc-types", caches / "nvrtc-types")
+    # By turns, so that what the GPU does in the meantime shows.
+    results = [helper("outputs", cache, targets) for _ in range(2) for cache in both]
+    return {"runs": [warmup_of(run)], "nvcc": first, "nvrtc": second, **compared(results)}
 
 
-def pipeline(server: Path, cache: Path, scratch: Path, kind: str = "nvcc") -> dict[str, Any]:
-    """Have the service warm the targets of a server's cache, and more, in an empty cache. Nothing else runs."""
+def recorded_targets() -> list[dict[str, Any]]:
+    """Targets of every kernel type, with their representatives on a GPU of 132 SMs."""
+    recorded: dict[str, Any] = json.loads((HERE.parent / "kernels" / "recorded.json").read_text())
+    targets: list[dict[str, Any]] = recorded["targets"]
+    return targets
+
+
+def pipeline(targets: Path, cache: Path, scratch: Path, kind: str = "nvcc") -> dict[str, Any]:
+    """Have the service warm targets in an empty cache. This host does nothing else for it."""
     log = scratch / f"pipeline-{kind}.log"
     settings = {"WARMSTART_COMPILE_LOG": str(log), "DG_JIT_NVCC_COMPILER": str(HERE / "nvcc_log.sh")}
-    result = helper("pipeline", server, cache, scratch / "targets.json", kind, **settings)
+    result = helper("pipeline", targets, cache, kind, **settings)
     compiles = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     result["compile_cpu_s"] = round(sum(each["cpu_s"] for each in compiles), 2)
     result["cpu_s_by_cores"] = round(result["compile_cpu_s"] / (os.cpu_count() or 1), 2)
@@ -367,14 +382,10 @@ def helper(*arguments: object, **settings: str) -> dict[str, Any]:
     return result
 
 
-def compared(cache: Path, other: Path, targets: Path, turns: int) -> dict[str, Any]:
-    """The results of all representatives with the kernels of two caches, and the time of each on the GPU.
-
-    The caches take turns, so that what the GPU does in the meantime shows.
-    """
-    results = [helper("outputs", each, targets).get("outputs", []) for _ in range(turns) for each in (cache, other)]
+def compared(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results of representatives with the kernels of two caches that took turns, and the time of each."""
     rows = []
-    for each in zip(*results, strict=True):
+    for each in zip(*(result.get("outputs", []) for result in results), strict=True):
         rows.append(
             {
                 "target": each[0]["target"],
@@ -428,10 +439,16 @@ def warmup_of(run: Run) -> dict[str, Any]:
     return result
 
 
+def checkpoint(name: str, result: dict[str, Any]) -> None:
+    """Write what there is of a result, so that a case that is cut off leaves something."""
+    path = Path(os.environ["WARMSTART_RESULTS"], f"{name}.json")
+    path.write_text(json.dumps({"case": name, "environment": environment(), **result}, indent=1) + "\n")
+
+
 CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
     "prenorm": (prenorm, 1),
     "exact": (exact, 1),
-    "stock": (stock, 1),
+    "restart": (restart, 1),
     "nvrtc": (nvrtc, 1),
     "serve": (serve, 1),
     "gather": (gather, 2),
@@ -489,6 +506,7 @@ def main() -> int:
         return 1
     wanted = options.cases or [name for name, (_, gpus) in CASES.items() if gpus <= count]
     options.out.mkdir(parents=True, exist_ok=True)
+    os.environ["WARMSTART_RESULTS"] = str(options.out)
     failed = False
     with model_directory() as model, tempfile.TemporaryDirectory() as thrown_away:
         scratch = options.scratch or Path(thrown_away)
@@ -506,9 +524,8 @@ def main() -> int:
                 failed = True
                 print(f"  failed: {error}", file=sys.stderr, flush=True)
                 continue
-            path = options.out / f"{name}.json"
-            path.write_text(json.dumps({"case": name, "environment": environment(), **result}, indent=1) + "\n")
-            print(f"  -> {path}", flush=True)
+            checkpoint(name, result)
+            print(f"  -> {options.out / name}.json", flush=True)
     return 1 if failed else 0
 
 

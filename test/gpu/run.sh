@@ -2,7 +2,7 @@
 # Measures the plugin on a Hopper GPU host, without network: starts the real server with the plugin installed in the same
 # interpreter, and writes one JSON result per case.
 #
-#   test/gpu/run.sh [--out DIR] [CASE ...]   cases: prenorm exact stock nvrtc serve gather pp (default: what GPUs allow)
+#   test/gpu/run.sh [--out DIR] [CASE ...]   cases: prenorm exact restart nvrtc serve gather pp
 #
 # Needs: SGLang 0.5.12 with sgl-deep-gemm and sgl_kernel in $PYTHON (default python3), nvcc of CUDA_HOME.
 set -euo pipefail

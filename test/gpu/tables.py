@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+# Below, the host's time is in the figure.
+JUDGED_FROM_US = 60
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -21,69 +23,94 @@ def run(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def start_up() -> str:
-    """A start of the server of DeepSeek-V3's shapes, four ways."""
-    exact, stock = result("exact"), result("stock")
-    runs = [
-        run(stock, "stock-full"),
-        run(stock, "stock-fast"),
-        run(exact, "exact-cold"),
-        run(exact, "exact-warm"),
-    ]
+    """A start of the server of DeepSeek-V3's shapes."""
+    names = ("stock-full", "stock-fast", "exact-all-cold", "exact-cold", "exact-warm")
+    runs = [run(result("exact"), name) for name in names]
+    # In the plugin's runs the service compiles one stub more, unless it has nothing to record.
+    stubs = [int("calls" in each and "wait_s" in each and each["compiler_runs"] > 0) for each in runs]
     rows = [
-        ("targets", [f"{each['targets']}" for each in runs]),
-        ("GEMM calls made", [f"{each['calls']}" for each in runs]),
-        ("kernels compiled", [f"{each['compiler_runs'] - each.get('stubs', 0)}" for each in runs]),
-        ("seconds in DeepGEMM warm-up", [f"{each['warmup_s']:.2f}" for each in runs]),
-        ("seconds to ready", [f"{each['ready_s']:.1f}" for each in runs]),
+        ["targets", *(f"{each['targets']}" for each in runs)],
+        ["GEMM calls made", *(f"{each['calls']}" for each in runs)],
+        ["kernels compiled", *(f"{each['compiler_runs'] - stub}" for each, stub in zip(runs, stubs, strict=True))],
+        ["seconds in DeepGEMM warm-up", *(f"{blocked(each):.2f}" for each in runs)],
+        ["seconds to ready", *(f"{each['ready_s']:.1f}" for each in runs)],
     ]
-    titles = ["", "stock, full list", "stock, FAST_WARMUP", "exact, cold", "exact, warm restart"]
-    return table(titles, [[name, *cells] for name, cells in rows])
+    titles = [
+        "",
+        "stock, full list",
+        "stock, FAST_WARMUP",
+        "exact, cold",
+        "exact, only DeepGEMM cold",
+        "exact, warm restart",
+    ]
+    return table(titles, rows)
+
+
+def blocked(each: dict[str, Any]) -> float:
+    """Seconds that a rank spent in DeepGEMM's warm-up.
+
+    Dry forwards count where nothing but DeepGEMM is cold. Where all is cold, they are spent in the JIT of Triton and
+    FlashInfer, which in stock SGLang comes later.
+    """
+    seconds: float = each["wait_s"] + each["load_s"] if each["name"] == "exact-all-cold" else each["warmup_s"]
+    return seconds
 
 
 def criteria() -> str:
     """What was asked, and what was measured."""
-    exact, stock = result("exact"), result("stock")
-    cold, warm, fast = run(exact, "exact-cold"), run(exact, "exact-warm"), run(stock, "stock-fast")
-    pipeline, compared = exact["pipeline"], stock["compared"]
-    hook = stock["hook"]["us_per_call"]
+    exact, restart = result("exact"), result("restart")
+    cold, warm, fast = (run(exact, name) for name in ("exact-cold", "exact-warm", "stock-fast"))
+    cores = exact["environment"]["cores"]
+    pipeline, compared, memory = exact["pipeline"], exact["compared"], exact["gpu_memory"]
+    hook = exact["hook"]["us_per_call"]
+    of_server = cold["compile_cpu_s"] / cores
+    swept = [*restart["sweep"]["targets"], *exact["sweep"]["targets"]]
     rows = [
         [
-            "cold, DeepGEMM part, against FAST_WARMUP",
-            "5 times faster (aim: 10)",
-            f"{fast['warmup_s'] / cold['warmup_s']:.1f} times",
+            "cold DeepGEMM part, against FAST_WARMUP",
+            "5 times faster, aim 10",
+            f"{fast['warmup_s'] / cold['warmup_s']:.1f} times ({cold['warmup_s']:.1f} s, {fast['warmup_s']:.1f} s)",
         ],
         [
-            "record and compile, against compile CPU seconds / cores",
+            "record and compile, against CPU seconds of the compilers / cores: every kernel type, service alone",
             "1.5 times",
-            f"{pipeline['seconds'] / pipeline['cpu_s_by_cores']:.2f} times ({pipeline['seconds']:.1f} s; "
-            f"{pipeline['compile_cpu_s']:.0f} CPU s on {exact['environment']['cores']} cores; "
-            f"{pipeline['compiled']} kernels)",
+            f"{pipeline['seconds'] / pipeline['cpu_s_by_cores']:.2f} times ({pipeline['targets']} targets, "
+            f"{pipeline['compiled']} kernels: {pipeline['seconds']:.1f} s, "
+            f"{pipeline['compile_cpu_s']:.0f} CPU s / {cores})",
         ],
         [
-            "warm restart, load per target",
+            "the same in the server, dry forwards and loading included",
+            "1.5 times",
+            f"{cold['warmup_s'] / of_server:.2f} times ({cold['targets']} targets, "
+            f"{cold['compiler_runs'] - 1} kernels: {cold['warmup_s']:.1f} s, "
+            f"{cold['compile_cpu_s']:.0f} CPU s / {cores})",
+        ],
+        [
+            "warm restart, per target",
             "0.1 s",
-            f"{warm['load_s'] / warm['targets']:.4f} s ({warm['targets']} targets, {warm['calls']} calls)",
+            f"{warm['warmup_s'] / warm['targets']:.3f} s ({warm['calls']} calls, "
+            f"{warm['compiler_runs']} compiler runs)",
         ],
         [
             "compiler runs in a sweep of every M of every target",
             "0",
-            f"{stock['sweep']['compiler_runs']} ({sum(each['calls'] for each in stock['sweep']['targets'])} calls, "
-            f"{len(stock['sweep']['targets'])} targets)",
+            f"{restart['sweep']['compiler_runs'] + exact['sweep']['compiler_runs']} ({len(swept)} targets, "
+            f"{sum(each['calls'] for each in swept)} calls)",
         ],
         [
-            "results equal to a stock cache's, bit for bit",
+            "results equal to those of kernels that DeepGEMM compiled itself, bit for bit",
             "all",
-            f"{compared['equal']} of {compared['kernels']} kernels, "
-            f"{len({each['target'] for each in stock['kernels']})} targets",
+            f"{compared['equal']} of {compared['kernels']} representatives of "
+            f"{pipeline['targets']} targets, {compared['finite']} of them finite",
         ],
         [
-            "GPU memory of one recording child; of all; how many",
+            "GPU memory of a recording child; of those at one time",
             "",
-            "{largest_helper_mib} MiB; {all_helpers_mib} MiB; {helpers}".format(**exact["gpu_memory"]),
+            f"{memory['largest_helper_mib']} MiB; {memory['all_helpers_mib']} MiB of {memory['helpers']}",
         ],
         [
-            "host time of a GEMM through SGLang's wrapper",
-            "1% of 20 us",
+            "host time of a small GEMM through SGLang's wrapper",
+            "1% of 20 us more",
             f"{hook['exact']:.2f} us with our hook, {hook['sglang']:.2f} us with SGLang's",
         ],
     ]
@@ -91,33 +118,39 @@ def criteria() -> str:
 
 
 def nvrtc() -> str:
-    """NVRTC beside nvcc."""
-    exact, other = result("exact"), result("nvrtc")
-    first, second = exact["pipeline"], other["pipeline"]
-    compared = other["compared"]
+    """NVRTC with precompiled headers, 16 processes, beside 16 nvcc's."""
+    found = result("nvrtc")
+    first, second, compared = found["compile"]["nvcc"], found["compile"]["nvrtc"], found["compared"]
     rows = [
-        ["record and compile, seconds", f"{first['seconds']:.1f}", f"{second['seconds']:.1f}"],
-        ["kernels", f"{first['kernels']}", f"{second['kernels']}"],
-        ["results equal bit for bit", "", f"{compared['equal']} of {compared['kernels']}"],
-        ["kernels slower than nvcc's by more than 2%", "", f"{compared['slower_than_2_percent']}"],
-        ["the slowest, against nvcc's", "", f"{compared['slowest_ratio']:.2f} times"],
+        [f"seconds for {first['kernels']} kernels", f"{first['wall_s']:.1f}", f"{second['wall_s']:.1f}"],
+        ["sum of the seconds of each", f"{first['sum_s']:.0f}", f"{second['sum_s']:.0f}"],
+        ["representatives with equal results, bit for bit", "", f"{compared['equal']} of {compared['kernels']}"],
+        [
+            "slower on the GPU by more than 2%, of those that take 60 us or more",
+            "",
+            f"{compared['slower_than_2_percent']} of {compared['judged']}",
+        ],
+        ["the slowest against nvcc's", "", f"{compared['slowest_ratio']:.2f} times"],
     ]
     return table(["", "nvcc", "NVRTC"], rows)
 
 
 def nvrtc_kernels() -> str:
-    """Each kernel's time on the GPU, by both compilers."""
+    """The kernels that take 60 us or more, by both compilers, the slowest by NVRTC first."""
     rows = [
+        (each["other_us"] / each["us"], each) for each in result("nvrtc")["kernels"] if each["us"] >= JUDGED_FROM_US
+    ]
+    cells = [
         [
-            each["target"],
+            each["target"].partition(" num_sms")[0],
             f"{each['m']}",
             f"{each['us']:.1f}",
             f"{each['other_us']:.1f}",
-            f"{each['other_us'] / each['us']:.3f}",
+            f"{ratio:.3f}",
         ]
-        for each in result("nvrtc")["kernels"]
+        for ratio, each in sorted(rows, key=lambda row: -row[0])
     ]
-    return table(["target", "M", "nvcc, us", "NVRTC, us", "ratio"], rows)
+    return table(["target", "M", "nvcc, us", "NVRTC, us", "ratio"], cells)
 
 
 def table(titles: list[str], rows: list[list[str]]) -> str:

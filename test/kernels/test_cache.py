@@ -241,6 +241,21 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_nobody_ever_reads_half_a_file(tmp_path: Path) -> None:
+    path, contents = tmp_path / "file", [bytes([i]) * (1 << 20) for i in range(2)]
+    write_atomically(path, contents[0])
+
+    def write() -> None:
+        for i in range(40):
+            write_atomically(path, contents[i % 2])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        assert path.read_bytes() in contents
+    writer.join()
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     code = """
 import resource, sys

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kit.confined import run_python
 from kit.recorded import real_cubin, recording
 from kit.scripted_compiler import ScriptedCompiler, wait_until_gone, write_compiler
 from kit.toolchain import toolchain
@@ -97,18 +98,35 @@ def test_a_release_that_is_not_printed_is_unknown() -> None:
 def test_it_is_called_as_deep_gemm_calls_it(tmp_path: Path) -> None:
     seen = shlex.quote(str(tmp_path / "seen"))
     compiler = write_compiler(
-        tmp_path, f'{{ echo "$*"; pwd; cat; }} > {seen}; cp "$source" {seen}.cu; echo cubin > "$cubin"'
+        tmp_path, f'{{ echo "$*"; pwd; }} > {seen}; cp "$source" {seen}.cu; echo cubin > "$cubin"'
     )
     source = "// as it is: \r\n\tno newline at the end, ä"
     assert compilers.compile_kernel(_job(compiler.compiler, source=source)) == b"cubin\n"
 
-    words, directory, *standard_input = (tmp_path / "seen").read_text().splitlines()
+    words, directory = (tmp_path / "seen").read_text().splitlines()
     given, cubin_flag, output_flag, output, *flags = words.split()
     assert (cubin_flag, output_flag, flags) == ("-cubin", "-o", FLAGS.split())
     assert Path(given).parent == Path(output).parent == Path(directory)
     assert (tmp_path / "seen.cu").read_bytes().decode() == source
-    assert standard_input == []
     assert not Path(directory).exists()
+
+
+def test_it_reads_nothing_of_what_the_server_is_told(tmp_path: Path) -> None:
+    compiler = write_compiler(tmp_path, f'cat > {shlex.quote(str(tmp_path / "seen"))}; echo cubin > "$cubin"')
+    code = """
+import sys
+from sglang_warmstart.kernels.compiler import CompileJob, Compiler, compile_kernel
+compile_kernel(CompileJob("", "", Compiler(sys.argv[1], ""), 20))
+"""
+    run_python(code, compiler.compiler.path, prefix=("sh", "-c", 'echo for the server | "$@"', "sh"))
+    assert (tmp_path / "seen").read_text() == ""
+
+
+def test_it_runs_behind_the_server(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    compiler = write_compiler(tmp_path, f'sleep 0.3; nice > {shlex.quote(str(seen))}; echo cubin > "$cubin"')
+    compilers.compile_kernel(_job(compiler.compiler))
+    assert int(seen.read_text()) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
 
 
 def test_a_kernel_compiles_for_real() -> None:

@@ -84,7 +84,7 @@ def test_another_build_of_deep_gemm_is_another_identity(deep_gemm: Path, name: s
     assert _identity(deep_gemm).digest != before.digest
 
 
-@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.rename(path.with_name("renamed.cuh"))])
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.rename(path.with_name("smxx_layouts.cuh"))])
 def test_a_header_that_is_gone_or_renamed_is_another_build(deep_gemm: Path, change: Callable[[Path], object]) -> None:
     before = build_hash(deep_gemm)
     change(deep_gemm / "include" / "deep_gemm" / "impls" / "smxx_layout.cuh")

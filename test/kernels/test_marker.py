@@ -193,7 +193,7 @@ def _flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (lambda path: _remove_kernel(path.parent), "is not in the cache"),
     "short": (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"is not what it was \(\d+ of \d+ bytes\)"),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), r"is not what it was \(\d+ of \d+ bytes\)"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import shlex
 import signal
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,7 @@ from kit.toolchain import toolchain
 from sglang_warmstart.kernels import cubin, stub
 from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.compiler import CompileJob, Compiler, compile_kernel
-from sglang_warmstart.kernels.pool import CompilePool, KernelError
+from sglang_warmstart.kernels.pool import CompilePool, KernelError, size_of
 from sglang_warmstart.kernels.recorder import RecordedKernel
 
 needs_mounts = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
@@ -83,10 +85,11 @@ def test_kernels_of_another_install_path_of_deep_gemm_are_compiled_anew(tmp_path
 
 
 def test_a_kernel_that_many_ask_for_is_compiled_once(tmp_path: Path) -> None:
-    compiler = write_copying_compiler(tmp_path, seconds=0.2)
-    outcome = compile_all(Order(tmp_path / "root", compiler.compiler, _kernels(2) * 10))
+    compiler, tally = write_copying_compiler(tmp_path, seconds=0.2), Tally()
+    outcome = compile_all(Order(tmp_path / "root", compiler.compiler, _kernels(2) * 10), tally)
     assert outcome == Outcome(compiled=2)
     assert len(compiler.starts) == 2
+    assert tally.wanted == tally.done == 2
 
 
 def test_eight_processes_that_race_for_four_kernels_compile_four_times_in_all(tmp_path: Path) -> None:
@@ -120,6 +123,18 @@ def test_no_more_compilers_run_at_once_than_the_executor_has_places_for(tmp_path
     compiler = write_copying_compiler(tmp_path, seconds=0.1)
     compile_all(Order(tmp_path / "root", compiler.compiler, _kernels(6), workers))
     assert compiler.most_at_once == workers
+
+
+def test_the_largest_kernel_that_waits_is_the_next(tmp_path: Path) -> None:
+    # It would else be the last to end, with all other compilers idle.
+    order, real = (shlex.quote(str(tmp_path / name)) for name in ("order", "real.cubin"))
+    (tmp_path / "real.cubin").write_bytes(real_cubin())
+    compiler = write_compiler(tmp_path, f'sha256sum < "$source" >> {order}; cp {real} "$cubin"')
+    first, *others = _kernels(8)
+    compile_all(Order(tmp_path / "root", compiler.compiler, (first, *others), workers=1))
+    expected = [first, *sorted(others, key=lambda kernel: -size_of(kernel.source))]
+    digests = [hashlib.sha256(kernel.source.encode()).hexdigest() for kernel in expected]
+    assert [line.split()[0] for line in (tmp_path / "order").read_text().splitlines()] == digests
 
 
 def test_a_waiter_that_gives_up_takes_nothing_from_the_others(tmp_path: Path) -> None:
@@ -246,11 +261,21 @@ def test_a_kernel_that_failed_is_tried_again_when_it_is_asked_for_again(tmp_path
     real, tried = (shlex.quote(str(tmp_path / name)) for name in ("real.cubin", "tried"))
     (tmp_path / "real.cubin").write_bytes(real_cubin())
     compiler = write_compiler(tmp_path, f'if [ -e {tried} ]; then cp {real} "$cubin"; else : > {tried}; (exit 1); fi')
-    assert "exit status 1" in _only_error(_compile(tmp_path, compiler))
-    assert _compile(tmp_path, compiler) == Outcome(compiled=1)
+    (kernel,) = _kernels(1)
+
+    async def ask_twice() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            pool = CompilePool(executor, KernelCache(tmp_path / "root"), compiler.compiler, Tally(), 20, workers=1)
+            with pytest.raises(KernelError, match="exit status 1"):
+                await pool.ensure(kernel)
+            await pool.ensure(kernel)
+
+    asyncio.run(ask_twice())
+    assert KernelCache(tmp_path / "root").has(kernel.directory)
 
 
-def test_a_worker_process_that_dies_is_an_error_of_its_kernel(tmp_path: Path) -> None:
+def test_a_worker_process_that_dies_is_an_error_of_its_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # nobody tidies up behind it
     # Where compilers live in the workers themselves, as NVRTC does, memory that runs short ends a worker.
     compiler = write_compiler(tmp_path, "kill -KILL $PPID")
     (kernel,) = _kernels(1)

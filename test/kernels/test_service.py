@@ -9,61 +9,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit.fake_nvcc import FakeNvcc, cubin_of
-from kit.node import Node, wait_until
+from kit.fake_nvcc import cubin_of
+from kit.node import GPU, Node, Place, wait_until
 from kit.standin_library import FLAGS, LINE_INFO, TAKEN_GPU, definition, kernels_of
 from sglang_warmstart.kernels import protocol
-from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
-from sglang_warmstart.kernels.identity import Gpu
-from sglang_warmstart.kernels.marker import Launch
-from sglang_warmstart.kernels.protocol import Answer, Hello, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.kernels.protocol import Answer, Restore, Warm, Warmed, Welcome
 from sglang_warmstart.kernels.targets import Target
 
-GPU = Gpu("NVIDIA H200", 132, (9, 0), 0)
 PLENTY = 100 << 30
+FORKSERVER = "multiprocessing.forkserver"
 
 
 def target(kernel_type: str = "GEMM_NT_F8F8BF16", *, n: int = 2112, k: int = 7168, m_max: int = 150) -> Target:
     return Target(kernel_type=kernel_type, n=n, k=k, num_groups=1, num_sms=132, m_max=m_max)
-
-
-@dataclass
-class Place:
-    """A cache and a compiler, and what a rank says of them."""
-
-    directory: Path
-    nvcc: FakeNvcc = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.nvcc = FakeNvcc(self.directory / "nvcc")
-
-    @property
-    def cache(self) -> KernelCache:
-        return KernelCache(self.directory / "kernels")
-
-    def hello(self, *, gpu: Gpu = GPU, launch: Launch | None = None, **environment: str) -> Hello:
-        return Hello(
-            cache=str(self.cache.root),
-            environment={"DG_JIT_NVCC_COMPILER": str(self.nvcc.path), **environment},
-            deep_gemm=str(self.directory / "deep_gemm"),
-            gpu=gpu,
-            launch=launch or {"model": "DeepSeek-V3", "rank": "0"},
-            workers=4,
-        )
-
-    def rank(self, node: Node, hello: Hello | None = None) -> ServiceClient:
-        """A rank that has been welcomed."""
-        client = node.client()
-        assert client.hello(hello or self.hello()) == Welcome()
-        return client
 
 
 @pytest.fixture
@@ -135,7 +100,17 @@ def test_a_restart_restores_from_the_marker_and_neither_records_nor_compiles(
         # Another launch has no marker of its own, but the kernels are known.
         other = place.rank(restarted, place.hello(launch={"model": "another one with the same GEMM"}))
         assert warm(other, *asked) == Answer(defined(*asked))
+        assert not restarted.is_running(FORKSERVER)
     assert place.nvcc.runs == runs
+
+
+def test_without_a_marker_the_service_gets_ready_to_record_before_it_is_asked_to(place: Place, tmp_path: Path) -> None:
+    with Node(tmp_path) as node:
+        rank = place.rank(node)
+        assert not node.is_running(FORKSERVER)
+        rank.restore()
+        assert wait_until(lambda: node.is_running(FORKSERVER))
+        assert wait_until(lambda: place.nvcc.runs == {"stub": 1})
 
 
 def test_a_damaged_marker_is_reported_and_the_work_is_done_again(node: Node, place: Place) -> None:
@@ -160,7 +135,7 @@ def test_a_half_kernel_is_out_of_the_way_before_the_rank_goes_on(node: Node, pla
 
 
 def test_of_many_ranks_that_find_a_half_kernel_none_gives_a_false_alarm(node: Node, place: Place) -> None:
-    halves = [f"kernel.gemm.{number:032x}" for number in range(20)]
+    halves = [f"kernel.gemm.{number:032x}" for number in range(300)]
     for half in halves:
         place.cache.path(half).mkdir(parents=True)
     with ThreadPoolExecutor(8) as threads:
@@ -275,26 +250,29 @@ def test_a_rank_that_dies_while_it_waits_does_no_harm_to_others(node: Node, plac
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("sent", "is_all"),
     [
-        b"\0\0\0\5hello",
-        protocol.LENGTH.pack(protocol.LIMIT + 1),
-        b"GET / HTTP/1.1\r\n\r\n",
-        frames(Answer(())),
-        frames(Welcome()),
-        protocol.LENGTH.pack(100) + b"no more",
-        b"\0\0",
-        b"",
+        (b"\0\0\0\5hello", False),
+        (protocol.LENGTH.pack(protocol.LIMIT + 1), False),
+        (b"GET / HTTP/1.1\r\n\r\n", False),
+        (frames(Answer(())), False),
+        (frames(Welcome()), False),
+        (protocol.LENGTH.pack(100) + b"no more", True),
+        (b"\0\0", True),
+        (b"", True),
     ],
     ids=["no message", "too long", "http", "an answer", "a welcome", "cut off", "half a length", "nothing"],
 )
-def test_what_is_no_question_closes_the_connection_and_no_other(node: Node, place: Place, sent: bytes) -> None:
+def test_what_is_no_question_closes_the_connection_and_no_other(
+    node: Node, place: Place, sent: bytes, is_all: bool
+) -> None:
     rank = place.rank(node)
     with raw_connection(node) as connection:
         connection.sendall(frames(place.hello()))
         assert read_answer(connection) == Welcome()
         connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
+        if is_all:
+            connection.shutdown(socket.SHUT_WR)
         assert connection.recv(100) == b""
     assert rank.restore() == Answer(())
     assert "Traceback" not in node.log
@@ -446,6 +424,27 @@ def test_what_was_recorded_before_a_child_died_is_of_use_to_the_next_start(node:
     assert place.nvcc.compiled == once_each(target())
 
 
+def test_nothing_is_said_of_kernels_of_a_target_that_has_failed_already(place: Place, tmp_path: Path) -> None:
+    place.nvcc.on_each_kernel("exit 1")
+    with Node(tmp_path) as node:
+        rank = place.rank(node)
+        (warmed,) = warm(rank, target("a GEMM that is killed at 40")).targets
+        assert warmed.error == "the recording process ended without a word (exit code -9)"
+        assert wait_until(lambda: place.nvcc.compiled.total() == 3)
+        rank.close()
+        node.end()
+        assert "exit status 1" not in node.log
+
+
+def test_a_surprise_spoils_one_target_and_is_in_the_log(place: Place, tmp_path: Path) -> None:
+    odd = target("a GEMM with a dot in its name")
+    with Node(tmp_path) as node:
+        first, second = warm(place.rank(node), odd, target()).targets
+        assert first.error.startswith("ValueError: not a kernel's directory: 'kernel.standin.gemm.")
+        assert second == defined(target())[0]
+        assert str(odd) in node.log and "Traceback" in node.log
+
+
 def test_where_the_gpu_has_little_memory_left_children_wait_for_each_other(place: Place, tmp_path: Path) -> None:
     (first, *_) = definition(target())
     with Node(tmp_path) as node:
@@ -454,6 +453,12 @@ def test_where_the_gpu_has_little_memory_left_children_wait_for_each_other(place
         assert wait_until(lambda: place.cache.has(first.directory))
         assert rank.warm([target(n=512)], 0, 0.5).targets[0].not_ready
         assert warm(rank, target(k=512)).targets == defined(target(k=512))
+
+
+def test_a_child_starts_without_the_service_and_all_that_it_imports(node: Node, place: Place) -> None:
+    (warmed,) = warm(place.rank(node), target("a GEMM that names its modules")).targets
+    assert "sglang_warmstart.kernels.recording" in warmed.error
+    assert "sglang_warmstart.kernels.pool" not in warmed.error
 
 
 def test_a_library_that_cannot_be_imported_spoils_the_answer_and_not_the_service(place: Place, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.recorded import recording
+from kit.recorded import RecordedTarget, recording
 from sglang_warmstart.kernels.targets import KernelUse, Target
 
 TARGETS = [each.target for each in recording().targets]
@@ -38,7 +41,11 @@ def test_a_target_is_the_same_after_a_file_and_after_a_socket(target: Target) ->
 
 def test_targets_that_differ_in_anything_are_different_targets() -> None:
     target = TARGETS[0]
-    other = {int: lambda value: value + 1, str: lambda value: value + "x", type(None): lambda value: (1, 128)}
+    other: dict[type, Callable[[Any], object]] = {
+        int: lambda value: value + 1,
+        str: lambda value: value + "x",
+        type(None): lambda value: (1, 128),
+    }
     for name in target.__struct_fields__:
         value = getattr(target, name)
         changed = msgspec.structs.replace(target, **{name: other[type(value)](value)})
@@ -51,11 +58,10 @@ def test_a_target_is_shown_as_sglang_shows_its_own() -> None:
 
 
 @pytest.mark.parametrize("recorded", recording().targets, ids=lambda each: str(each.target))
-def test_the_representatives_that_were_recorded_are_ms_of_their_target(recorded: object) -> None:
-    found = next(each for each in recording().targets if each is recorded)
-    assert {use.m for use in found.kernels} <= set(found.target.m_values)
+def test_the_representatives_that_were_recorded_are_ms_of_their_target(recorded: RecordedTarget) -> None:
+    assert {use.m for use in recorded.kernels} <= set(recorded.target.m_values)
     # The first M always needs a kernel.
-    assert min(found.kernels).m == found.target.m_values[0]
+    assert min(recorded.kernels).m == recorded.target.m_values[0]
 
 
 def test_kernels_are_in_the_order_of_their_ms() -> None:

@@ -6,15 +6,32 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 
-def run_python(code: str, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
-    """What a piece of Python prints in a process of its own; the rest of its environment is that of the tests."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [*prefix, sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+def run_python(
+    code: str,
+    *arguments: str,
+    prefix: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """What a piece of Python prints in a process of its own.
+
+    Args:
+        code, arguments: what to run.
+        prefix: the beginning of the command.
+        options: of Python.
+        environment: laid over that of the tests. Without a PYTHONPATH in it, the tests' own modules are found.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(environment or {})}
+    command = [*prefix, sys.executable, *options, "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise RuntimeError(f"it ended with status {done.returncode}: {done.stderr}")
+    return done.stdout
 
 
 def in_mount_namespace(setup: str) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sglang_warmstart import plugin as plugin_module
+from sglang_warmstart.features.feature import State
 from sglang_warmstart.patch import mend_copies
 from sglang_warmstart.plugin import Plugin
 from sglang_warmstart.switches import STRICT, WARMSTART
@@ -32,3 +34,13 @@ def plugin_in_this_process() -> Iterator[Plugin]:
             delattr(Envs, switch.name)
         mend_copies(common.configure_logger, configure_logger)
         plugin_module._loaded = None
+
+
+def load_again(plugin: Plugin) -> None:
+    """As in a process that has just been started: what the features remember is forgotten."""
+    import sglang
+
+    for installation in reversed(plugin.installations):
+        installation.patch.undo()
+        installation.state = State.WAITING
+    plugin.install(Path(sglang.__path__[0]))

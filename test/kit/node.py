@@ -9,14 +9,23 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.client import ServiceClient
+from sglang_warmstart.kernels.compiler import Kind
+from sglang_warmstart.kernels.identity import Gpu
 from sglang_warmstart.kernels.launch import remove_directory
+from sglang_warmstart.kernels.marker import Launch
+from sglang_warmstart.kernels.protocol import Hello, Welcome
+
+from kit.fake_nvcc import FakeNvcc
 
 STANDIN = "kit.standin_library"
+GPU = Gpu("NVIDIA H200", 132, (9, 0), 0)
 
 # Every process of a node has it in its environment, wherever it has gone in the tree of processes.
 _MARK = "KIT_NODE"
@@ -76,15 +85,19 @@ class Node:
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.parent.communicate()
+        self.parent.wait()
+        for pipe in (self.parent.stdin, self.parent.stdout):
+            assert pipe is not None
+            pipe.close()
         if left := self.left():
             raise RuntimeError(f"processes of the node survived SIGKILL: {left}")
         remove_directory(self.socket.parent)
 
     def end(self) -> int:
         """Let the parent come to its own end. Returns its status."""
-        self.parent.communicate()
-        return self.parent.returncode
+        assert self.parent.stdin is not None
+        self.parent.stdin.close()
+        return self.parent.wait(20)
 
     def client(self, wait_s: float = 30.0) -> ServiceClient:
         """A connection to the service."""
@@ -100,6 +113,14 @@ class Node:
         """All that live, or those with one of these names."""
         return [process for process, name in self._processes() if not names or name in names]
 
+    def is_running(self, command: str) -> bool:
+        """Whether one of them has this in its command line."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if command in " ".join(process.cmdline()):
+                    return True
+        return False
+
     def left(self, limit_s: float = 10.0) -> list[psutil.Process]:
         """Those that live when the time is up; returns as soon as there are none."""
         self.parent.poll()
@@ -111,6 +132,44 @@ class Node:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
                     yield process, process.name()
+
+
+@dataclass
+class Place:
+    """A cache and a compiler, and what a rank says of them.
+
+    Args:
+        directory: of all this.
+    """
+
+    directory: Path
+    nvcc: FakeNvcc = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nvcc = FakeNvcc(self.directory / "nvcc")
+
+    @property
+    def cache(self) -> KernelCache:
+        """DeepGEMM's."""
+        return KernelCache(self.directory / "kernels")
+
+    def hello(self, *, gpu: Gpu = GPU, launch: Launch | None = None, kind: Kind = "nvcc", **environment: str) -> Hello:
+        """A rank's first words."""
+        return Hello(
+            cache=str(self.cache.root),
+            environment={"DG_JIT_NVCC_COMPILER": str(self.nvcc.path), **environment},
+            deep_gemm="/opt/deep_gemm",
+            gpu=gpu,
+            launch=launch or {"model": "DeepSeek-V3", "rank": "0"},
+            kind=kind,
+            workers=4,
+        )
+
+    def rank(self, node: Node, hello: Hello | None = None) -> ServiceClient:
+        """A rank that has been welcomed."""
+        client = node.client()
+        assert client.hello(hello or self.hello()) == Welcome()
+        return client
 
 
 def wait_until(condition: Callable[[], object], limit_s: float = 10.0) -> bool:

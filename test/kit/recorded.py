@@ -6,11 +6,12 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
-from kit.toolchain import toolchain
 from sglang_warmstart.kernels import digest
 from sglang_warmstart.kernels.compiler import CompileJob, compile_kernel
 from sglang_warmstart.kernels.recorder import RecordedKernel
 from sglang_warmstart.kernels.targets import KernelUse, Target
+
+from kit.toolchain import toolchain
 
 RECORDING = Path(__file__).parents[1] / "kernels" / "recorded.json"
 

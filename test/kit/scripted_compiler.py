@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from kit.recorded import real_cubin, recording
 from sglang_warmstart.kernels.compiler import Compiler
+
+from kit.recorded import real_cubin, recording
 
 _SCRIPT = """#!/bin/sh
 if [ "$1" = --version ]; then exec cat {version}; fi

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -60,7 +61,7 @@ def kernels_of(target: Target, m: int) -> list[Kernel]:
     block_m = next((block for block in _BLOCKS_M if m <= block), 256)
     block_n = 64 if target.n < 1024 else 128
     stages = 4 if target.k < 4096 else 8
-    name = "standin_gemm"
+    name = "standin.gemm" if "with a dot in its name" in target.kernel_type else "standin_gemm"
     parts = [Kernel(name, _source(name, f"{block_m}x{block_n}, {stages} stages, {target.num_sms} SMs"))]
     if target.lhs_scale == "k":
         # First of all the scales are transposed, for every M by the same kernel.
@@ -168,6 +169,8 @@ def prepare(target: Target, m_max: int) -> Callable[[int], None]:
     """A function that has the kernels of an M built."""
     if "cannot be called" in target.kernel_type:
         raise ValueError(f"the installed DeepGEMM has no {target.kernel_type}")
+    if "names its modules" in target.kernel_type:
+        raise ValueError(" ".join(sorted(name for name in sys.modules if name.startswith("sglang_warmstart."))))
     jit, mishap = Jit(), _MISHAP.search(target.kernel_type)
 
     def call(m: int) -> None:

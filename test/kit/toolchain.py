@@ -54,6 +54,11 @@ class Toolchain:
         """Whether its Python bindings of NVRTC are for the Python that runs."""
         return (self.root / ".complete").read_text(encoding="ascii").strip() == "Python {}.{}".format(*sys.version_info)
 
+    @property
+    def nvrtc_environment(self) -> dict[str, str]:
+        """The variables by which Python finds NVRTC's bindings, and they NVRTC: it is in no environment of Python."""
+        return {"PYTHONPATH": str(self.root), "LD_LIBRARY_PATH": str(self.cuda_home / "lib")}
+
     def compiler(self) -> Compiler:
         """nvcc as the service finds it."""
         return compilers.find({"CUDA_HOME": str(self.cuda_home)})

@@ -85,6 +85,10 @@ class Rank:
         """A GEMM with a new key is about to be called: see to its kernels first. Not on the path of known keys."""
         if self._dry is not None:
             return
+        if self._awaited is not None:
+            unseen = self._awaited
+            self._leave_the_door()
+            self._leave(unseen, "it is called by another function than those that are known")
         if key in self._left_to_sglang:
             self.seen.add(key)
             self.sweep(*key[:4], self._left_to_sglang.pop(key))
@@ -93,8 +97,7 @@ class Rank:
             self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
             self.sweep(*key[:4], self._left_to_sglang.pop(key))
         elif self._wait_left_s <= 0:
-            self.seen.add(key)
-            logger.warning("warmstart: %s: no time is left to wait, its kernels compile on first use", _name(key))
+            self._say_not_ready(key, f"{_name(key)}: no time is left to wait")
         else:
             # The next call is the one that has this key, and it has all that selects a kernel.
             self._awaited = key
@@ -115,21 +118,26 @@ class Rank:
         self.entrypoint.deep_gemm = Door(self.library, on_call, self.direct)  # type: ignore[attr-defined]
 
     def _leave_the_door(self) -> None:
+        self._awaited = None
         self.entrypoint.deep_gemm = self.library  # type: ignore[attr-defined]
 
     def _on_first_call(self, gemm: Gemm, arguments: dict[str, Any], call: Callable[[], Any]) -> Any:
+        key, awaited = self._key_of_call(gemm, arguments), self._awaited
+        if awaited is None or key[:-1] != awaited[:-1]:
+            return call()  # one that did not pass SGLang's hook
         self._leave_the_door()
-        key = self._key_of_call(gemm, arguments)
         # Both: between the hook and the call, SGLang may set another number of SMs.
-        self.seen.update((key, self._awaited or key))
+        self.seen.update((key, awaited))
         try:
             target = self._target_of_call(gemm, arguments)
         except UnsupportedCallError as error:
             self._leave(key, str(error))
         else:
             start = time.monotonic()
-            self.warm([target], self._wait_left_s)
-            self._wait_left_s -= time.monotonic() - start
+            try:
+                self.warm([target], self._wait_left_s)
+            finally:
+                self._wait_left_s -= time.monotonic() - start
         if key in self._left_to_sglang:
             self.sweep(*key[:4], self._left_to_sglang.pop(key))
         return call()
@@ -154,7 +162,9 @@ class Rank:
 
     def _key_of_call(self, gemm: Gemm, arguments: dict[str, Any]) -> Key:
         lhs, rhs = (each[0] if isinstance(each, tuple) else each for each in (arguments["a"], arguments["b"]))
-        num_groups = rhs.shape[0] if rhs.dim() == 3 else arguments.get("num_splits", 1) or 0
+        num_groups = rhs.shape[0] if rhs.dim() == 3 else 1
+        if "num_splits" in gemm.parameters:
+            num_groups = arguments.get("num_splits") or 0
         return (gemm.kernel_type, rhs.shape[-2], lhs.shape[-1], num_groups, self.library.get_num_sms())
 
     def warm(self, targets: list[Target], limit_s: float) -> None:
@@ -172,7 +182,7 @@ class Rank:
             logger.warning("warmstart: %s", note)
         for warmed in answer.targets:
             if warmed.not_ready:
-                self._say_not_ready(warmed)
+                self._say_not_ready(key_of(warmed.target), f"{warmed.target}: {warmed.error}")
             elif warmed.error:
                 self._leave(key_of(warmed.target), warmed.error, fast=warmed.no_context)
         self.load([TargetKernels(each.target, each.kernels) for each in answer.targets if not each.error])
@@ -186,14 +196,13 @@ class Rank:
         if not targets:
             return
         self.seen.update(key_of(each.target) for each in targets)
-        try:
-            with self.outside_symmetric_memory():
-                loaded = load(targets, lambda: int(self.free_bytes() * _LOAD_SHARE))
-        except Exception as error:
+        with self.outside_symmetric_memory():
+            loaded = load(targets, lambda: int(self.free_bytes() * _LOAD_SHARE))
+        for target, error in loaded.failed:
+            message = f"{target}: its kernels cannot be loaded: {_first_line(error)}"
             if self.strict:
-                raise WarmupError(f"kernels cannot be loaded: {error}") from error
-            logger.warning("warmstart: kernels cannot be loaded, they are on first use: %s", _first_line(error))
-            return
+                raise WarmupError(message) from error
+            logger.warning("warmstart: %s; they are on first use", message)
         self.load_s += loaded.seconds
         for target, m, size in loaded.left_out:
             logger.warning(
@@ -201,12 +210,11 @@ class Rank:
             )
         logger.info("warmstart: %d targets loaded: %d kernels in %.3f s", len(targets), loaded.calls, loaded.seconds)
 
-    def _say_not_ready(self, warmed: Warmed) -> None:
-        message = f"{warmed.target}: {warmed.error}; what is missing compiles on first use"
+    def _say_not_ready(self, key: Key, message: str) -> None:
+        self.seen.add(key)
         if self.strict:
             raise WarmupError(message)
-        self.seen.add(key_of(warmed.target))
-        logger.warning("warmstart: %s", message)
+        logger.warning("warmstart: %s; what is missing compiles on first use", message)
 
     def _leave(self, key: Key, reason: str, *, fast: bool = False) -> None:
         if self.strict:

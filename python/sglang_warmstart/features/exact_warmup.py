@@ -33,9 +33,9 @@ from sglang_warmstart.kernels.identity import Gpu
 from sglang_warmstart.kernels.launch import start_service
 from sglang_warmstart.kernels.marker import Launch, TargetKernels
 from sglang_warmstart.kernels.protocol import Hello
-from sglang_warmstart.patch import Patch, class_of
+from sglang_warmstart.patch import Patch, check_parameters, class_of
 from sglang_warmstart.shapes.m_list import fast_m_list, full_m_list
-from sglang_warmstart.switches import COMPILER
+from sglang_warmstart.switches import COMPILER, WORKERS, complaint_about, number_of
 
 ENGINE = "sglang.srt.entrypoints.engine"
 MAYBE_COMPILE = "_maybe_compile_deep_gemm_one_type_all"
@@ -80,11 +80,13 @@ class _Process:
     """This process's rank, once it has one.
 
     Args:
+        is_wanted: whether SGLang warms DeepGEMM here. All ranks of a server answer alike.
         get_num_sms: DeepGEMM's, once there is a rank.
         known: SGLang's keys of the GEMMs that are seen to, and their number of SMs.
     """
 
     rank: Rank | None = None
+    is_wanted: bool = False
     get_num_sms: Callable[[], int] | None = None
     known: set[tuple[int, int, int, int, int]] = field(default_factory=set)
 
@@ -94,7 +96,7 @@ class _Process:
 
     def forget(self) -> None:
         """As if it had never been one."""
-        self.rank, self.get_num_sms = None, None
+        self.rank, self.get_num_sms, self.is_wanted = None, None, False
         self.known.clear()
 
 
@@ -112,6 +114,7 @@ def install_service(patch: Patch, engine: ModuleType) -> None:
         original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
     ) -> Any:
         if server_args.device == "cuda" and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
+            os.environ.pop(SERVICE, None)
             try:
                 os.environ[SERVICE] = str(start_service().socket)
             except OSError as error:
@@ -137,6 +140,7 @@ def install_hooks(patch: Patch, compile_utils: ModuleType, entrypoint: ModuleTyp
     original = getattr(compile_utils, MAYBE_COMPILE, None)
     if original is None:
         raise StandsAsideError(f"{COMPILE_UTILS}.{MAYBE_COMPILE}", "not there")
+    check_parameters(original, ("kernel_type, n, k, num_groups",), f"{COMPILE_UTILS}.{MAYBE_COMPILE}")
     known = process.known
 
     def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> None:
@@ -171,17 +175,37 @@ def install_hooks(patch: Patch, compile_utils: ModuleType, entrypoint: ModuleTyp
     chunk: list[int] = []
 
     def update_deep_gemm_config(update: Callable[..., None], gpu_id: int, *args: Any, **kwargs: Any) -> None:
+        from sglang.srt.environ import envs
+
         update(gpu_id, *args, **kwargs)
         if process.rank is None and compile_utils.ENABLE_JIT_DEEPGEMM and is_wanted():
+            process.is_wanted = True
             chunk[:] = [chunked_prefill_size(compile_utils, *args, **kwargs)]
-            arguments = args[0] if args else kwargs.get("server_args")
-            rank = connected_rank(compile_utils, entrypoint, chunk[0], arguments, sweep)
+            strict = bool(envs.SGLANG_WARMSTART_STRICT.get())
+            try:
+                arguments = server_arguments(*args, **kwargs)
+                rank = connected_rank(compile_utils, entrypoint, chunk[0], arguments, sweep)
+            except Exception as error:
+                # Whatever a fork looks like: SGLang starts, and warms as it does.
+                if strict:
+                    raise
+                _refuse(f"{type(error).__name__}: {error}", strict)
+                rank = None
             if rank is not None:
                 process.connect(rank)
 
     patch.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
     patch.replace(compile_utils, MAYBE_COMPILE, maybe_compile)
     patch.also_undo(process.forget)
+
+
+def server_arguments(server_args: Any = None) -> Any:
+    """The server's arguments, which 0.5.23 keeps in its runtime context."""
+    if server_args is None:
+        from sglang.srt.runtime_context import get_server_args
+
+        return get_server_args()
+    return server_args
 
 
 def connected_rank(
@@ -205,7 +229,9 @@ def connected_rank(
     if kind == "nvrtc":
         # Kernels of another compiler than DeepGEMM's own: once this is switched off again, none of them is in use.
         cache = str(Path(cache, "nvrtc"))
-    workers = envs.SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS
+    for complaint in (complaint_about(switch, os.environ) for switch in (COMPILER, WORKERS)):
+        if complaint:
+            logger.warning("warmstart: %s", complaint)
     environment = {name: value for name, value in os.environ.items() if name.startswith("DG_") or name in _PLACES} | {
         "DG_JIT_CACHE_DIR": cache
     }
@@ -219,7 +245,8 @@ def connected_rank(
                 gpu=_gpu(),
                 launch=_launch(server_args),
                 kind=kind,
-                workers=workers.get() if workers.is_set() else None,
+                # Not by ``envs``: 0.5.12's default of 4 is nobody's wish, and 0.5.23 does not know it.
+                workers=number_of(WORKERS, os.environ),
             )
         )
     except ServiceGoneError as error:
@@ -288,7 +315,9 @@ def _free_bytes() -> int:
 def _launch(server_args: Any) -> Launch:
     from sglang.srt.distributed.parallel_state import get_world_group
 
-    launch = {name: str(getattr(server_args, name, None)) for name in _DECIDING_ARGUMENTS}
+    # In 0.5.23 the arguments themselves are what the user gave, before anything was decided.
+    arguments = server_args.resolved_dict() if hasattr(server_args, "resolved_dict") else vars(server_args)
+    launch = {name: str(arguments.get(name)) for name in _DECIDING_ARGUMENTS}
     launch["rank"] = str(get_world_group().rank)
     if hasattr(server_args, "get_model_config"):
         config = server_args.get_model_config().hf_config
@@ -303,8 +332,14 @@ def install_discovery(patch: Patch, model_runner: ModuleType, process: _Process)
         return  # a later release: each target is met when it is first called
 
     def kernel_warmup(original: Callable[..., None], self: Any) -> None:
-        if process.rank is not None and may_run_dry(self):
-            warm_all(process.rank, self)
+        if process.is_wanted and may_run_dry(self):
+            rank = process.rank
+            # A rank that has no service would not run the forwards in which the others wait for it.
+            agreed = _all_agree(self.tp_group, rank is not None)
+            if rank is not None and agreed:
+                warm_all(rank, self)
+            elif rank is not None:
+                logger.warning("warmstart: not all ranks have a service: targets are warmed when they are first called")
         original(self)
 
     patch.wrap(runner_class, "kernel_warmup", kernel_warmup, "self")
@@ -380,16 +415,21 @@ def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
     if mode != "decode":
         modes.append(ForwardMode.EXTEND)
     failure: Exception | None = None
+    agreed = True
     rank.start_dry()
-    try:
-        with torch.inference_mode():
-            for each in modes:
+    for each in modes:
+        try:
+            with torch.inference_mode():
                 model_runner._dummy_run(batch_size=smallest_batch(model_runner), forward_mode_override=each)
-        torch.get_device_module(model_runner.device).synchronize()
-    except Exception as error:
-        failure = error
+            torch.get_device_module(model_runner.device).synchronize()
+        except Exception as error:
+            failure = error
+        # After each: the others would wait at the beginning of the next one for a rank that has failed.
+        agreed = _all_agree(model_runner.tp_group, failure is None)
+        if not agreed:
+            break
     targets = rank.end_dry()
-    if not _all_agree(model_runner.tp_group, failure is None):
+    if not agreed:
         if rank.strict:
             raise RuntimeError("a dry forward failed on this or on another rank") from failure
         why = f"{type(failure).__name__}: {failure}" if failure else "on another rank"
@@ -437,7 +477,7 @@ EXACT_WARMUP = Feature(
         f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "after memory is measured and before any forward: the dry "
         "forwards, and one batch for all targets",
     },
-    upstream="none; asked for in #32124, #28271, #36231",
+    upstream="none",
     drop_when="upstream compiles each distinct kernel once, in parallel, before it serves",
     built_in_as=(),
     steps=_steps(),

@@ -46,8 +46,9 @@ class Door:
 
 
 def named(gemm: Gemm, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name."""
-    return dict(zip(gemm.parameters, args, strict=False)) | dict(kwargs)
+    """A call's arguments by name; those beyond the known parameters by their place."""
+    beyond = {f"no. {i + 1}": value for i, value in enumerate(args) if i >= len(gemm.parameters)}
+    return dict(zip(gemm.parameters, args, strict=False)) | beyond | dict(kwargs)
 
 
 def check_names(gemm: Gemm, arguments: Mapping[str, Any]) -> None:

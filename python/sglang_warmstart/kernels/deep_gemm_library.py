@@ -24,7 +24,7 @@ def open_device(gpu: Gpu) -> None:
     if gpu.visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu.visible
     torch.cuda.set_device(gpu.ordinal)
-    torch.zeros(1, device="cuda")
+    torch.empty(1, device="cuda")
     found = torch.cuda.get_device_properties(gpu.ordinal)
     if (found.name, found.multi_processor_count) != (gpu.name, gpu.num_sms):
         raise RuntimeError(f"device {gpu.ordinal} is {found.name}, the rank has {gpu.name}")

@@ -27,6 +27,8 @@ _TMA_ROWS = 4
 _BLOCK_N_MAX = 256
 # Rows of the left operand of a masked GEMM: no kernel depends on them.
 _MASKED_ROWS = 128
+# What operands lie over that do not have to exist.
+_CLAIMED_BYTES = 1 << 16
 
 Call = Callable[[int], None]
 
@@ -88,10 +90,16 @@ class ClaimedRoom(RealRoom):
         super().__init__()
         import torch
 
-        self._buffer = torch.zeros(1 << 16, dtype=torch.uint8, device="cuda")
+        self._buffer = torch.empty(_CLAIMED_BYTES, dtype=torch.uint8, device="cuda")
 
     def operand(self, shape: tuple[int, ...], dtype: torch.dtype, rows: int | None = None) -> torch.Tensor:
         return _claimed(shape, dtype, self._buffer)
+
+    def touched(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        # Not filled: that would load torch's own kernels, and no stub looks.
+        return torch.empty(shape, dtype=dtype, device="cuda")
 
 
 class Gemm(Protocol):
@@ -270,7 +278,9 @@ class GroupedMasked:
         return call
 
     def real_bytes(self, target: Target, m_max: int) -> int:
-        return 2 * target.num_groups * _scale_bytes(target, _MASKED_ROWS)
+        # Of the scales of the left operand there may be a transposed copy.
+        scales = 4 * (2 * _MASKED_ROWS + _blocks(target.n)) * _blocks(target.k)
+        return target.num_groups * (scales + 4) + _CLAIMED_BYTES
 
 
 @dataclass(frozen=True)
@@ -329,6 +339,7 @@ class HcPrenorm:
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         x, fn, num_splits = arguments["a"], arguments["b"], arguments.get("num_splits")
         n, k = fn.shape
+        _check_k_major(x, fn)
         return Target(
             kernel_type=self.kernel_type,
             n=n,
@@ -336,8 +347,6 @@ class HcPrenorm:
             num_groups=num_splits or 0,
             num_sms=num_sms,
             m_max=m_max,
-            lhs_major=_major(x),
-            rhs_major=_major(fn),
             out_dtype="float32",
         )
 
@@ -422,9 +431,8 @@ def _scaled(
     ):
         if tensor.dtype != dtype:
             raise UnsupportedCallError(f"{name} in {_name(tensor.dtype)}, expected {_name(dtype)}")
+    _check_k_major(lhs, rhs)
     return {
-        "lhs_major": _major(lhs),
-        "rhs_major": _major(rhs),
         "lhs_scale": _lhs_layout(lhs_scale),
         "rhs_scale": _rhs_layout(rhs_scale),
         "out_dtype": _name(out.dtype),
@@ -441,6 +449,13 @@ def _recipes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if recipes["recipe_a"] not in (None, (1, BLOCK)) or recipes["recipe_b"] not in (None, (BLOCK, BLOCK)):
         raise UnsupportedCallError(f"recipe_a={recipes['recipe_a']} recipe_b={recipes['recipe_b']}")
     return recipes
+
+
+def _check_k_major(lhs: torch.Tensor, rhs: torch.Tensor) -> None:
+    """Refuse operands that lie otherwise than ``prepare`` lays them."""
+    for name, operand in (("left operand", lhs), ("right operand", rhs)):
+        if _major(operand) != "k":
+            raise UnsupportedCallError(f"{name} not K-major")
 
 
 def _major(tensor: torch.Tensor) -> Major:

@@ -54,7 +54,10 @@ def start_service(library: str = LIBRARY) -> ServiceProcess:
     _remove_abandoned()
     directory = _make_directory()
     socket = directory / "service.sock"
-    command = [sys.executable, "-m", __package__ + ".service", "--socket", str(socket)]
+    # Not -m: each child of the service would begin with an import of its main module. And by the path of this process:
+    # it is to record with the DeepGEMM that the ranks import, not with one that lies in the working directory.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.service import main; main()"
+    command = [sys.executable, "-c", code, "--socket", str(socket)]
     command += ["--parent", str(os.getpid()), "--library", library]
     # By NVML: torch would else start CUDA to tell whether there is a GPU, and no child could use one then.
     # And what compilers and children leave when they are killed goes with the directory.

@@ -6,62 +6,77 @@ import math
 import os
 from pathlib import Path
 
-# The largest of DeepGEMM's kernels takes nvcc about half of this (docs/benchmarks.md).
+# The largest of DeepGEMM's kernels takes nvcc 455 MiB, and a process of NVRTC 451 MiB; the rest is for the server,
+# which loads its weights at the same time.
 MEMORY_PER_COMPILE = 1 << 30
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
-def own_cgroup(membership: Path = Path("/proc/self/cgroup")) -> Path:
-    """The directory of this process's control group, version 2."""
-    path = next((line.removeprefix("0::") for line in _lines(membership) if line.startswith("0::")), "/")
-    return _CGROUPS / path.strip("/")
+def own_groups(membership: Path = Path("/proc/self/cgroup"), mounts: Path = _CGROUPS) -> list[Path]:
+    """The directories of this process's control groups that may limit it: version 2, and what version 1 has in its place.
+
+    Args:
+        membership: the kernel's account of the groups of this process.
+        mounts: where control groups are mounted.
+    """
+    groups = [mounts]
+    for line in _lines(membership):
+        _, controllers, path = line.split(":", 2)
+        for controller in _CONTROLLERS.intersection(controllers.split(",")):
+            # Controllers that share a mount have links to it of their own; its name may have them in another order.
+            groups += [mounts / name / path.strip("/") for name in (controllers, controller)]
+    return list(dict.fromkeys(groups))
 
 
-def compile_workers(wish: int | None, cgroup: Path | None = None, meminfo: Path = _MEMINFO) -> int:
+def compile_workers(wish: int | None, groups: Sequence[Path] = (), meminfo: Path = _MEMINFO) -> int:
     """Parallel compiles of the node.
 
     Args:
         wish: the user's own bound, which takes the place of the number of cores.
-        cgroup: the control group whose limits count; without it, this process's own.
+        groups: the control groups whose limits count; without them, this process's own.
         meminfo: the kernel's account of the machine's memory.
 
     Returns:
         1 at least, and never more than the free memory carries.
     """
-    cgroup = cgroup or own_cgroup()
-    wanted = wish if wish is not None and wish >= 1 else container_cores(cgroup)
-    return max(1, min(wanted, free_memory(cgroup, meminfo) // MEMORY_PER_COMPILE))
+    groups = groups or own_groups()
+    wanted = wish if wish is not None and wish >= 1 else container_cores(groups)
+    return max(1, min(wanted, free_memory(groups, meminfo) // MEMORY_PER_COMPILE))
 
 
-def container_cores(cgroup: Path) -> int:
-    """The cores that this process may use: its affinity, and the quotas of its control group, rounded up."""
+def container_cores(groups: Sequence[Path]) -> int:
+    """The cores that this process may use: its affinity, and the quotas of its control groups, rounded up."""
     cores = len(os.sched_getaffinity(0))
-    for group in _with_parents(cgroup):
-        quota = _words(group / "cpu.max")
-        if len(quota) == 2 and quota[0] != "max":
+    for group in _with_parents(groups):
+        quota = _words(group, "cpu.max") or _words(group, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+        if len(quota) == 2 and quota[0] not in _NO_QUOTA:
             cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
     return max(1, cores)
 
 
-def free_memory(cgroup: Path, meminfo: Path = _MEMINFO) -> int:
-    """Bytes that can still be taken: what the machine has left, and what the control group allows."""
+def free_memory(groups: Sequence[Path], meminfo: Path = _MEMINFO) -> int:
+    """Bytes that can still be taken: what the machine has left, and what the control groups allow."""
     available = _value(meminfo, "MemAvailable:")
     free = 1 << 62 if available is None else available * 1024
-    for group in _with_parents(cgroup):
-        limit, used = _words(group / "memory.max"), _words(group / "memory.current")
-        if limit and used and limit[0] != "max":
+    for group in _with_parents(groups):
+        # Version 1 has a number for no limit as well: more than any machine has.
+        memory = _words(group, "memory.max", "memory.current") or _words(
+            group, "memory.limit_in_bytes", "memory.usage_in_bytes"
+        )
+        if len(memory) == 2 and memory[0] != "max":
             # What the group holds of files is given back when it is needed; but not of files that are in memory alone.
             statistics = group / "memory.stat"
-            files = (_value(statistics, "file") or 0) - (_value(statistics, "shmem") or 0)
-            free = min(free, max(0, int(limit[0]) - int(used[0]) + files))
+            files = _value(statistics, "file", "total_cache") - _value(statistics, "shmem", "total_shmem")
+            free = min(free, max(0, int(memory[0]) - int(memory[1]) + files))
     return free
 
 
-def _with_parents(cgroup: Path) -> list[Path]:
-    # A batch system sets its limits on the group of a job, and runs the job in groups below that one.
-    return [cgroup, *cgroup.parents]
+def _with_parents(groups: Sequence[Path]) -> list[Path]:
+    # A batch system sets its limits on the group of a job, and runs the job in groups below that one. And where a
+    # container does not see its group by the path that it has outside, it sees it as the root of the mount.
+    return list(dict.fromkeys(place for group in groups for place in (group, *group.parents)))
 
 
 def _value(path: Path, name: str) -> int | None:

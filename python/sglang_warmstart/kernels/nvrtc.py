@@ -30,15 +30,20 @@ class NvrtcError(Exception):
 
 
 def bindings() -> Any:
-    """The module ``cuda.bindings.nvrtc``.
+    """The module ``cuda.bindings.nvrtc``, with NVRTC behind it.
 
     Raises:
-        NvrtcError: it is not there.
+        NvrtcError: one of them is not there.
     """
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
         raise NvrtcError(f"NVRTC's Python bindings (cuda-bindings) cannot be imported: {error}") from error
+    try:
+        # The bindings look for the library when it is first called.
+        _checked(nvrtc, nvrtc.nvrtcVersion())
+    except RuntimeError as error:
+        raise NvrtcError(f"NVRTC itself (nvidia-cuda-nvrtc) cannot be loaded: {error}") from error
     return nvrtc
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import heapq
+import itertools
+import math
+import re
 import sys
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import BrokenExecutor, Executor
 from typing import Protocol
 
@@ -64,7 +70,7 @@ class CompilePool:
         self._compiler = compiler
         self._watcher = watcher
         self._limit_s = limit_s
-        self._places = asyncio.Semaphore(workers)
+        self._places = _Places(workers)
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
     async def ensure(self, kernel: RecordedKernel) -> None:
@@ -88,7 +94,7 @@ class CompilePool:
         try:
             lock = self._cache.lock(kernel.directory)
             while not self._cache.has(kernel.directory):
-                async with self._places:
+                async with self._places.one_for(size_of(kernel.source)):
                     if _take(lock):
                         try:
                             await self._compile(kernel)
@@ -127,6 +133,42 @@ class CompilePool:
         # In a thread: the cache may be on a slow disk, and it is told to write at once.
         await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data)
         self.compiled += 1
+
+
+class _Places:
+    """Places at the compilers. The largest kernel that waits gets the next one: it would else be the last to end."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._arrivals = itertools.count()
+
+    @contextlib.asynccontextmanager
+    async def one_for(self, size: int) -> AsyncIterator[None]:
+        if self._free > 0:
+            self._free -= 1
+        else:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (-size, next(self._arrivals), turn))
+            await turn
+        try:
+            yield
+        finally:
+            self._free += 1
+            while self._waiting and self._free > 0:
+                turn = heapq.heappop(self._waiting)[2]
+                if not turn.cancelled():
+                    self._free -= 1
+                    turn.set_result(None)
+
+
+def size_of(source: str) -> int:
+    """A guess at how long a kernel takes to compile, of use for the order alone: the product of its template arguments.
+
+    Those are tile sizes, stages and threads, mostly: the larger they are, the more there is to unroll.
+    """
+    _, _, instantiation = source.partition("__instantiate_kernel")
+    return math.prod(int(number) or 1 for number in re.findall(r"(?<![\w:])\d+(?=[,\s])", instantiation))
 
 
 def _take(lock: FileLock) -> bool:

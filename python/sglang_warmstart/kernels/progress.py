@@ -11,7 +11,7 @@ from tqdm import tqdm
 class Progress:
     """Kernels done of those wanted, those in flight, and an estimate of what is left.
 
-    The bar comes with the first kernel and goes when there is nothing left to do.
+    The bar comes with the first kernel, and stays for those that come later, until there is a rest.
 
     Args:
         workers: compilers that run at once, at the most.
@@ -20,7 +20,7 @@ class Progress:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._bar: tqdm[NoReturn] | None = None
-        self._wanted = self._done = self._given = 0
+        self._wanted = self._done = self._given = self._ended = 0
 
     def planned(self) -> None:
         """A kernel is wanted that was not before."""
@@ -45,12 +45,18 @@ class Progress:
 
     def ended(self) -> None:
         """A compiler has ended."""
-        self._given -= 1
+        self._ended += 1
 
     def finished(self) -> None:
         """A kernel is done, one way or another."""
         self._done += 1
+        # The place of one that has just ended counts as taken: the next kernel takes it before anybody reads this.
         self._show(1)
+        self._given -= self._ended
+        self._ended = 0
+
+    def rest(self) -> None:
+        """Nobody waits for kernels any more: if all are done, the bar goes."""
         if self._bar is not None and self._done == self._wanted:
             self._bar.close()
             self._bar = None
@@ -58,5 +64,6 @@ class Progress:
 
     def _show(self, more: int) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{min(self._given, self._workers)} in flight", refresh=False)
+            in_flight = min(self._given, self._workers, self._wanted - self._done)
+            self._bar.set_postfix_str(f"{in_flight} in flight", refresh=False)
             self._bar.update(more)

@@ -1,6 +1,6 @@
 """The warm-start service: one per node. Ranks ask it for targets, and it has their kernels recorded and compiled.
 
-Started beside the server by :mod:`.launch` as ``python -m sglang_warmstart.kernels.service``; it ends with its parent.
+Started beside the server by :mod:`.launch`; it ends with its parent.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Workshop:
     compiler: Compiler
     markers: Markers
     pool: CompilePool
+    progress: Progress
     stub: asyncio.Task[Path] | None = None
     works: dict[Target, Work] = field(default_factory=dict)
 
@@ -92,7 +93,7 @@ class Service:
         self._room = asyncio.Condition()
         self._recording = 0
         self._prepared = False
-        self._context.set_forkserver_preload([self._library])
+        self._context.set_forkserver_preload([self._library, record.__module__])
 
     def prepare(self) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
@@ -101,7 +102,7 @@ class Service:
             threading.Thread(target=self._start_forkserver, daemon=True).start()
 
     def _start_forkserver(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EOFError):  # a recording will say so
             process = self._context.Process(target=os.getpid)
             process.start()
             process.join()
@@ -157,10 +158,10 @@ class Service:
         shop = self._workshops.get(key)
         if shop is None:
             workers = limits.compile_workers(hello.workers)
-            pool = CompilePool(
-                self._executor(hello.kind, workers), cache, compiler, Progress(workers), COMPILE_LIMIT_S, workers
-            )
-            shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool)
+            progress = Progress(workers)
+            executor = self._executor(hello.kind, workers)
+            pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, workers)
+            shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress)
         return Rank(hello, shop), Welcome(notes=tuple(notes))
 
     def _executor(self, kind: str, workers: int) -> Executor:
@@ -216,6 +217,7 @@ class Service:
         works = [self._work(rank, target, question.free_bytes) for target in question.targets]
         if works:
             await asyncio.wait([work.task for work in works], timeout=question.limit_s)
+        rank.shop.progress.rest()
         answers = []
         for target, work in zip(question.targets, works, strict=True):
             if work.task.done():

@@ -6,8 +6,6 @@ carries a mark, and the publisher refuses whatever bears the mark.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 MARK = b"sglang_warmstart_stub"
 
 SOURCE = f'extern "C" __global__ void {MARK.decode()}() {{}}\n'
@@ -22,10 +20,3 @@ def flags_for(capability: tuple[int, int]) -> list[str]:
     """The compiler's flags for a stub that a GPU of this compute capability loads."""
     major, minor = capability
     return [f"--gpu-architecture=sm_{major}{minor}"]
-
-
-def source_in(directory: Path) -> Path:
-    """Write the stub's source into ``directory``."""
-    path = directory / "stub.cu"
-    path.write_text(SOURCE, encoding="ascii")
-    return path
