@@ -18,7 +18,7 @@ from kit.recorded import real_cubin, recording
 from kit.scripted_compiler import ScriptedCompiler, wait_until_gone, write_compiler
 from kit.toolchain import toolchain
 from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.kernels import cubin
+from sglang_warmstart.kernels import cubin, digest, nvrtc
 from sglang_warmstart.kernels.compiler import CompileJob, Compiler, CompilerError
 
 FLAGS = "-std=c++20 --gpu-architecture=sm_90a"
@@ -86,6 +86,16 @@ def test_a_compiler_that_fails_to_say_its_version_is_not_used(tmp_path: Path) ->
     path.write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(CompilerError, match=r"nvcc.*exit status 3"):
         compilers.find({"DG_JIT_NVCC_COMPILER": str(path)})
+
+
+def test_the_version_of_nvrtc_tells_two_compilers_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"DG_JIT_NVCC_COMPILER": str(_program(tmp_path))}
+    nvcc = compilers.find(environment)
+    monkeypatch.setattr(nvrtc, "version", lambda: "NVRTC 12.9")
+    found = compilers.find(environment, "nvrtc")
+    assert found.version == f"{nvcc.version}NVRTC 12.9\n"
+    assert found.release == nvcc.release
+    assert digest.signature_of(found.version) == digest.signature_of(nvcc.version) == "NVCC13.0"
 
 
 def test_a_release_that_is_not_printed_is_unknown() -> None:

@@ -13,7 +13,7 @@ from kit.confined import in_mount_namespace, run_python, why_no_mounts
 from kit.recorded import real_cubin, recording
 from kit.toolchain import ROOT, toolchain
 from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.kernels import cubin, nvrtc
+from sglang_warmstart.kernels import cubin, digest, nvrtc
 from sglang_warmstart.kernels.compiler import CompilerError
 
 TRANSPOSE = "transpose_fp32"
@@ -67,6 +67,21 @@ def test_a_source_that_does_not_compile_fails_with_nvrtcs_own_words() -> None:
     said = _compile("__global__ void kernel() { no_such_thing(); }\n")
     assert said.startswith("CompilerError: NVRTC_ERROR_COMPILATION: ")
     assert 'identifier "no_such_thing" is undefined' in said
+
+
+_FIND = """
+from kit.toolchain import toolchain
+from sglang_warmstart.kernels import compiler as compilers
+print(compilers.find({"CUDA_HOME": str(toolchain().cuda_home)}, "nvrtc").version, end="")
+"""
+
+
+@pytest.mark.usefixtures("bindings")
+def test_nvrtcs_own_version_is_a_line_after_that_of_nvcc() -> None:
+    variables = toolchain().nvrtc_environment
+    said = run_python(_FIND, environment=variables | {"PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"})
+    assert said == f"{toolchain().compiler().version}NVRTC 13.0\n"
+    assert digest.signature_of(said) == "NVCC13.0"
 
 
 def test_bindings_that_are_not_there_are_missed_when_the_compiler_is_looked_for(

@@ -10,7 +10,7 @@ import shlex
 import signal
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from kit.toolchain import toolchain
 from sglang_warmstart.kernels import cubin, stub
 from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.compiler import CompileJob, Compiler, compile_kernel
-from sglang_warmstart.kernels.pool import CompilePool, KernelError, size_of
+from sglang_warmstart.kernels.pool import CompilePool, KernelError, RenewedExecutor, size_of
 from sglang_warmstart.kernels.recorder import RecordedKernel
 
 needs_mounts = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
@@ -287,6 +287,37 @@ def test_a_worker_process_that_dies_is_an_error_of_its_kernel(tmp_path: Path, mo
 
     with pytest.raises(KernelError, match=rf"{kernel.directory}: .*terminated abruptly"):
         asyncio.run(ensure())
+
+
+def test_after_a_worker_process_has_died_the_next_kernel_is_compiled_by_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # nobody tidies up behind it
+    real, tried = (shlex.quote(str(tmp_path / name)) for name in ("real.cubin", "tried"))
+    (tmp_path / "real.cubin").write_bytes(real_cubin())
+    body = f'if [ -e {tried} ]; then cp {real} "$cubin"; else : > {tried}; kill -KILL $PPID; fi'
+    compiler, cache, (first, second) = write_compiler(tmp_path, body), KernelCache(tmp_path / "root"), _kernels(2)
+
+    async def ensure_both() -> None:
+        with RenewedExecutor(lambda: ProcessPoolExecutor(1)) as executor:
+            pool = CompilePool(executor, cache, compiler.compiler, Tally(), 20, workers=1)
+            with pytest.raises(KernelError, match="terminated abruptly"):
+                await pool.ensure(first)
+            await pool.ensure(second)
+            await pool.ensure(first)
+
+    asyncio.run(ensure_both())
+    assert cache.has(first.directory) and cache.has(second.directory)
+    assert len(compiler.starts) == 3
+
+
+def test_an_executor_that_was_shut_down_is_not_renewed() -> None:
+    executor = RenewedExecutor(lambda: ProcessPoolExecutor(1))
+    with pytest.raises(BrokenExecutor):
+        executor.submit(os._exit, 1).result()
+    executor.shutdown()
+    with pytest.raises(BrokenExecutor):
+        executor.submit(os.getpid)
 
 
 # A disk that is full, or cannot be written

@@ -386,6 +386,45 @@ def test_without_a_compiler_the_welcome_says_why(
     assert "\n" not in welcome.problem
 
 
+# Compiles to an ELF header, but ends its own process the first time, as the kernel does where memory is short.
+_DYING_NVRTC = """
+import ctypes, enum, os, pathlib, signal
+nvrtcResult = enum.Enum("nvrtcResult", "NVRTC_SUCCESS")
+OK = nvrtcResult.NVRTC_SUCCESS
+CUBIN = b"\\x7fELF\\x02\\x01\\x01" + bytes(57)
+def nvrtcVersion():
+    return OK, 13, 0
+def nvrtcCreateProgram(*arguments):
+    return OK, 0
+def nvrtcCompileProgram(*arguments):
+    try:
+        pathlib.Path(__file__).with_name("died").touch(exist_ok=False)
+    except FileExistsError:
+        return (OK,)
+    os.kill(os.getpid(), signal.SIGKILL)
+def nvrtcGetCUBINSize(program):
+    return OK, len(CUBIN)
+def nvrtcGetCUBIN(program, place):
+    ctypes.memmove(place, CUBIN, len(CUBIN))
+    return (OK,)
+def nvrtcDestroyProgram(program):
+    return (OK,)
+"""
+
+
+def test_a_worker_of_nvrtc_that_dies_spoils_its_target_alone(place: Place, tmp_path: Path) -> None:
+    bindings = tmp_path / "cuda" / "bindings"
+    bindings.mkdir(parents=True)
+    for path in (bindings, bindings.parent):
+        (path / "__init__.py").touch()
+    (bindings / "nvrtc.py").write_text(_DYING_NVRTC, encoding="utf-8")
+    with Node(tmp_path, modules=tmp_path) as node:
+        rank = place.rank(node, place.hello(kind="nvrtc"))
+        (warmed,) = warm(rank, target()).targets
+        assert "terminated abruptly" in warmed.error
+        assert warm(rank, target(n=512), target()).targets == defined(target(n=512), target())
+
+
 def test_a_cache_that_cannot_be_written_is_reported_in_one_line(node: Node, place: Place) -> None:
     place.cache.root.write_bytes(b"a file in the way")
     answer = warm(place.rank(node), target())

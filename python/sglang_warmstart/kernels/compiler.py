@@ -37,7 +37,7 @@ class Compiler(msgspec.Struct, frozen=True):
 
     Args:
         path: of nvcc, or of what ``DG_JIT_NVCC_COMPILER`` names in its place.
-        version: what it prints for ``--version``.
+        version: what it prints for ``--version``, and NVRTC's own version in a line after that.
         kind: "nvrtc" compiles by NVRTC what DeepGEMM would give to nvcc.
         cuda_home: the toolkit that it belongs to; NVRTC needs the headers there.
     """
@@ -97,17 +97,17 @@ def find(environment: Mapping[str, str], kind: Kind = "nvcc") -> Compiler:
         CompilerError: it is not there, or does not say its version.
     """
     path = find_path(environment)
-    if kind == "nvrtc":
-        try:
-            nvrtc.bindings()
-        except nvrtc.NvrtcError as error:
-            raise CompilerError(str(error)) from None
+    try:
+        # It need not come from nvcc's toolkit. After nvcc's words: DeepGEMM reads its names of kernels from those.
+        own = f"{nvrtc.version()}\n" if kind == "nvrtc" else ""
+    except nvrtc.NvrtcError as error:
+        raise CompilerError(str(error)) from None
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilerError(f"{path}: {error}") from error
     home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH") or str(Path(path).resolve().parent.parent)
-    return Compiler(path, said, kind, home)
+    return Compiler(path, said + own, kind, home)
 
 
 def compile_kernel(job: CompileJob) -> bytes:

@@ -47,6 +47,17 @@ def bindings() -> Any:
     return nvrtc
 
 
+def version() -> str:
+    """Such as ``NVRTC 13.0``.
+
+    Raises:
+        NvrtcError: NVRTC is not there.
+    """
+    nvrtc = bindings()
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"NVRTC {major}.{minor}"
+
+
 def options(flags: str, cuda_home: Path) -> list[str]:
     """NVRTC's options for nvcc's flags.
 

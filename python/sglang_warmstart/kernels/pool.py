@@ -10,9 +10,9 @@ import math
 import re
 import sys
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import BrokenExecutor, Executor
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import ParamSpec, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +23,9 @@ from sglang_warmstart.kernels.recorder import RecordedKernel
 
 # How often somebody else's lock is tried again.
 _TRY_AGAIN_S = 0.1
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class KernelError(Exception):
@@ -133,6 +136,37 @@ class CompilePool:
         # In a thread: the cache may be on a slow disk, and it is told to write at once.
         await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data)
         self.compiled += 1
+
+
+class RenewedExecutor(Executor):
+    """An executor in whose place a new one comes after it has broken: a worker that dies takes its whole pool along.
+
+    What the pool had at that time fails. It is used from one thread.
+
+    Args:
+        make: makes the executors.
+    """
+
+    def __init__(self, make: Callable[[], Executor]) -> None:
+        self._make = make
+        self._executor = make()
+        self._is_over = False
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """As of any executor."""
+        try:
+            return self._executor.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            if self._is_over:
+                raise
+            self._executor.shutdown(wait=False)
+            self._executor = self._make()
+            return self._executor.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of any executor."""
+        self._is_over = True
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
 class _Places:

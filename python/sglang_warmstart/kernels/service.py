@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ from sglang_warmstart.kernels.compiler import Compiler, CompilerError
 from sglang_warmstart.kernels.identity import identity_of
 from sglang_warmstart.kernels.launch import remove_directory
 from sglang_warmstart.kernels.marker import MarkerError, Markers, TargetKernels
-from sglang_warmstart.kernels.pool import CompilePool, KernelError
+from sglang_warmstart.kernels.pool import CompilePool, KernelError, RenewedExecutor
 from sglang_warmstart.kernels.progress import Progress
 from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, Restore, Warm, Warmed, Welcome
 from sglang_warmstart.kernels.recorder import RecordedKernel
@@ -168,12 +169,7 @@ class Service:
         # One pool a node: the first rank's bound holds for all. NVRTC keeps its parsed headers in a process.
         if kind not in self._executors:
             self._executors[kind] = (
-                ProcessPoolExecutor(
-                    workers,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_end_with,
-                    initargs=(os.getpid(),),
-                )
+                RenewedExecutor(functools.partial(_processes, workers))
                 if kind == "nvrtc"
                 else ThreadPoolExecutor(workers, thread_name_prefix="compile")
             )
@@ -324,6 +320,15 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[protocol.Mess
         except asyncio.IncompleteReadError:
             return
         yield protocol.decode(await reader.readexactly(protocol.length_of(prefix)))
+
+
+def _processes(workers: int) -> Executor:
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
 
 
 def _end_with(parent: int) -> None:
