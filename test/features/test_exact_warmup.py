@@ -8,10 +8,12 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, targets_of_a_
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.loaded_plugin import load_again, plugin_in_this_process
-from kit.node import Node
+from kit.node import Node, wait_until
 from kit.release import installed_release
 from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_of
 from kit.stages import run_stages
@@ -31,6 +33,7 @@ from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang_warmstart.features import exact_warmup
+from sglang_warmstart.features.deep_gemm_rank import Rank
 from sglang_warmstart.kernels.client import ServiceClient
 from sglang_warmstart.kernels.identity import Gpu
 from sglang_warmstart.kernels.launch import ServiceProcess, start_service
@@ -111,7 +114,7 @@ def test_a_rank_says_all_that_its_kernels_depend_on(
 
 
 def test_a_launch_is_the_rank_the_model_and_what_decides_on_its_gemms(
-    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], plugin: Plugin
 ) -> None:
     rank.connect(runner)
     load_again(plugin)
@@ -414,6 +417,49 @@ def test_two_dry_forwards_find_all_targets_and_one_batch_warms_them(
     assert all(not output.any() for output in started.model.outputs), "zeros, and nothing is left unwritten"
     assert entrypoint.deep_gemm is started.rank.deep_gemm.module
     assert len([line for line in lines(caplog, logging.INFO) if "found by dry forwards" in line]) == 1
+
+
+@with_discovery
+def test_kernels_compile_while_the_forward_goes_on(start: Callable[[], Started]) -> None:
+    started, compiled = start(), []
+
+    def wait_for_a_compiler(*_: object) -> None:
+        compiled.append(wait_until(lambda: started.rank.nvcc.compiled))
+
+    with started.runner.model.model.layers[1].register_forward_pre_hook(wait_for_a_compiler):
+        started.runner.kernel_warmup()
+    assert compiled == [True, True]
+
+
+@with_discovery
+def test_the_wait_for_all_targets_takes_nothing_from_that_of_forwards(
+    start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=0.0))
+    started = start()
+    started.rank.nvcc.on_each_kernel("sleep 0.2")
+    started.runner.kernel_warmup()
+    assert started.rank.warmed == set(all_targets())
+    assert lines(caplog) == []
+    dense()
+    assert "no time is left" in lines(caplog)[0]
+
+
+@with_discovery
+def test_a_service_that_goes_ends_no_forward_of_this_rank_alone(
+    start: Callable[[], Started],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Node(tmp_path_factory.mktemp("mortal")) as mortal:
+        monkeypatch.setenv(SERVICE, str(mortal.socket))
+        started = start()
+        os.kill(mortal.service, signal.SIGKILL)
+        started.runner.kernel_warmup()
+    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+    assert len(lines(caplog)) == len(all_targets())
+    assert all("is left to SGLang" in line and "the service" in line for line in lines(caplog))
 
 
 @with_discovery
