@@ -16,7 +16,7 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet
 
-.PHONY: help demo test test-matrix lint clean
+.PHONY: help demo test test-newest test-matrix lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,14 +28,15 @@ demo: .venv/.package .toolchain/.complete ## compile kernels, start a real SGLan
 test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test
 
-test-matrix: .venv/.package .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.12 and 0.5.23
+test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.23
+	.venv-$(NEWEST)/bin/python -m pytest test
+
+test-matrix: ## run the tests on SGLang 0.5.12 and 0.5.23
 	@declare -A result=(); failed=0; \
-	for release in $(MAIN) $(NEWEST); do \
-	  venv=.venv; [[ $$release == $(MAIN) ]] || venv=.venv-$$release; \
-	  echo "SGLang $$release: $$venv/bin/python -m pytest test"; \
-	  if $$venv/bin/python -m pytest test; then result[$$release]=passed; else result[$$release]=FAILED; failed=1; fi; \
+	for target in test test-newest; do \
+	  if $(MAKE) $$target; then result[$$target]=passed; else result[$$target]=FAILED; failed=1; fi; \
 	done; \
-	for release in $(MAIN) $(NEWEST); do echo "SGLang $$release: $${result[$$release]}"; done; \
+	for target in test test-newest; do echo "make $$target: $${result[$$target]}"; done; \
 	exit $$failed
 
 lint: .venv-lint/.tools ## check style and types
