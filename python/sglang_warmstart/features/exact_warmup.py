@@ -26,7 +26,7 @@ from sglang_warmstart.features.envs import ENVIRON, declare_text
 from sglang_warmstart.features.fast_warmup import COMPILE_ONE, COMPILE_UTILS, ENTRYPOINT, chunked_prefill_size
 from sglang_warmstart.features.feature import Feature, Step
 from sglang_warmstart.features.hc_prenorm import DIRECT
-from sglang_warmstart.features.pp_parallel_warmup import MODEL_RUNNER
+from sglang_warmstart.features.pp_parallel_warmup import MODEL_RUNNER, forward_modes_of
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.kernels.compiler import Kind
 from sglang_warmstart.kernels.identity import Gpu
@@ -406,18 +406,11 @@ def _all_agree(group: Any, mine: bool) -> bool:
 def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
     """The targets that one DECODE and one EXTEND forward of the smallest legal batch call, without calling them."""
     import torch
-    from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    mode = model_runner.server_args.disaggregation_mode
-    modes = []
-    if model_runner.is_generation and mode != "prefill":
-        modes.append(ForwardMode.DECODE)
-    if mode != "decode":
-        modes.append(ForwardMode.EXTEND)
     failure: Exception | None = None
     agreed = True
     rank.start_dry()
-    for each in modes:
+    for each in forward_modes_of(model_runner):
         try:
             with torch.inference_mode():
                 model_runner._dummy_run(batch_size=smallest_batch(model_runner), forward_mode_override=each)

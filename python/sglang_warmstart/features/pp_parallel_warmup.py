@@ -58,6 +58,20 @@ def decode_limit_of(attn_backend: Any) -> float:
     return decode_limit_of_scratch(math.prod(size for size in sizes if size is not None))
 
 
+def forward_modes_of(model_runner: Any) -> list[Any]:
+    """The modes of the forwards that this node runs when it serves: DECODE, EXTEND, or both."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    disaggregation_mode = model_runner.server_args.disaggregation_mode
+    modes = []
+    # In disaggregated serving a node has room for the batches of its own half only.
+    if model_runner.is_generation and disaggregation_mode != "prefill":
+        modes.append(ForwardMode.DECODE)
+    if disaggregation_mode != "decode":
+        modes.append(ForwardMode.EXTEND)
+    return modes
+
+
 def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     """Run dummy forwards of this rank's own layers, over batch sizes that reach every bracket of split counts.
 
@@ -72,20 +86,14 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
 
     batch_sizes = batch_sizes_of(model_runner)
     decode_limit = decode_limit_of(model_runner.attn_backend)
-    disaggregation_mode = model_runner.server_args.disaggregation_mode
-    modes = []
-    # In disaggregated serving a node has room for the batches of its own half only.
-    if model_runner.is_generation and disaggregation_mode != "prefill":
-        modes.append(ForwardMode.DECODE)
-    if disaggregation_mode != "decode":
-        modes.append(ForwardMode.EXTEND)
+    modes = forward_modes_of(model_runner)
 
     logger.info(
         "warmstart: PP-parallel warm-up starts: pp_rank=%d tp_rank=%d batch_sizes=%s disaggregation_mode=%s",
         model_runner.pp_rank,
         model_runner.tp_rank,
         batch_sizes,
-        disaggregation_mode,
+        model_runner.server_args.disaggregation_mode,
     )
     start = time.perf_counter()
     with torch.inference_mode():

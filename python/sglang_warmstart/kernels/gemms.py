@@ -149,18 +149,7 @@ class Dense:
     outputs: tuple[str, ...] = ("d",)
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
-        (lhs, lhs_scale), (rhs, rhs_scale), out = arguments["a"], arguments["b"], arguments["d"]
-        n, k = rhs.shape
-        return Target(
-            kernel_type=self.kernel_type,
-            n=n,
-            k=k,
-            num_groups=1,
-            num_sms=num_sms,
-            m_max=m_max,
-            **_scaled(lhs, lhs_scale, rhs, rhs_scale, out),
-            **_recipes(arguments),
-        )
+        return _fp8_target(self.kernel_type, arguments, num_sms, m_max)
 
     def prepare(self, deep_gemm: Any, target: Target, m_max: int, room: Room) -> Call:
         import torch
@@ -190,21 +179,9 @@ class GroupedContiguous:
     outputs: tuple[str, ...] = ("d",)
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
-        (lhs, lhs_scale), (rhs, rhs_scale), out = arguments["a"], arguments["b"], arguments["d"]
         if arguments.get("use_psum_layout"):
             raise UnsupportedCallError("use_psum_layout")
-        num_groups, n, k = rhs.shape
-        return Target(
-            kernel_type=self.kernel_type,
-            n=n,
-            k=k,
-            num_groups=num_groups,
-            num_sms=num_sms,
-            m_max=m_max,
-            m_alignment=alignment,
-            **_scaled(lhs, lhs_scale, rhs, rhs_scale, out),
-            **_recipes(arguments),
-        )
+        return _fp8_target(self.kernel_type, arguments, num_sms, m_max, alignment)
 
     def prepare(self, deep_gemm: Any, target: Target, m_max: int, room: Room) -> Call:
         import torch
@@ -245,18 +222,7 @@ class GroupedMasked:
     outputs: tuple[str, ...] = ("d",)
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
-        (lhs, lhs_scale), (rhs, rhs_scale), out = arguments["a"], arguments["b"], arguments["d"]
-        num_groups, n, k = rhs.shape
-        return Target(
-            kernel_type=self.kernel_type,
-            n=n,
-            k=k,
-            num_groups=num_groups,
-            num_sms=num_sms,
-            m_max=m_max,
-            **_scaled(lhs, lhs_scale, rhs, rhs_scale, out),
-            **_recipes(arguments),
-        )
+        return _fp8_target(self.kernel_type, arguments, num_sms, m_max)
 
     def prepare(self, deep_gemm: Any, target: Target, m_max: int, room: Room) -> Call:
         import torch
@@ -416,6 +382,22 @@ def recipe_arguments(target: Target) -> dict[str, tuple[int, int]]:
     """The keyword arguments of a call that says how many rows and columns share a scale."""
     recipes = {"recipe_a": target.recipe_a, "recipe_b": target.recipe_b}
     return {name: recipe for name, recipe in recipes.items() if recipe is not None}
+
+
+def _fp8_target(kernel_type: str, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int = 1) -> Target:
+    (lhs, lhs_scale), (rhs, rhs_scale), out = arguments["a"], arguments["b"], arguments["d"]
+    *groups, n, k = rhs.shape
+    return Target(
+        kernel_type=kernel_type,
+        n=n,
+        k=k,
+        num_groups=groups[0] if groups else 1,
+        num_sms=num_sms,
+        m_max=m_max,
+        m_alignment=alignment,
+        **_scaled(lhs, lhs_scale, rhs, rhs_scale, out),
+        **_recipes(arguments),
+    )
 
 
 def _scaled(
