@@ -45,6 +45,9 @@ on_0_5_12 = pytest.mark.release("0.5.12")
 # SGLang's own prenorm of 0.5.23 does not pass the hook.
 HOOKED = [kernel_type for kernel_type in CALLS if kernel_type != PRENORM or installed_release().version == "0.5.12"]
 
+# In a tuple: as a name of this module the plugin would replace it.
+SGLANG_MAYBE_COMPILE = (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,)
+
 # What SGLang sweeps in these tests, instead of thousands.
 SWEPT = [1, 2, 3]
 
@@ -672,10 +675,26 @@ def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank
 # Where it is not to be
 
 
+def take_back(plugin: Plugin) -> None:
+    (installation,) = (each for each in plugin.installations if each.feature.name == FEATURE)
+    installation.patch.undo()
+
+
 def test_taken_back_it_leaves_sglangs_own_decision(started: ServedRank, plugin: Plugin) -> None:
     dense()
     before = len(started.calls)
-    (installation,) = (each for each in plugin.installations if each.feature.name == FEATURE)
-    installation.patch.undo()
+    take_back(plugin)
     dense(n=768)
     assert ms(started)[before:] == [*SWEPT, 5]
+    assert (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,) == SGLANG_MAYBE_COMPILE
+
+
+def test_taken_back_below_another_plugins_hook_it_does_nothing(started: ServedRank, plugin: Plugin) -> None:
+    ours = sglang_compile_utils._maybe_compile_deep_gemm_one_type_all
+    sglang_compile_utils._maybe_compile_deep_gemm_one_type_all = lambda *shape: ours(*shape)
+    try:
+        take_back(plugin)
+        dense()
+    finally:
+        (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,) = SGLANG_MAYBE_COMPILE
+    assert ms(started) == [*SWEPT, 5]

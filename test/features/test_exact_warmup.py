@@ -600,7 +600,9 @@ def test_a_node_finds_the_targets_of_the_modes_that_it_serves(
 def is_speculative(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-    monkeypatch.setattr(runner, "spec_algorithm", SpeculativeAlgorithm.EAGLE)
+    # With this one a dummy forward of 0.5.12 would run on a CPU, in the mode that verifies.
+    monkeypatch.setattr(runner, "spec_algorithm", SpeculativeAlgorithm.NGRAM)
+    monkeypatch.setattr(runner.server_args, "speculative_num_draft_tokens", 2)
 
 
 def is_draft(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,13 +616,17 @@ def has_no_gpu(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @with_discovery
 @pytest.mark.parametrize("kind", [is_speculative, is_draft, has_no_gpu])
 def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
-    kind: Callable[[Any, pytest.MonkeyPatch], None], start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
+    kind: Callable[[Any, pytest.MonkeyPatch], None],
+    start: Callable[[], Started],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     started = start()
     kind(started.runner, monkeypatch)
     started.runner.kernel_warmup()
     assert started.forwards == []
     assert started.rank.warmed == set()
+    assert lines(caplog) == []
     dense()
     assert started.rank.warmed == {target(DENSE)}
 

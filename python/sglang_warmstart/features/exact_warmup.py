@@ -6,6 +6,7 @@ Here DeepGEMM itself is asked which kernels it would compile (:mod:`sglang_warms
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -143,6 +144,7 @@ def install_hooks(patch: Patch, compile_utils: ModuleType, entrypoint: ModuleTyp
     check_parameters(original, ("kernel_type, n, k, num_groups",), f"{COMPILE_UTILS}.{MAYBE_COMPILE}")
     known = process.known
 
+    @functools.wraps(original)
     def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> None:
         # On the path of every GEMM: nothing here but a look into a set.
         get_num_sms = process.get_num_sms
