@@ -1,5 +1,6 @@
-# Everything runs in environments that are made here: .venv (SGLang 0.5.12), .venv-0.5.23, .venv-lint (no SGLang), and
-# .toolchain (a CUDA compiler). None needs a GPU or an installed CUDA.
+# Everything runs in environments that are made here: .venv (SGLang 0.5.12 with the plugin), .venv-patched (SGLang 0.5.12
+# with the patches and no plugin), .venv-0.5.23, .venv-lint (no SGLang), and .toolchain (a CUDA compiler). None needs a
+# GPU or an installed CUDA.
 
 PYTHON ?= python3
 MAIN := 0.5.12
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet
 
-.PHONY: help demo test test-newest test-matrix lint clean
+.PHONY: help demo test test-patched test-newest test-matrix patches lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,25 +29,31 @@ demo: .venv/.package .toolchain/.complete ## compile kernels, start a real SGLan
 test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test
 
+test-patched: .venv-patched/.patched .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
+	.venv-patched/bin/python -m pytest test
+
 test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.23
 	.venv-$(NEWEST)/bin/python -m pytest test
 
-test-matrix: ## run the tests on SGLang 0.5.12 and 0.5.23
+test-matrix: ## run the tests on SGLang 0.5.12, with the plugin and patched, and on 0.5.23
 	@declare -A result=(); failed=0; \
-	for target in test test-newest; do \
+	for target in test test-patched test-newest; do \
 	  if $(MAKE) $$target; then result[$$target]=passed; else result[$$target]=FAILED; failed=1; fi; \
 	done; \
-	for target in test test-newest; do echo "make $$target: $${result[$$target]}"; done; \
+	for target in test test-patched test-newest; do echo "make $$target: $${result[$$target]}"; done; \
 	exit $$failed
 
+patches: .venv/.package ## write patches/ anew from the plugin's sources
+	PYTHONPATH=patches .venv/bin/python -m wiring
+
 lint: .venv-lint/.tools ## check style and types
-	.venv-lint/bin/ruff check python test setup.py
-	.venv-lint/bin/ruff format --check python test setup.py
+	.venv-lint/bin/ruff check python patches test setup.py
+	.venv-lint/bin/ruff format --check python patches test setup.py
 	.venv-lint/bin/mypy
 
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-$(NEWEST) .venv-lint .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find python test -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .venv-patched .venv-$(NEWEST) .venv-lint .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find python patches test -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp in the environment says which step is complete. It is removed before its step and written after it, so an
 # install that was cut off is never taken for done.
@@ -76,7 +83,10 @@ $(1)/.sglang: test/requirements-sglang-$(2).txt test/no-deps-sglang-$(2).txt tes
 	@$(1)/bin/python $(PIP) -r test/requirements-sglang-$(2).txt -r test/requirements-test.txt
 	@$(1)/bin/python $(PIP) --no-deps -r test/no-deps-sglang-$(2).txt
 	@rm -f $(1)/.unfinished; touch $$@
+endef
 
+# plugin_environment(directory)
+define plugin_environment
 $(1)/.package: $(1)/.sglang pyproject.toml setup.py
 	@rm -f $$@
 	@echo "installing sglang-warmstart into $(1): a few seconds"
@@ -85,7 +95,21 @@ $(1)/.package: $(1)/.sglang pyproject.toml setup.py
 endef
 
 $(eval $(call sglang_environment,.venv,$(MAIN),10))
+$(eval $(call sglang_environment,.venv-patched,$(MAIN),10))
 $(eval $(call sglang_environment,.venv-$(NEWEST),$(NEWEST),11))
+$(eval $(call plugin_environment,.venv))
+$(eval $(call plugin_environment,.venv-$(NEWEST)))
+
+# An SGLang that was patched before is installed anew: it need not be what these patches can be taken from.
+.venv-patched/.patched: .venv-patched/.sglang .venv/.package $(wildcard patches/sglang-$(MAIN)/*)
+	@rm -f $@
+	@echo "patching SGLang $(MAIN) in .venv-patched: a few seconds"
+	@packages=$$(echo .venv-patched/lib/python3.*/site-packages); \
+	if [[ -e $$packages/sglang/srt/warmstart ]]; then \
+	  rm -rf $$packages/sglang; .venv-patched/bin/python $(PIP) --no-deps --force-reinstall sglang==$(MAIN); \
+	fi; \
+	.venv/bin/sglang-warmstart patches apply $$packages
+	@touch $@
 
 # nvcc, NVRTC and DeepGEMM's headers, for the tests that compile. Not in the environments: `import deep_gemm` is to fail
 # there, as it does on a machine without a GPU. Made anew with .venv, since NVRTC's bindings fit one Python; the stamp says

@@ -5,18 +5,20 @@ from pathlib import Path
 import pytest
 from kit import environment
 from kit.model import write_tiny_llama
-from kit.release import installed_release
+from kit.release import installed_release, is_patched
 
 # Here and not in a fixture: test modules import SGLang at their top, while they are collected.
 environment.in_process()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test that is about another release."""
+    """Skip a test that is about another release, or about how the plugin gets in."""
     installed = installed_release().version
     wanted = [version for marker in item.iter_markers("release") for version in marker.args]
     if wanted and installed not in wanted:
         pytest.skip(f"is about SGLang {' and '.join(wanted)}; installed is {installed}")
+    if is_patched() and item.get_closest_marker("by_plugin"):
+        pytest.skip("is about the plugin, which is not installed beside a patched SGLang")
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,7 @@ def test_on_0_5_12_every_feature_is_ours_and_active(healthy: Visit) -> None:
 @pytest.mark.release("0.5.23")
 def test_on_0_5_23_it_names_the_definition_by_which_a_feature_is_built_in(healthy: Visit) -> None:
     ours = {"fast-warmup": "active", "exact-warmup": "active"}
-    assert healthy.states == {**dict.fromkeys(FEATURES, "built in upstream"), **ours}
+    assert healthy.states == {**dict.fromkeys(FEATURES, "built in"), **ours}
     details = {each["name"]: each["detail"] for each in healthy.report["features"]}
     assert "pp_parallel_deep_gemm_warmup" in details["pp-parallel-warmup"]
     assert "disable_attn_tp_gather" in details["attn-tp-gather"]

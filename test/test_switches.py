@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from sglang_warmstart.rank.settings import number_above_0
 from sglang_warmstart.switches import (
     COMPILER,
     PLUGIN_NAME,
@@ -15,7 +16,6 @@ from sglang_warmstart.switches import (
     complaint_about,
     is_on,
     left_out_by,
-    number_of,
 )
 
 KNOWN_WORDS = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
@@ -59,20 +59,20 @@ def test_sglang_reads_the_same_value_from_the_same_word(word: str, monkeypatch: 
 
 @pytest.mark.parametrize(("word", "value"), [("1", 1), ("16", 16), ("007", 7)])
 def test_a_number_counts(word: str, value: int) -> None:
-    assert number_of(WORKERS, {WORKERS.name: word}) == value
+    assert number_above_0(WORKERS.name, {WORKERS.name: word}) == (value, None)
     assert complaint_about(WORKERS, {WORKERS.name: word}) is None
 
 
 @pytest.mark.parametrize("word", ["", "0", "-1", "1.5", "many", " 4"])
 def test_what_is_no_number_above_0_is_complained_of_and_is_none(word: str) -> None:
-    assert number_of(WORKERS, {WORKERS.name: word}) is None
+    assert number_above_0(WORKERS.name, {WORKERS.name: word})[0] is None
     assert complaint_about(WORKERS, {WORKERS.name: word}) == (
         f'{WORKERS.name}: "{word}" is not a number above 0, using the default'
     )
 
 
 def test_a_number_that_is_not_set_is_none_whatever_sglangs_default_is() -> None:
-    assert number_of(WORKERS, {}) is None
+    assert number_above_0(WORKERS.name, {}) == (None, None)
     assert complaint_about(WORKERS, {}) is None
 
 

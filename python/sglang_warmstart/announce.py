@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-# A child of "sglang": a logging configuration that names SGLang's loggers covers this one too.
-LOGGER_NAME = "sglang.warmstart"
+from sglang_warmstart.rank.log import LOGGER_NAME
 
 
 def logging_is_set_up() -> bool:

@@ -9,12 +9,14 @@ import typer
 from rich.console import Console
 
 from sglang_warmstart import __version__, doctor
+from sglang_warmstart.series import commands as patches
 
 app = typer.Typer(
     help="Less waiting for JIT kernel compilation when SGLang starts and while it serves.",
     no_args_is_help=True,
     add_completion=False,
 )
+app.add_typer(patches.app, name="patches")
 
 
 def _show_version(wanted: bool) -> None:

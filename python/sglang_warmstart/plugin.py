@@ -23,7 +23,7 @@ from sglang_warmstart.errors import StandsAsideError
 from sglang_warmstart.features import FEATURES
 from sglang_warmstart.features.envs import ENVIRON, declare_bool
 from sglang_warmstart.features.feature import Feature, Installation, State, Step, find_built_in
-from sglang_warmstart.patch import Patch, class_of
+from sglang_warmstart.patch import Patch
 from sglang_warmstart.switches import STRICT, WARMSTART, is_on
 
 COMMON = "sglang.srt.utils.common"
@@ -165,5 +165,4 @@ def declare_switches() -> None:
     """
     environ = sys.modules[ENVIRON]
     for switch in (WARMSTART, STRICT):
-        if not hasattr(class_of(environ, "Envs"), switch.name):
-            declare_bool(Patch("switches"), environ, switch)
+        declare_bool(Patch("switches"), environ, switch)

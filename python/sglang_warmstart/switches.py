@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sglang_warmstart.rank.settings import number_above_0, one_of
+
 
 @dataclass(frozen=True)
 class Switch:
@@ -71,22 +73,15 @@ def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | N
     return value, None
 
 
-def number_of(switch: Switch, environment: Mapping[str, str]) -> int | None:
-    """The value of a switch that takes a number; None where it has none, or a word that is no number above 0."""
-    word = environment.get(switch.name, "")
-    return int(word) if word.isdecimal() and int(word) > 0 else None
-
-
 def complaint_about(switch: Switch, environment: Mapping[str, str]) -> str | None:
     """What is wrong with the value of a switch, in one line that names it, or None."""
-    word = environment.get(switch.name)
-    if word is None or switch.kind == "list":
+    if switch.kind == "list":
         return None
     if switch.kind == "boolean":
         return is_on(switch, environment)[1]
-    good = number_of(switch, environment) if switch.kind == "number" else word in switch.kind.split(" or ")
-    expected = "a number above 0" if switch.kind == "number" else switch.kind
-    return None if good else f'{switch.name}: "{word}" is not {expected}, using the default'
+    if switch.kind == "number":
+        return number_above_0(switch.name, environment)[1]
+    return one_of(switch.name, switch.kind.split(" or "), environment)[1]
 
 
 def left_out_by(environment: Mapping[str, str]) -> str | None:

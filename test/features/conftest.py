@@ -1,4 +1,4 @@
-"""The plugin in this process, the GPU that the features ask for, and a real model runner."""
+"""The features in this process, the GPU that the features ask for, and a real model runner."""
 
 from __future__ import annotations
 
@@ -9,31 +9,28 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+from kit.delivery import Delivery, delivered
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
-from kit.loaded_plugin import plugin_in_this_process
 from kit.node import Node
 from kit.runner import make_runner
 from kit.served_rank import ServedRank
-from sglang_warmstart.features.feature import State
-from sglang_warmstart.plugin import Plugin
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plugin() -> Iterator[Plugin]:
-    """The plugin as SGLang loads it, for the tests of one module."""
-    with plugin_in_this_process() as plugin:
-        yield plugin
+def delivery() -> Iterator[Delivery]:
+    """The plugin as SGLang loads it, for the tests of one module, or what the patches have made of SGLang."""
+    with delivered() as delivery:
+        yield delivery
 
 
 @pytest.fixture(autouse=True)
-def feature_in_place(request: pytest.FixtureRequest, plugin: Plugin) -> None:
+def feature_in_place(request: pytest.FixtureRequest, delivery: Delivery) -> None:
     """The feature that a module names as `FEATURE` is installed: what its tests see unchanged is so beside it."""
     name = getattr(request.module, "FEATURE", None)
-    states = {each.feature.name: each.state for each in plugin.installations}
-    assert name is None or states.get(name) in (State.ACTIVE, State.WAITING), f"{name} is not in place: {states}"
+    assert name is None or delivery.has(name), f"{name} is not in place"
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from types import FrameType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import sglang_warmstart
+import sglang_warmstart.kernels
 import torch
 from kit import wrapped_gemms
+from kit.delivery import Delivery, delivered
 from kit.gpu_standins import CudaRuntime
-from kit.loaded_plugin import load_again, plugin_in_this_process
 from kit.node import Node
 from kit.release import installed_release
 from kit.served_rank import ServedRank, compiled_for, representatives_of
@@ -26,12 +26,9 @@ from kit.standin_library import TAKEN_GPU
 from kit.wrapped_gemms import BF16, CALLS, CONTIGUOUS, DENSE, MASKED, PRENORM, K, bf16, dense, masked, prenorm, target
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-from sglang_warmstart.features import exact_warmup
-from sglang_warmstart.features.deep_gemm_rank import Rank, WarmupError
-from sglang_warmstart.features.hc_prenorm import route_hc_prenorm
 from sglang_warmstart.kernels import gemms
-from sglang_warmstart.patch import Patch
-from sglang_warmstart.plugin import Plugin
+from sglang_warmstart.rank import exact_warmup
+from sglang_warmstart.rank.deep_gemm_rank import Rank, WarmupError
 from sglang_warmstart.shapes.m_list import fast_m_list
 
 if TYPE_CHECKING:
@@ -53,10 +50,10 @@ SWEPT = [1, 2, 3]
 
 
 @pytest.fixture(autouse=True)
-def plugin() -> Iterator[Plugin]:
-    """Loaded anew for each test: a rank is one as long as the plugin is loaded."""
-    with plugin_in_this_process() as plugin:
-        yield plugin
+def delivery() -> Iterator[Delivery]:
+    """Started anew for each test: a process that is a rank stays one."""
+    with delivered() as delivery:
+        yield delivery
 
 
 @pytest.fixture
@@ -69,7 +66,7 @@ def started(rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What the plugin has warned of so far."""
+    """What was warned of so far."""
 
     def so_far() -> list[str]:
         records = caplog.get_records("call")
@@ -133,9 +130,9 @@ def test_the_second_call_goes_straight_to_deep_gemm(kernel_type: str, started: S
     assert len(started.calls) == before + 1
 
 
-def functions_of_the_plugin(run: Callable[[], Any]) -> list[str]:
-    """Which of the plugin's functions a run calls."""
-    called, package = [], str(Path(sglang_warmstart.__file__).parent)
+def functions_of_ours(run: Callable[[], Any]) -> list[str]:
+    """Which of our functions a run calls."""
+    called, package = [], str(Path(sglang_warmstart.kernels.__file__).parents[1])
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(package):
@@ -152,7 +149,7 @@ def functions_of_the_plugin(run: Callable[[], Any]) -> list[str]:
 def test_a_known_call_costs_a_look_into_a_set(started: ServedRank) -> None:
     for _ in range(2):
         bf16()
-    assert functions_of_the_plugin(bf16) == ["maybe_compile"]
+    assert functions_of_ours(bf16) == ["maybe_compile"]
 
 
 def test_each_shape_is_a_target_of_its_own(started: ServedRank) -> None:
@@ -176,9 +173,9 @@ def test_every_rank_is_warmed_and_none_sweeps(gpu_id: int, rank: ServedRank, run
     assert ms(rank) == [*representatives_of(target(DENSE)), 5]
 
 
-def test_two_ranks_compile_what_they_share_once(rank: ServedRank, runner: ModelRunner, plugin: Plugin) -> None:
+def test_two_ranks_compile_what_they_share_once(rank: ServedRank, runner: ModelRunner, delivery: Delivery) -> None:
     for gpu_id in (0, 1):
-        load_again(plugin)
+        delivery.start_again()
         rank.connect(runner, gpu_id=gpu_id)
         dense()
     assert rank.nvcc.compiled == compiled_for(target(DENSE))
@@ -642,22 +639,34 @@ def test_strict_a_service_that_has_gone_is_raised(
 
 
 @on_0_5_12
-@pytest.mark.parametrize("routed", [False, True])
 @pytest.mark.parametrize(("num_splits", "num_groups"), [(None, 0), (1, 1), (16, 16)])
 def test_the_first_prenorm_of_a_bucket_becomes_a_target(
-    num_splits: int | None, num_groups: int, routed: bool, started: ServedRank
+    num_splits: int | None, num_groups: int, started: ServedRank
 ) -> None:
     expected = target(PRENORM, num_groups=num_groups)
+    assert prenorm(num_splits=num_splits).unique().tolist() == [K]
+    assert started.warmed == {expected}
+    assert ms(started) == [*representatives_of(expected), 5]
+    assert {call.num_splits for call in started.deep_gemm.calls} == {num_splits}
+
+
+@on_0_5_12
+@pytest.mark.by_plugin
+@pytest.mark.parametrize("num_splits", [None, 1, 16])
+def test_a_prenorm_that_is_routed_becomes_the_same_target(num_splits: int | None, started: ServedRank) -> None:
+    from sglang_warmstart.features.hc_prenorm import route_hc_prenorm
+    from sglang_warmstart.patch import Patch
+
     patch = Patch("hc-prenorm")
-    if routed:  # once a layer has been built, the module's own name is that of the wrapper
-        route_hc_prenorm(patch, entrypoint, started.deep_gemm.module)
+    # Once a layer has been built, the module's own name is that of the wrapper.
+    route_hc_prenorm(patch, entrypoint, started.deep_gemm.module)
     try:
         assert prenorm(num_splits=num_splits).unique().tolist() == [K]
     finally:
         patch.undo()
+    expected = target(PRENORM, num_groups=num_splits or 0)
     assert started.warmed == {expected}
     assert ms(started) == [*representatives_of(expected), 5]
-    assert {call.num_splits for call in started.deep_gemm.calls} == {num_splits}
 
 
 @on_0_5_12
@@ -665,7 +674,7 @@ def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank
     for _ in range(2):
         prenorm(num_splits=4)
     before = len(started.calls)
-    assert functions_of_the_plugin(lambda: prenorm(num_splits=4)) == ["tf32_hc_prenorm_gemm"]
+    assert functions_of_ours(lambda: prenorm(num_splits=4)) == ["tf32_hc_prenorm_gemm"]
     assert prenorm(num_splits=4).unique().tolist() == [K]
     assert len(started.calls) == before + 2
     prenorm(num_splits=8)
@@ -675,25 +684,31 @@ def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank
 # Where it is not to be
 
 
-def take_back(plugin: Plugin) -> None:
+def take_back() -> None:
+    from sglang_warmstart.plugin import loaded_plugin
+
+    plugin = loaded_plugin()
+    assert plugin is not None
     (installation,) = (each for each in plugin.installations if each.feature.name == FEATURE)
     installation.patch.undo()
 
 
-def test_taken_back_it_leaves_sglangs_own_decision(started: ServedRank, plugin: Plugin) -> None:
+@pytest.mark.by_plugin
+def test_taken_back_it_leaves_sglangs_own_decision(started: ServedRank) -> None:
     dense()
     before = len(started.calls)
-    take_back(plugin)
+    take_back()
     dense(n=768)
     assert ms(started)[before:] == [*SWEPT, 5]
     assert (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,) == SGLANG_MAYBE_COMPILE
 
 
-def test_taken_back_below_another_plugins_hook_it_does_nothing(started: ServedRank, plugin: Plugin) -> None:
+@pytest.mark.by_plugin
+def test_taken_back_below_another_plugins_hook_it_does_nothing(started: ServedRank) -> None:
     ours = sglang_compile_utils._maybe_compile_deep_gemm_one_type_all
     sglang_compile_utils._maybe_compile_deep_gemm_one_type_all = lambda *shape: ours(*shape)
     try:
-        take_back(plugin)
+        take_back()
         dense()
     finally:
         (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,) = SGLANG_MAYBE_COMPILE

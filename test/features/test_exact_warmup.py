@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, targets_of_a_forward
+from kit.delivery import Delivery, delivered, delivery_here
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
-from kit.loaded_plugin import load_again, plugin_in_this_process
 from kit.node import Node, wait_until
 from kit.release import installed_release
 from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_of
@@ -32,14 +32,13 @@ from kit.wrapped_gemms import BF16, DENSE, K, bf16, dense, masked, target
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
-from sglang_warmstart.features import exact_warmup
-from sglang_warmstart.features.deep_gemm_rank import Rank
 from sglang_warmstart.kernels.client import ServiceClient
 from sglang_warmstart.kernels.identity import Gpu
 from sglang_warmstart.kernels.launch import ServiceProcess, start_service
 from sglang_warmstart.kernels.protocol import Hello, Welcome
 from sglang_warmstart.kernels.targets import Target
-from sglang_warmstart.plugin import Plugin, loaded_plugin
+from sglang_warmstart.rank import exact_warmup
+from sglang_warmstart.rank.deep_gemm_rank import Rank
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -59,16 +58,16 @@ with_discovery = pytest.mark.release("0.5.12")
 
 
 @pytest.fixture(autouse=True)
-def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugin]:
-    """Loaded anew for each test, with no switch set: a rank is one as long as the plugin is loaded."""
+def delivery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Delivery]:
+    """Started anew for each test, with no switch set: a process that is a rank stays one."""
     for switch in (STRICT, COMPILER, WORKERS, PRECOMPILE, PP_PARALLEL, "SGLANG_JIT_DEEPGEMM_FAST_WARMUP"):
         monkeypatch.delenv(switch, raising=False)
-    with plugin_in_this_process() as plugin:
-        yield plugin
+    with delivered() as delivery:
+        yield delivery
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
-    """What the plugin has said of this level or above."""
+    """What was said of this level or above."""
     records = caplog.get_records("call")
     return [each.getMessage() for each in records if each.name == "sglang.warmstart" and each.levelno >= level]
 
@@ -114,12 +113,12 @@ def test_a_rank_says_all_that_its_kernels_depend_on(
 
 
 def test_a_launch_is_the_rank_the_model_and_what_decides_on_its_gemms(
-    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], plugin: Plugin
+    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], delivery: Delivery
 ) -> None:
     rank.connect(runner)
-    load_again(plugin)
+    delivery.start_again()
     rank.connect(runner)
-    load_again(plugin)
+    delivery.start_again()
     rank.connect(runner, chunked_prefill_size=4096)
     first, again, other = (hello.launch for hello in hellos)
     assert first == again
@@ -132,10 +131,10 @@ def test_a_launch_is_the_rank_the_model_and_what_decides_on_its_gemms(
 
 @pytest.mark.release("0.5.12")
 def test_a_launch_follows_what_is_in_the_models_config(
-    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rank.connect(runner)
-    load_again(plugin)
+    delivery.start_again()
     config = runner.server_args.get_model_config().hf_config
     monkeypatch.setattr(config, "num_hidden_layers", 3)
     rank.connect(runner)
@@ -144,10 +143,10 @@ def test_a_launch_follows_what_is_in_the_models_config(
 
 
 def test_a_bound_on_parallel_compiles_is_handed_on_only_if_somebody_set_it(
-    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+    rank: ServedRank, runner: ModelRunner, hellos: list[Hello], delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rank.connect(runner)
-    load_again(plugin)
+    delivery.start_again()
     monkeypatch.setenv(WORKERS, "3")
     rank.connect(runner)
     assert [hello.workers for hello in hellos] == [None, 3]
@@ -505,7 +504,7 @@ def test_the_forwards_of_a_pipeline_stage_still_run_and_compile_nothing(
 @pytest.fixture
 def start_again(
     start: Callable[[], Started],
-    plugin: Plugin,
+    delivery: Delivery,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[], Started]]:
@@ -515,7 +514,7 @@ def start_again(
         def start_again() -> Started:
             node = nodes.enter_context(Node(tmp_path_factory.mktemp("next")))
             monkeypatch.setenv(SERVICE, str(node.socket))
-            load_again(plugin)
+            delivery.start_again()
             return start()
 
         yield start_again
@@ -746,8 +745,7 @@ def start_five_times(runner: ModelRunner, cache: Path) -> list[Start]:
     from sglang.srt.distributed.parallel_state import get_world_group
 
     group = get_world_group()
-    rank, plugin = group.rank, loaded_plugin()
-    assert plugin is not None
+    rank, delivery = group.rank, delivery_here()
     starts: list[Start] = []
     with pytest.MonkeyPatch.context() as monkeypatch, CudaOnCpu():
         CudaRuntime(monkeypatch)
@@ -762,7 +760,7 @@ def start_five_times(runner: ModelRunner, cache: Path) -> list[Start]:
         logging.getLogger("sglang.warmstart").addHandler(handler)
 
         def start() -> None:
-            load_again(plugin)
+            delivery.start_again()
             for noted in (batches, said, deep_gemm.calls):
                 noted.clear()
             sglang_compile_utils.update_deep_gemm_config(0, runner.server_args)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterator
 from enum import IntEnum
 from types import ModuleType
@@ -12,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from kit.deepseek_v4 import tiny_deepseek_v4
+from kit.delivery import Delivery, delivered
 from kit.gpu_standins import DeepGemm, FusedPrenorm, install_mhc_kernels
-from kit.loaded_plugin import plugin_in_this_process
+from kit.prenorm import K, N, Prenorm
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compile_utils
-from sglang_warmstart.features.hc_prenorm import HC_PRENORM, direct_gemm, route_hc_prenorm
-from sglang_warmstart.plugin import Plugin
 
 FEATURE = "hc-prenorm"
 
@@ -24,16 +21,14 @@ pytestmark = pytest.mark.release("0.5.12")
 
 
 @pytest.fixture(autouse=True)
-def plugin() -> Iterator[Plugin]:
-    """Loaded anew for each test: a bucket that has been warmed is remembered as long as the plugin is loaded."""
-    with plugin_in_this_process() as plugin:
-        yield plugin
+def delivery() -> Iterator[Delivery]:
+    """Started anew for each test: a bucket that has been warmed is remembered."""
+    with delivered() as delivery:
+        yield delivery
 
 
 # In a tuple: the plugin replaces the class wherever a module holds it by a name.
 SGLANG_KERNEL_TYPES: tuple[type[IntEnum]] = (imported_compile_utils.DeepGemmKernelType,)
-
-N, K = 24, 256
 
 
 @pytest.fixture(autouse=True)
@@ -43,36 +38,13 @@ def first_rank(compile_utils: ModuleType) -> None:
     compile_utils._DO_COMPILE_ALL = True
 
 
-class Prenorm:
-    """Operands of one call through the wrapper, and what torch makes of the same ones."""
-
-    def __init__(self, m: int, num_splits: int | None) -> None:
-        self.num_splits = num_splits
-        self.x = torch.randn(m, K).bfloat16()
-        self.fn = torch.randn(N, K)
-        leading = () if num_splits is None else (num_splits,)
-        # Not zeros: a slice that is not written shows.
-        self.out = torch.full((*leading, m, N), torch.nan)
-        self.sqrsum = torch.full((*leading, m), torch.nan)
-
-    def run(self) -> None:
-        from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-
-        entrypoint.tf32_hc_prenorm_gemm(self.x, self.fn, self.out, self.sqrsum, self.num_splits)
-
-    def check(self) -> None:
-        x = self.x.float()
-        out, sqrsum = (self.out, self.sqrsum) if self.num_splits is None else (self.out.sum(0), self.sqrsum.sum(0))
-        torch.testing.assert_close(out, x @ self.fn.T, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(sqrsum, x.square().sum(-1), rtol=1e-4, atol=1e-3)
-
-
 def targets(compile_utils: ModuleType) -> dict[tuple[IntEnum, int, int, int], bool]:
     """What SGLang's machinery has warmed, by its keys."""
     warmed: dict[tuple[IntEnum, int, int, int], bool] = compile_utils._INITIALIZATION_DICT
     return warmed
 
 
+@pytest.mark.by_plugin
 def test_the_kernel_type_is_added_and_the_old_ones_stay_equal(compile_utils: ModuleType) -> None:
     (before,), now = SGLANG_KERNEL_TYPES, compile_utils.DeepGemmKernelType
     assert [*now.__members__] == [*before.__members__, "TF32_HC_PRENORM_GEMM"]
@@ -82,6 +54,7 @@ def test_the_kernel_type_is_added_and_the_old_ones_stay_equal(compile_utils: Mod
     assert now.TF32_HC_PRENORM_GEMM not in [*before]
 
 
+@pytest.mark.by_plugin
 def test_targets_that_were_warmed_before_stay_warm(deep_gemm: DeepGemm, compile_utils: ModuleType) -> None:
     (before,) = SGLANG_KERNEL_TYPES
     compile_utils._INITIALIZATION_DICT[(before.GEMM_NT_BF16BF16F32, N, K, 1)] = True
@@ -174,85 +147,6 @@ def test_the_memory_estimates_of_sglang_are_unchanged(compile_utils: ModuleType)
     assert estimate * (1 << 30) == 64 * 256 * 2 + 128 * 256 * 2 + 64 * 128 * 4
 
 
-def exported(deep_gemm: DeepGemm) -> Any:
-    return deep_gemm.module.tf32_hc_prenorm_gemm
-
-
-def test_deep_gemm_is_untouched_until_a_layer_is_built(deep_gemm: DeepGemm, deepseek_v4: ModuleType) -> None:
-    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-
-    own = exported(deep_gemm)
-    Prenorm(4, None).run()  # a use of the wrapper alone routes nothing
-    assert exported(deep_gemm) is own
-
-    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
-    assert exported(deep_gemm) is entrypoint.tf32_hc_prenorm_gemm
-    assert direct_gemm(entrypoint.tf32_hc_prenorm_gemm) is own
-
-    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 1)
-    assert direct_gemm(entrypoint.tf32_hc_prenorm_gemm) is own
-
-
-def test_importing_the_model_touches_nothing(deep_gemm: DeepGemm, deepseek_v4: ModuleType, plugin: Plugin) -> None:
-    own = exported(deep_gemm)
-    (installation,) = (each for each in plugin.installations if each.feature is HC_PRENORM)
-    installation.patch.undo()
-    for step in HC_PRENORM.steps:  # again, now that there is a DeepGEMM
-        step.install(installation.patch, *(sys.modules[name] for name in step.modules))
-    assert exported(deep_gemm) is own
-    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
-    assert exported(deep_gemm) is not own
-
-
-def test_a_layer_is_routed_before_anything_in_it_is_built(deep_gemm: DeepGemm, deepseek_v4: ModuleType) -> None:
-    own = exported(deep_gemm)
-    with pytest.raises(AttributeError, match="hidden_size"):
-        deepseek_v4.DeepseekV4DecoderLayer(object(), 0)
-    assert exported(deep_gemm) is not own
-
-
-def test_without_jit_deep_gemm_stays_untouched(
-    deep_gemm: DeepGemm, deepseek_v4: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-
-    monkeypatch.setattr(entrypoint, "ENABLE_JIT_DEEPGEMM", False)
-    own = exported(deep_gemm)
-    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
-    assert exported(deep_gemm) is own
-
-
-def test_a_deep_gemm_without_the_function_is_left_alone(
-    deep_gemm: DeepGemm, deepseek_v4: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
-    del deep_gemm.module.tf32_hc_prenorm_gemm
-    with caplog.at_level(logging.WARNING):
-        for number in range(2):
-            deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), number)
-    assert not hasattr(deep_gemm.module, "tf32_hc_prenorm_gemm")
-    assert caplog.text.count("hc-prenorm stands aside: deep_gemm.tf32_hc_prenorm_gemm: not there") == 1
-
-
-def test_what_another_plugin_wraps_around_the_wrapper_later_is_not_taken_for_deep_gemms_own(
-    deep_gemm: DeepGemm, deepseek_v4: ModuleType
-) -> None:
-    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
-    ours = exported(deep_gemm)
-    calls = []
-
-    def profiled(*args: Any, **kwargs: Any) -> None:
-        calls.append(1)
-        ours(*args, **kwargs)
-
-    deep_gemm.module.tf32_hc_prenorm_gemm = profiled
-    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 1)
-    assert exported(deep_gemm) is profiled
-    prenorm = Prenorm(4, None)
-    profiled(prenorm.x, prenorm.fn, prenorm.out, prenorm.sqrsum, None)
-    prenorm.check()
-    assert len(calls) == 1
-
-
 @pytest.fixture
 def layer(deep_gemm: DeepGemm, deepseek_v4: ModuleType) -> Any:
     """A real decoder layer with weights; DeepGEMM is routed by its construction."""
@@ -310,28 +204,3 @@ def test_the_nextn_layer_is_the_same_class() -> None:
     from sglang.srt.models import deepseek_v4, deepseek_v4_nextn
 
     assert deepseek_v4_nextn.DeepseekV4DecoderLayer is deepseek_v4.DeepseekV4DecoderLayer
-
-
-def test_what_is_routed_can_be_taken_back(deep_gemm: DeepGemm) -> None:
-    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-    from sglang_warmstart.patch import Patch
-
-    own, wrapper, patch = exported(deep_gemm), entrypoint.tf32_hc_prenorm_gemm, Patch("hc-prenorm")
-    route_hc_prenorm(patch, entrypoint, deep_gemm.module)
-    assert exported(deep_gemm) is wrapper
-    patch.undo()
-    assert exported(deep_gemm) is own
-    assert entrypoint.tf32_hc_prenorm_gemm is wrapper, "the wrapper itself was not made by the routing"
-
-
-def test_a_plugin_that_has_routed_leaves_nothing_behind(
-    deep_gemm: DeepGemm, deepseek_v4: ModuleType, plugin: Plugin
-) -> None:
-    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-
-    own = exported(deep_gemm)
-    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
-    (installation,) = (each for each in plugin.installations if each.feature is HC_PRENORM)
-    installation.patch.undo()
-    assert exported(deep_gemm) is own
-    assert not hasattr(entrypoint, "tf32_hc_prenorm_gemm")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from sglang_warmstart.features.feature import State
-from sglang_warmstart.plugin import Plugin
 
 
 @pytest.mark.release("0.5.12")
-def test_each_feature_changes_what_its_table_says_and_nothing_else(plugin: Plugin) -> None:
+@pytest.mark.by_plugin
+def test_each_feature_changes_what_its_table_says_and_nothing_else() -> None:
+    from sglang_warmstart.features.feature import State
+    from sglang_warmstart.plugin import loaded_plugin
+
+    plugin = loaded_plugin()
+    assert plugin is not None
     for installation in plugin.installations:
         for step in installation.feature.steps:
             for module in step.modules:

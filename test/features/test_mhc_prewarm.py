@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from kit.deepseek_v4 import tiny_deepseek_v4
+from kit.delivery import Delivery, delivered
 from kit.gpu_standins import CudaRuntime, DeepGemm, FusedPrenorm, install_mhc_kernels
-from kit.loaded_plugin import plugin_in_this_process
-from sglang_warmstart.plugin import Plugin
 
 FEATURE = "mhc-prewarm"
 
@@ -25,10 +24,10 @@ pytestmark = pytest.mark.release("0.5.12")
 
 
 @pytest.fixture(autouse=True)
-def plugin() -> Iterator[Plugin]:
-    """Loaded anew for each test: a bucket that has been warmed is remembered as long as the plugin is loaded."""
-    with plugin_in_this_process() as plugin:
-        yield plugin
+def delivery() -> Iterator[Delivery]:
+    """Started anew for each test: a bucket that has been warmed is remembered."""
+    with delivered() as delivery:
+        yield delivery
 
 
 HIDDEN_SIZES = [16384, 28672]

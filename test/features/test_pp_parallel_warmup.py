@@ -399,7 +399,7 @@ def test_the_limit_of_combined_backends_is_that_of_the_one_that_decodes(
     from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
     from sglang.srt.layers.attention.tbo_backend import TboAttnBackend
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-    from sglang_warmstart.features.pp_parallel_warmup import decode_limit_of
+    from sglang_warmstart.rank.pp_parallel_warmup import decode_limit_of
 
     decode, prefill = TorchNativeAttnBackend(runner), TorchNativeAttnBackend(runner)
     for name, value in {"use_mla": True, "num_head": 128, "max_kv_splits": 256, "v_head_dim": 512}.items():

@@ -28,6 +28,7 @@ __import__(sys.argv[1])
 """
 
 
+@pytest.mark.by_plugin
 @pytest.mark.parametrize("module", [name for name in MODULES if name != CALLS_DEEP_GEMM])
 def test_a_module_of_the_pipeline_is_imported_without_sglang_torch_and_deep_gemm(module: str) -> None:
     command = [sys.executable, "-c", WITHOUT, f"sglang_warmstart.kernels.{module}"]

@@ -1,9 +1,10 @@
 """The SGLang releases that the tests know how to start without a GPU, and what differs between them."""
 
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 _STANDINS = Path(__file__).parent / "standins"
@@ -55,4 +56,17 @@ def installed_release() -> Release:
     if version not in RELEASES:
         known = " and ".join(RELEASES)
         raise RuntimeError(f"the tests know how to start SGLang {known} without a GPU, but {version} is installed")
-    return RELEASES[version]
+    release = RELEASES[version]
+    return replace(release, standins=(*release.standins, _STANDINS / "patched")) if is_patched() else release
+
+
+def sglang_directory() -> Path:
+    """Where the installed SGLang is. It is not imported."""
+    spec = importlib.util.find_spec("sglang")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def is_patched() -> bool:
+    """Whether the patches of this repository are in the installed SGLang."""
+    return (sglang_directory() / "srt" / "warmstart").is_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from sglang_warmstart.patch import Patch, class_of
 from sglang_warmstart.switches import Switch
@@ -14,20 +15,24 @@ def declare_bool(patch: Patch, environ: ModuleType, switch: Switch) -> None:
     """Add a boolean switch: ``.get()``, ``.set()``, ``.override()``, and SGLang's own warning for an unknown value.
 
     Raises:
-        StandsAsideError: ``Envs`` or ``EnvBool`` is not there, or ``Envs`` has the switch.
+        StandsAsideError: ``Envs`` or ``EnvBool`` is not there.
     """
-    field = class_of(environ, "EnvBool")(switch.default == "1")
-    # `__set_name__` would do this, and asserts that it runs while `Envs` itself is defined.
-    field.name = switch.name
-    patch.add(class_of(environ, "Envs"), switch.name, field)
+    _declare(patch, environ, switch, class_of(environ, "EnvBool")(switch.default == "1"))
 
 
 def declare_text(patch: Patch, environ: ModuleType, switch: Switch) -> None:
     """Add a switch whose value is a word.
 
     Raises:
-        StandsAsideError: ``Envs`` or ``EnvStr`` is not there, or ``Envs`` has the switch.
+        StandsAsideError: ``Envs`` or ``EnvStr`` is not there.
     """
-    field = class_of(environ, "EnvStr")(switch.default)
-    field.name = switch.name  # as above
-    patch.add(class_of(environ, "Envs"), switch.name, field)
+    _declare(patch, environ, switch, class_of(environ, "EnvStr")(switch.default))
+
+
+def _declare(patch: Patch, environ: ModuleType, switch: Switch, field: Any) -> None:
+    cls = class_of(environ, "Envs")
+    # A patch of the series declares all switches, also those of features that the tree at hand does not have.
+    if not hasattr(cls, switch.name):
+        # `__set_name__` would do this, and asserts that it runs while `Envs` itself is defined.
+        field.name = switch.name
+        patch.add(cls, switch.name, field)

@@ -7,16 +7,15 @@ prefill. A warm-up that fails half way leaves DeepGEMM in the warm-up's compile 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from sglang_warmstart.announce import LOGGER_NAME
 from sglang_warmstart.errors import StandsAsideError
 from sglang_warmstart.features.feature import Feature, Step
 from sglang_warmstart.patch import Patch
+from sglang_warmstart.rank.refused_target import skip_refused_target
 from sglang_warmstart.shapes.m_list import fast_m_list, full_m_list
 
 COMPILE_UTILS = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
@@ -24,8 +23,6 @@ ENTRYPOINT = "sglang.srt.layers.deep_gemm_wrapper.entrypoint"
 M_LIST = "_BUILTIN_M_LIST"
 COMPILE_ONE = "_compile_deep_gemm_one_type_all"
 COMPILE_ONE_PARAMETERS = "kernel_type, n, k, num_groups, m_list"
-
-logger = logging.getLogger(LOGGER_NAME)
 
 
 @contextmanager
@@ -52,21 +49,14 @@ def install_m_list(patch: Patch, compile_utils: ModuleType) -> None:
         fast = envs.SGLANG_JIT_DEEPGEMM_FAST_WARMUP.get()
         setattr(compile_utils, M_LIST, fast_m_list(size) if fast else list(full_m_list(size)))
 
-    def compile_one_type_all(original: Callable[..., None], kernel_type: Any, *args: Any, **kwargs: Any) -> None:
-        from sglang.srt.environ import envs
-
+    def compile_one_type_all(
+        original: Callable[..., None], kernel_type: Any, n: int, k: int, num_groups: int, m_list: list[int]
+    ) -> None:
         try:
             with compile_mode_kept(getattr(compile_utils, "deep_gemm", None)):
-                original(kernel_type, *args, **kwargs)
+                original(kernel_type, n, k, num_groups, m_list)
         except TypeError as error:
-            if envs.SGLANG_WARMSTART_STRICT.get():
-                raise
-            logger.warning(
-                "warmstart: the installed DeepGEMM refuses the warm-up of <%s> %s and it is skipped: %s",
-                getattr(kernel_type, "name", kernel_type),
-                _shape(*args, **kwargs),
-                str(error).splitlines()[0] if str(error) else "TypeError",
-            )
+            skip_refused_target(error, kernel_type, n, k, num_groups)
 
     if not hasattr(compile_utils, M_LIST):
         raise StandsAsideError(f"{COMPILE_UTILS}.{M_LIST}", "not there")
@@ -78,10 +68,6 @@ def chunked_prefill_size(compile_utils: ModuleType, server_args: Any = None) -> 
     """Tokens in a prefill chunk: from the server's arguments, which 0.5.23 keeps in its runtime context."""
     size: int = (server_args or compile_utils.get_schedule()).chunked_prefill_size
     return size
-
-
-def _shape(n: int, k: int, num_groups: int, m_list: list[int]) -> str:
-    return f"N={n} K={k} num_groups={num_groups}"
 
 
 def install_sanity_check(patch: Patch, entrypoint: ModuleType) -> None:
@@ -105,7 +91,7 @@ FAST_WARMUP = Feature(
     },
     upstream="#18111, #23756",
     drop_when="upstream's list keeps to its cap and is made when the arguments are known",
-    built_in_as=(),
+    built_in_as=(f"{COMPILE_UTILS}:fast_m_list",),  # by a patch of the series
     steps=(
         Step((COMPILE_UTILS,), install_m_list),
         Step((ENTRYPOINT,), install_sanity_check),

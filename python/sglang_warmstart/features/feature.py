@@ -16,7 +16,7 @@ class State(Enum):
 
     ACTIVE = "active"
     WAITING = "waiting for its module"  # SGLang has not imported what it hooks
-    BUILT_IN = "built in upstream"
+    BUILT_IN = "built in"  # by SGLang's own release, or by a patch of the series
     STANDS_ASIDE = "stands aside"
 
 
@@ -43,7 +43,7 @@ class Feature:
     hooks: Mapping[str, str]  # everything in SGLang that it adds or changes, by full dotted name, and why there
     upstream: str
     drop_when: str
-    # "module:name" definitions in SGLang's own source: it has the feature itself where one of them is found.
+    # "module:name" in SGLang's own source: it has the feature itself where one of them is defined or imported.
     built_in_as: tuple[str, ...]
     steps: tuple[Step, ...]
 
@@ -60,7 +60,7 @@ class Installation:
 
 
 def find_built_in(feature: Feature, sglang_root: Path) -> str | None:
-    """The first of ``feature.built_in_as`` that SGLang's source defines, found by reading: nothing is imported.
+    """The first of ``feature.built_in_as`` that SGLang's source has, found by reading: nothing is imported.
 
     Args:
         sglang_root: the directory of the package ``sglang``.
@@ -68,7 +68,7 @@ def find_built_in(feature: Feature, sglang_root: Path) -> str | None:
     for name in feature.built_in_as:
         module, definition = name.split(":")
         path = sglang_root.joinpath(*module.split(".")[1:]).with_suffix(".py")
-        pattern = rf"^\s*(def {definition}\b|{definition}\s*[:=])"
+        pattern = rf"^\s*(def {definition}\b|{definition}\s*[:=]|from \S+ import .*\b{definition}\b)"
         if path.is_file() and re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE):
             return name.replace(":", ".")
     return None

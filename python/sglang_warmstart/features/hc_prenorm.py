@@ -1,9 +1,4 @@
-"""F3: DeepSeek-V4's mHC prenorm GEMM goes through DeepGEMM's warm-up machinery.
-
-SGLang 0.5.12 calls ``deep_gemm.tf32_hc_prenorm_gemm`` directly, so nothing warms it and nothing sees it. Here it gets
-a kernel type of its own. Its kernel depends on (n, k, num_splits) and not on M, so one M warms a split bucket; as first
-written upstream, the wrapper walked the whole M list for each one in the middle of serving.
-"""
+"""F3: DeepSeek-V4's mHC prenorm GEMM goes through DeepGEMM's warm-up (:mod:`sglang_warmstart.rank.hc_prenorm`)."""
 
 from __future__ import annotations
 
@@ -11,69 +6,27 @@ import logging
 from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sglang_warmstart.announce import LOGGER_NAME
 from sglang_warmstart.errors import StandsAsideError
 from sglang_warmstart.features.fast_warmup import COMPILE_ONE, COMPILE_ONE_PARAMETERS, COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.features.feature import Feature, Step
 from sglang_warmstart.patch import Patch, class_of
-
-if TYPE_CHECKING:
-    import torch
+from sglang_warmstart.rank.hc_prenorm import (
+    GEMM,
+    KERNEL_TYPE,
+    HcPrenormWarmupExecutor,
+    hc_prenorm_wrapper,
+    memory_requirement,
+)
+from sglang_warmstart.rank.log import LOGGER_NAME
 
 DEEPSEEK_V4 = "sglang.srt.models.deepseek_v4"
-KERNEL_TYPE = "TF32_HC_PRENORM_GEMM"
-GEMM = "tf32_hc_prenorm_gemm"
 
 # Where the function that `deep_gemm` exports stays reachable once the module's attribute is ours.
 DIRECT = "__warmstart_direct__"
 
-_GB = 1 << 30
-
 logger = logging.getLogger(LOGGER_NAME)
-
-
-def direct_gemm(wrapper: Callable[..., None]) -> Callable[..., None]:
-    """DeepGEMM's own ``tf32_hc_prenorm_gemm``: kept on ``wrapper`` once that has taken its place in the module."""
-    import deep_gemm
-
-    direct: Callable[..., None] = getattr(wrapper, DIRECT, None) or getattr(deep_gemm, GEMM)
-    return direct
-
-
-def memory_requirement(max_m: int, n: int, k: int, num_splits: int) -> float:
-    """Gigabytes that one warm-up call takes: x in bf16; fn, out and sqrsum in fp32, the latter two per split."""
-    x, fn = 2 * max_m * k, 4 * n * k
-    out, sqrsum = 4 * max_m * n, 4 * max_m
-    return (x + fn + max(num_splits, 1) * (out + sqrsum)) / _GB
-
-
-class HcPrenormWarmupExecutor:
-    """One call of the GEMM per M, on tensors of its own.
-
-    Args:
-        max_m: rows of x at the most.
-        n: outputs per row (mix_hc).
-        k: hc_mult * hidden_size.
-        num_groups: num_splits, which takes the place of SGLang's fourth key; 0 is the unsplit path.
-    """
-
-    def __init__(self, max_m: int, n: int, k: int, num_groups: int) -> None:
-        import torch
-
-        self.num_splits = num_groups or None
-        self.x = torch.empty((max_m, k), device="cuda", dtype=torch.bfloat16)
-        self.fn = torch.empty((n, k), device="cuda", dtype=torch.float32)
-
-    def execute(self, m: int) -> None:
-        """Run the GEMM on m rows; out and sqrsum are made here since a slice of larger ones would be strided."""
-        from sglang.srt.layers.deep_gemm_wrapper import entrypoint
-
-        leading = (m,) if self.num_splits is None else (self.num_splits, m)
-        out = self.fn.new_empty((*leading, self.fn.shape[0]))
-        sqrsum = self.fn.new_empty(leading)
-        direct_gemm(getattr(entrypoint, GEMM))(self.x[:m], self.fn, out, sqrsum, num_splits=self.num_splits)
 
 
 def extended_kernel_types(kernel_types: type[IntEnum]) -> type[IntEnum]:
@@ -108,45 +61,20 @@ def install_kernel_type(patch: Patch, compile_utils: ModuleType, entrypoint: Mod
         m_list = m_list[:1] if kernel_type == hc_prenorm else m_list
         original(kernel_type=kernel_type, n=n, k=k, num_groups=num_groups, m_list=m_list)
 
-    warmed: dict[tuple[int, int, int | None], Callable[..., None]] = {}
+    def direct() -> Callable[..., None]:
+        # Kept on the wrapper once that has taken its place in the module.
+        import deep_gemm
 
-    def tf32_hc_prenorm_gemm(
-        x: torch.Tensor, fn: torch.Tensor, out: torch.Tensor, sqrsum: torch.Tensor, num_splits: int | None = None
-    ) -> None:
-        """``out = x @ fn.T`` in tf32 and ``sqrsum = (x * x).sum(-1)``, through DeepGEMM's warm-up.
+        own: Callable[..., None] = getattr(wrapper, DIRECT, None) or getattr(deep_gemm, GEMM)
+        return own
 
-        Args:
-            x: (m, k) bf16. With m == 0 nothing is done.
-            fn: (n, k) fp32.
-            out: (m, n) fp32, or (num_splits, m, n).
-            sqrsum: (m,) fp32, or (num_splits, m).
-            num_splits: parts that k is summed in, each in a slice of its own; None is the unsplit path.
-
-        Source: follow-up of SGLang PR #25810; DeepGEMM ``tf32_hc_prenorm_gemm``.
-        """
-        m, k = x.shape
-        if m == 0:
-            return
-        key = (fn.shape[0], k, num_splits)
-        direct = warmed.get(key)
-        # The hook has nothing to do for a bucket that it has seen, and entering it costs a fifth of the call.
-        if direct is None:
-            with entrypoint.compile_utils.deep_gemm_execution_hook(m, fn.shape[0], k, num_splits or 0, hc_prenorm):
-                # The hook may have put somebody at DeepGEMM's door, who is to see this call.
-                at_the_door = not isinstance(entrypoint.deep_gemm, ModuleType)
-                gemm = getattr(entrypoint.deep_gemm, GEMM) if at_the_door else direct_gemm(tf32_hc_prenorm_gemm)
-                gemm(x, fn, out, sqrsum, num_splits=num_splits)
-            if not at_the_door:
-                warmed[key] = gemm
-        else:
-            direct(x, fn, out, sqrsum, num_splits=num_splits)
-
+    wrapper = hc_prenorm_wrapper(entrypoint, hc_prenorm, direct)
     executors = class_of(compile_utils, "_BaseWarmupExecutor")
     patch.replace(compile_utils, "DeepGemmKernelType", extended)
     patch.wrap(executors, "create", create, "kernel_type, kwargs")
     patch.wrap(executors, "get_memory_requirement", get_memory_requirement, "kernel_type, max_m, n, k, num_groups")
     patch.wrap(compile_utils, COMPILE_ONE, compile_one_type_all, COMPILE_ONE_PARAMETERS)
-    patch.add(entrypoint, GEMM, tf32_hc_prenorm_gemm)
+    patch.add(entrypoint, GEMM, wrapper)
 
 
 def install_routing(patch: Patch, entrypoint: ModuleType, deepseek_v4: ModuleType) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from sglang_warmstart.announce import LOGGER_NAME
 from sglang_warmstart.kernels.calls import Door, OnCall, answer_with_zeros, check_names
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.kernels.gemms import GEMMS, Gemm, UnsupportedCallError
@@ -22,6 +21,7 @@ from sglang_warmstart.kernels.load import load
 from sglang_warmstart.kernels.marker import TargetKernels
 from sglang_warmstart.kernels.protocol import Answer, Warmed
 from sglang_warmstart.kernels.targets import Target
+from sglang_warmstart.rank.log import LOGGER_NAME
 
 # For all waits inside forwards together: well below NCCL's and the watchdog's limits. Then DeepGEMM compiles itself.
 FORWARD_WAIT_S = 200.0
