@@ -51,7 +51,10 @@ ATTN_TP_GATHER = Commit(
     upstream="#26047",
     changes={
         "sglang/srt/server_args.py": [
-            after("    enable_dp_lm_head: bool = False\n", f"    {FIELD}: bool = False\n"),
+            after(
+                "    msprobe_dump_config: Optional[str] = None\n",
+                f"\n    # For models that gather attention's input themselves\n    {FIELD}: bool = False\n",
+            ),
             Within("ServerArgs.__post_init__", [before("        self._maybe_download_model_for_runai()\n", _CHECK)]),
             before('        parser.add_argument(\n            "--enable-two-batch-overlap",\n', _ARGUMENT),
         ],

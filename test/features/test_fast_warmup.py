@@ -79,7 +79,7 @@ def test_the_full_list_has_every_m(
 ) -> None:
     monkeypatch.delenv(FAST_WARMUP, raising=False)
     # The switch is read here, not when the module was imported.
-    monkeypatch.setattr(compile_utils, "_FAST_WARMUP", True)
+    monkeypatch.setattr(compile_utils, "_FAST_WARMUP", True, raising=False)
     update_config(compile_utils, chunk)
     assert m_list(compile_utils) == list(range(1, m_max + 1))
 

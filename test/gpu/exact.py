@@ -252,8 +252,8 @@ def hook(cache: Path) -> dict[str, Any]:
     import sglang.srt.managers.scheduler  # noqa: F401  (as in a rank)
     import torch
     from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
-    from sglang_warmstart.features.exact_warmup import MAYBE_COMPILE, _Process, install_hooks
-    from sglang_warmstart.patch import Patch
+    from sglang_warmstart.features.exact_warmup import MAYBE_COMPILE
+    from sglang_warmstart.rank.exact_warmup import ExactWarmup
 
     n, k = 2112, 7168
     lhs = torch.empty((4, k), device="cuda").to(torch.float8_e4m3fn), torch.ones((k // 128, 4), device="cuda").t()
@@ -261,11 +261,12 @@ def hook(cache: Path) -> dict[str, Any]:
     out = torch.empty((4, n), device="cuda", dtype=torch.bfloat16)
     kernel_type = compile_utils.DeepGemmKernelType.GEMM_NT_F8F8BF16
     compile_utils._INITIALIZATION_DICT[(kernel_type, n, k, 1)] = True
-    process = _Process(get_num_sms=deep_gemm.get_num_sms)
-    process.known.add((kernel_type, n, k, 1, deep_gemm.get_num_sms()))
+    exact = ExactWarmup(compile_utils)
+    # As after a warm-up that has seen to this GEMM.
+    exact._get_num_sms = deep_gemm.get_num_sms
+    exact._known.add((kernel_type, n, k, 1, deep_gemm.get_num_sms()))
     hooks = {"sglang": getattr(compile_utils, MAYBE_COMPILE)}
-    install_hooks(Patch("bench"), compile_utils, entrypoint, process)
-    hooks["exact"] = getattr(compile_utils, MAYBE_COMPILE)
+    hooks["exact"] = exact.around(hooks["sglang"])
     rounds: dict[str, list[float]] = {name: [] for name in hooks}
     for _ in range(HOOK_ROUNDS):
         for name, function in hooks.items():

@@ -5,12 +5,14 @@ import concurrent.futures
 import contextlib
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -312,6 +314,59 @@ def nvrtc(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     return {"runs": [warmup_of(run)], "nvcc": first, "nvrtc": second, **compared(results)}
 
 
+PATCHED_ROUNDS = 3
+
+
+def patched(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """The plugin on SGLang as released, and a patched SGLang with no plugin, by turns: cold, and after a restart.
+
+    The first start makes every other cache warm, so that what is cold afterwards is DeepGEMM's alone.
+    """
+    home, result = scratch / "patched", dict[str, Any](runs=[])
+    places = {"plugin": os.environ["PYTHONPATH"], "patches": patched_path(scratch / "patched-sglang")}
+    start(Run("patched-first", [], kernels_of("first", scratch), home), model, logs, "0")
+    for number in range(1, PATCHED_ROUNDS + 1):
+        for name in sorted(places, reverse=number % 2 == 1):
+            setting = {"PYTHONPATH": places[name], **kernels_of(f"{name}-{number}", scratch)}
+            for state in ("cold", "warm"):
+                run = start(Run(f"{name}-{state}-{number}", [], setting, home), model, logs, "0")
+                result["runs"].append({**warmup_of(run), "delivery": name, "state": state})
+                result["medians"] = medians_of(result["runs"])
+                checkpoint("patched", result)
+    return result
+
+
+def patched_path(directory: Path) -> str:
+    """A PYTHONPATH with a patched copy of SGLang, and without the plugin."""
+    spec = importlib.util.find_spec("sglang")
+    assert spec is not None and spec.origin is not None
+    pristine = Path(spec.origin).parent
+    shutil.copytree(pristine, directory / "sglang", ignore=shutil.ignore_patterns("__pycache__"))
+    for each in pristine.parent.glob("sglang-*.dist-info"):
+        shutil.copytree(each, directory / each.name)
+    subprocess.run(
+        [sys.executable, "-c", "from sglang_warmstart.cli import main; main()", "patches", "apply", str(directory)],
+        check=True,
+    )
+    others = [
+        place for place in os.environ["PYTHONPATH"].split(os.pathsep) if not Path(place, "sglang_warmstart").is_dir()
+    ]
+    return os.pathsep.join([str(directory), *others])
+
+
+def medians_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each way and state, the medians of its rounds."""
+    keys = ("warmup_s", "dry_s", "wait_s", "load_s", "ready_s", "calls", "targets", "compiler_runs", "compile_cpu_s")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(f"{run['delivery']} {run['state']}", []).append(run)
+    return {
+        name: {key: round(statistics.median(run[key] for run in group if run.get(key) is not None), 3) for key in keys}
+        for name, group in groups.items()
+        if all(run.get("load_s") is not None for run in group)
+    }
+
+
 def recorded_targets() -> list[dict[str, Any]]:
     """Targets of every kernel type, with their representatives on a GPU of 132 SMs."""
     recorded: dict[str, Any] = json.loads((HERE.parent / "kernels" / "recorded.json").read_text())
@@ -449,6 +504,7 @@ CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
     "prenorm": (prenorm, 1),
     "exact": (exact, 1),
     "restart": (restart, 1),
+    "patched": (patched, 1),
     "nvrtc": (nvrtc, 1),
     "serve": (serve, 1),
     "gather": (gather, 2),

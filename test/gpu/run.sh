@@ -2,7 +2,7 @@
 # Measures the plugin on a Hopper GPU host, without network: starts the real server with the plugin installed in the same
 # interpreter, and writes one JSON result per case.
 #
-#   test/gpu/run.sh [--out DIR] [CASE ...]   cases: prenorm exact restart nvrtc serve gather pp
+#   test/gpu/run.sh [--out DIR] [CASE ...]   cases: prenorm exact restart patched nvrtc serve gather pp
 #
 # Needs: SGLang 0.5.12 with sgl-deep-gemm and sgl_kernel in $PYTHON (default python3), nvcc of CUDA_HOME.
 set -euo pipefail
@@ -11,7 +11,7 @@ root=$(cd "$here/../.." && pwd)
 python=${PYTHON:-python3}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-cp -r "$root/python" "$root/pyproject.toml" "$root/setup.py" "$root/README.md" "$site/"  # pip builds where the source is
+cp -r "$root/python" "$root/patches" "$root/pyproject.toml" "$root/setup.py" "$root/README.md" "$site/"  # pip builds where the source is
 "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --target "$site/site" "$site"
 export PYTHONPATH="$site/site:$here/probe:$root/test${PYTHONPATH:+:$PYTHONPATH}"
 "$python" "$here/measure.py" "$@"

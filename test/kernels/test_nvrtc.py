@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import sglang_warmstart
 from kit.confined import in_mount_namespace, run_python, why_no_mounts
+from kit.environment import python_path
 from kit.recorded import real_cubin, recording
 from kit.toolchain import ROOT, toolchain
 from sglang_warmstart.kernels import compiler as compilers
@@ -45,7 +46,7 @@ except compilers.CompilerError as error:
 def _compile(source: str) -> str:
     flags = recording().named(TRANSPOSE, toolchain().include)[0].flags
     variables = toolchain().nvrtc_environment
-    return run_python(_COMPILE, source, flags, environment=variables | {"PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"})
+    return run_python(_COMPILE, source, flags, environment=variables | {"PYTHONPATH": python_path(ROOT, TESTS)})
 
 
 def _entry_points(data: bytes) -> set[bytes]:
@@ -79,7 +80,7 @@ print(compilers.find({"CUDA_HOME": str(toolchain().cuda_home)}, "nvrtc").version
 @pytest.mark.usefixtures("bindings")
 def test_nvrtcs_own_version_is_a_line_after_that_of_nvcc() -> None:
     variables = toolchain().nvrtc_environment
-    said = run_python(_FIND, environment=variables | {"PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"})
+    said = run_python(_FIND, environment=variables | {"PYTHONPATH": python_path(ROOT, TESTS)})
     assert said == f"{toolchain().compiler().version}NVRTC 13.0\n"
     assert digest.signature_of(said) == "NVCC13.0"
 

@@ -18,6 +18,8 @@ from sglang_warmstart.kernels.compiler import Compiler
 from sglang_warmstart.kernels.pool import CompilePool, KernelError
 from sglang_warmstart.kernels.recorder import RecordedKernel
 
+from kit.environment import python_path
+
 
 class Tally:
     """A watcher that counts."""
@@ -84,7 +86,7 @@ class CompilingProcess:
         here = str(Path(__file__).parents[1])
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            env={**os.environ, "PYTHONPATH": here},
+            env={**os.environ, "PYTHONPATH": python_path(here)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

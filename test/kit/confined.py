@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from kit.environment import python_path
+
 
 def run_python(
     code: str,
@@ -26,7 +28,7 @@ def run_python(
         options: of Python.
         environment: laid over that of the tests. Without a PYTHONPATH in it, the tests' own modules are found.
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(environment or {})}
+    environment = {**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[1]), **(environment or {})}
     command = [*prefix, sys.executable, *options, "-c", code, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:

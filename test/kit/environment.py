@@ -12,6 +12,12 @@ def _settings(release: Release) -> dict[str, str]:
     return {"SGLANG_NCCL_SO_PATH": "/nonexistent", **release.environment}
 
 
+def python_path(*first: object) -> str:
+    """A PYTHONPATH for a child: these places, and then where this process's own children look."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join([str(place) for place in first if place] + [inherited] * bool(inherited))
+
+
 def child_environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """This process's environment plus what a child needs to run SGLang on CPU; a value of None removes a variable."""
     release = installed_release()

@@ -22,6 +22,7 @@ from sglang_warmstart.kernels.launch import remove_directory
 from sglang_warmstart.kernels.marker import Launch
 from sglang_warmstart.kernels.protocol import Hello, Welcome
 
+from kit.environment import python_path
 from kit.fake_nvcc import FakeNvcc
 
 STANDIN = "kit.standin_library"
@@ -54,8 +55,7 @@ class Node:
     ) -> None:
         self._log = directory / "log"
         self._mark = uuid.uuid4().hex
-        places = [str(Path(__file__).parents[1]), str(modules or ""), os.environ.get("PYTHONPATH", "")]
-        own = {"PYTHONPATH": os.pathsep.join(filter(None, places)), _MARK: self._mark}
+        own = {"PYTHONPATH": python_path(Path(__file__).parents[1], modules), _MARK: self._mark}
         self._environment = {**os.environ, **own, **environment}
         self._library = library
         self._clients: list[ServiceClient] = []

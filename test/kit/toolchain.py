@@ -11,6 +11,8 @@ from pathlib import Path
 from sglang_warmstart.kernels import compiler as compilers
 from sglang_warmstart.kernels.compiler import Compiler
 
+from kit.environment import python_path
+
 ROOT = Path(__file__).parents[2] / ".toolchain"
 _MAKE = "run `make .toolchain/.complete`, or `make test`, which does that first"
 
@@ -57,7 +59,7 @@ class Toolchain:
     @property
     def nvrtc_environment(self) -> dict[str, str]:
         """The variables by which Python finds NVRTC's bindings, and they NVRTC: it is in no environment of Python."""
-        return {"PYTHONPATH": str(self.root), "LD_LIBRARY_PATH": str(self.cuda_home / "lib")}
+        return {"PYTHONPATH": python_path(self.root), "LD_LIBRARY_PATH": str(self.cuda_home / "lib")}
 
     def compiler(self) -> Compiler:
         """nvcc as the service finds it."""

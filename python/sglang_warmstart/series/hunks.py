@@ -52,10 +52,14 @@ class Misfit:
 
 @dataclass
 class _Image:
-    """The lines of a file while it is changed, and the number each had before. A hunk's own lines have 0."""
+    """The lines of a file while it is changed, and the number each had before. A hunk's own lines have 0.
+
+    ``length`` is that of the file before.
+    """
 
     lines: list[bytes]
     numbers: list[int]
+    length: int
 
     def put(self, hunk: Hunk, place: int) -> None:
         span = slice(place, place + len(hunk.old))
@@ -76,7 +80,7 @@ def apply(content: bytes, hunks: Sequence[Hunk]) -> tuple[bytes, list[Misfit]]:
         The new content, and the hunks that do not fit. The content has those that fit, also if others do not.
     """
     lines = _LINE.findall(content)
-    image = _Image(lines, list(range(1, len(lines) + 1)))
+    image = _Image(lines, list(range(1, len(lines) + 1)), len(lines))
     misfits = []
     for hunk in hunks:
         place = _find(image, hunk)
@@ -142,7 +146,7 @@ def _explain(image: _Image, hunk: Hunk) -> Misfit:
 
 def _likeliest(image: _Image, hunk: Hunk) -> int:
     """Where a hunk that does not fit was meant to be: where most of its lines are, else where its head says."""
-    start = _start(image, hunk)
+    start = min(max(hunk.old_start - 1 + len(image.lines) - image.length, 0), len(image.lines))
     telling = [(index, line) for index, line in enumerate(hunk.old) if line.strip()]
     best, most = start, 0
     for place in _by_distance(start, 0, len(image.lines) - 1):

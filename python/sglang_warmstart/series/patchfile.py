@@ -135,16 +135,16 @@ def _file_change(source: Path, file: unidiff.PatchedFile) -> FileChange:
     if _SIGNATURE in info:
         # Of a file without hunks, what follows the diff is taken for more of its head.
         info = info[: info.index(_SIGNATURE)]
+    unknown = [line for line in info if line and not _KNOWN.fullmatch(line)]
+    if file.is_binary_file or unknown:
+        what = unknown[0] if unknown else "binary"
+        raise PatchesError(f"{source}: `{head}`: `{what}`: only text is patched, without renames and changes of mode")
     kind = Kind.CHANGE
     if "/dev/null" in (file.source_file, file.target_file):
         kind = Kind.ADD if file.source_file == "/dev/null" else Kind.DELETE
     path = (file.source_file if kind is Kind.DELETE else file.target_file)[2:]
     if not is_plain_path(path) or head != f"diff --git a/{path} b/{path}":
         raise PatchesError(f"{source}: `{head}`: not a file in `sglang/`, or not one file under one plain name")
-    unknown = [line for line in info if line and not _KNOWN.fullmatch(line)]
-    if file.is_binary_file or unknown:
-        what = unknown[0] if unknown else "binary"
-        raise PatchesError(f"{source}: {path}: `{what}`: only text is patched, without renames and changes of mode")
     hunks = tuple(_hunk(number, each) for number, each in enumerate(file, 1))
     whole = {Kind.ADD: [hunk.old for hunk in hunks], Kind.DELETE: [hunk.new for hunk in hunks]}.get(kind, [])
     if len(whole) > 1 or any(whole) or (kind is Kind.CHANGE and not hunks):

@@ -89,7 +89,8 @@ def locked(tree: Tree, action: str, wait: float = 5.0) -> Iterator[None]:
         yield
     finally:
         # While it is held: whoever waits for this file finds out that it is gone.
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(descriptor)
 
 
@@ -343,8 +344,12 @@ def _sync_parents(tree: Tree, journal: Journal) -> None:
 
 
 def _unwritable(tree: Tree, error: OSError, outcome: str = "nothing was changed") -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    denied = error.errno in (errno.EACCES, errno.EPERM)
-    where = (error.filename2 or error.filename) if denied else None
-    hint = "make room" if full else "make it writable"
-    return f"{where or tree.holder} cannot be written ({error.strerror or error}): {hint}; {outcome}"
+    hint = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        hint = "make room; "
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "make it writable; "
+    # Of a rename it is the target. What is in the staging directory says nothing to the user.
+    names = [Path(os.fsdecode(name)) for name in (error.filename2, error.filename) if isinstance(name, (str, bytes))]
+    where = next((name for name in names if name.is_relative_to(tree.package)), tree.holder)
+    return f"{where} cannot be written ({error.strerror or error}): {hint}{outcome}"
