@@ -32,7 +32,8 @@ def _tested() -> str:
     swept = [*result("restart")["sweep"]["targets"], *measured["sweep"]["targets"]]
     compiles = result("restart")["sweep"]["compiler_runs"] + measured["sweep"]["compiler_runs"]
     return f"""
-        ranks against a real service, two that agree in two processes among them. On {host_of(measured)}, DeepSeek-V3's shapes: the warm-up took {cold["warmup_s"]:.1f} s where
+        ranks against a real service, two that agree in two processes among them. On {host_of(measured)},
+        DeepSeek-V3's shapes: the warm-up took {cold["warmup_s"]:.1f} s where
         FAST_WARMUP took {fast["warmup_s"]:.1f} s, and {warm["warmup_s"]:.2f} s after a restart;
         {sum(each["calls"] for each in swept)} calls, every M of {len(swept)} targets, ran a compiler {compiles} times
         afterwards; {compared["equal"]} of {compared["kernels"]} results equal bit for bit those of kernels that

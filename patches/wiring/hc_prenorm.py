@@ -94,7 +94,7 @@ HC_PRENORM = Commit(
                 "_BaseWarmupExecutor",
                 [
                     after(
-                        "            DeepGemmKernelType.GROUPED_GEMM_NT_BF16_MASKED: _BF16GroupedMaskedWarmupExecutor,\n",
+                        "_BF16GroupedMaskedWarmupExecutor,\n",
                         f"            DeepGemmKernelType.{KERNEL_TYPE}: hc_prenorm.HcPrenormWarmupExecutor,\n",
                     ),
                     before('        else:\n            raise ValueError(f"Invalid kernel type', _MEMORY),

@@ -348,10 +348,9 @@ def patched_path(directory: Path) -> str:
         [sys.executable, "-c", "from sglang_warmstart.cli import main; main()", "patches", "apply", str(directory)],
         check=True,
     )
-    others = [
-        place for place in os.environ["PYTHONPATH"].split(os.pathsep) if not Path(place, "sglang_warmstart").is_dir()
-    ]
-    return os.pathsep.join([str(directory), *others])
+    places = os.environ["PYTHONPATH"].split(os.pathsep)
+    without_plugin = [place for place in places if not Path(place, "sglang_warmstart").is_dir()]
+    return os.pathsep.join([str(directory), *without_plugin])
 
 
 def medians_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -204,13 +204,16 @@ def _candidates(tree: Tree, root: Path) -> list[Series]:
 
 
 def _roll_back_if_needed(tree: Tree) -> None:
+    # As long as nothing is half done, a tree that is in use or cannot be written can still be looked at.
+    half_done = transaction.is_half_done(tree)
     try:
-        with transaction.locked(tree, "check"):
+        with transaction.locked(tree, "check", wait=transaction.WAIT if half_done else 0):
             _say_what_was_undone(tree, transaction.roll_back(tree))
     except PatchesError:
-        # As long as nothing is half done, a tree that cannot be written can still be looked at.
-        if transaction.is_half_done(tree):
+        if half_done:
             raise
+        if transaction.is_half_done(tree):  # now it is: somebody is at work
+            _roll_back_if_needed(tree)
 
 
 def _say_what_was_undone(tree: Tree, journal: transaction.Journal | None) -> None:

@@ -28,6 +28,8 @@ from sglang_warmstart.series.view import Change
 STAGING = ".sglang-warmstart-patches"
 LOCK = f"{STAGING}.lock"
 _JOURNAL, _NEW, _OLD = "journal.json", "new", "old"
+# Seconds that a command waits for another one, which takes less than one.
+WAIT = 5.0
 _POLL = 0.05
 
 
@@ -60,7 +62,7 @@ class Journal(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def locked(tree: Tree, action: str, wait: float = 5.0) -> Iterator[None]:
+def locked(tree: Tree, action: str, wait: float = WAIT) -> Iterator[None]:
     """Keep other commands away from a tree. The lock ends with its holder, and no file of it is left.
 
     Not a ``FileLock``: that one leaves its file, and cannot tell whether it has locked one that was removed meanwhile.
