@@ -17,6 +17,9 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet
 
+# What is the same with the plugin and on a patched SGLang, which has no plugin.
+BEHAVIOUR := test/features test/kernels test/test_server.py test/test_shapes.py
+
 .PHONY: help demo test test-patched test-newest test-matrix patches lint clean
 
 help: ## list the targets
@@ -30,7 +33,7 @@ test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test
 
 test-patched: .venv-patched/.patched .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
-	.venv-patched/bin/python -m pytest test
+	.venv-patched/bin/python -m pytest $(BEHAVIOUR)
 
 test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.23
 	.venv-$(NEWEST)/bin/python -m pytest test

@@ -12,6 +12,7 @@ from sglang_warmstart.features import FEATURES
 from sglang_warmstart.features.__main__ import hooks, overview
 from sglang_warmstart.features.feature import Feature
 from sglang_warmstart.switches import SWITCHES
+from wiring.table import table as series_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +38,10 @@ def test_each_feature_has_a_page_with_the_table_of_its_hooks(feature: Feature) -
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
 def test_the_benchmarks_are_the_committed_results(table: Callable[[], str]) -> None:
     assert table() in page("benchmarks")
+
+
+def test_the_page_of_the_patches_lists_them() -> None:
+    assert series_table() in page("patches")
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)

@@ -1,4 +1,4 @@
-"""Whole servers, from the command line to the tokens: with the plugin, beside another one, and switched off."""
+"""Whole servers, from the command line to the tokens: with the features, beside another plugin, and switched off."""
 
 import json
 import re
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from kit.environment import child_environment
 from kit.ports import free_ports
-from kit.release import installed_release
+from kit.release import installed_release, is_patched
 from kit.server import Launch, Server, cpu_server_args
 
 on_0_5_12 = pytest.mark.release("0.5.12")
+by_plugin = pytest.mark.by_plugin
 
 FLAG = "--disable-attn-tp-gather"
 PROMPT = [5, 6, 7, 8]
@@ -53,7 +54,7 @@ def serve(model: Path, *arguments: str, launch: Launch = "module", **environment
 
 
 @pytest.fixture(scope="module")
-def with_plugin(tiny_model: Path) -> Served:
+def with_features(tiny_model: Path) -> Served:
     return serve(tiny_model, *TWO_STAGES, FLAG, **PP_PARALLEL)
 
 
@@ -79,52 +80,56 @@ def process_of(line: str) -> str:
     return (prefix.group(1) if prefix else "") or "main"
 
 
-def test_each_process_of_the_server_says_once_what_the_plugin_does_there(with_plugin: Served) -> None:
-    said = [process_of(line) for line in with_plugin.lines(f"on SGLang {installed_release().version}: ")]
+@by_plugin
+def test_each_process_of_the_server_says_once_what_the_plugin_does_there(with_features: Served) -> None:
+    said = [process_of(line) for line in with_features.lines(f"on SGLang {installed_release().version}: ")]
     # 0.5.23 loads plugins in its detokenizer too, whose log has no prefix either.
     without_prefix = {"0.5.12": ["main"], "0.5.23": ["main", "main"]}[installed_release().version]
     assert sorted(said) == ["PP0", "PP1", *without_prefix]
 
 
 @on_0_5_12
-def test_each_pipeline_stage_says_that_its_warm_up_is_in_place(with_plugin: Served) -> None:
-    said = [process_of(line) for line in with_plugin.lines("pp-parallel-warmup is active")]
+@by_plugin
+def test_each_pipeline_stage_says_that_its_warm_up_is_in_place(with_features: Served) -> None:
+    said = [process_of(line) for line in with_features.lines("pp-parallel-warmup is active")]
     assert sorted(said) == ["PP0", "PP1"]
 
 
-def test_no_feature_stands_aside(with_plugin: Served) -> None:
-    assert with_plugin.lines("fast-warmup")
-    assert with_plugin.lines("stands aside") == []
+@by_plugin
+def test_no_feature_stands_aside(with_features: Served) -> None:
+    assert with_features.lines("fast-warmup")
+    assert with_features.lines("stands aside") == []
 
 
-def test_on_a_cpu_there_is_no_service_for_exact_warm_up(with_plugin: Served) -> None:
-    assert with_plugin.commands
-    assert [command for command in with_plugin.commands if "sglang_warmstart" in command] == []
-    assert with_plugin.lines("exact warm-up") == []
+def test_on_a_cpu_there_is_no_service_for_exact_warm_up(with_features: Served) -> None:
+    assert with_features.commands
+    assert [command for command in with_features.commands if "warmstart.kernels" in command] == []
+    assert with_features.lines("exact warm-up") == []
 
 
-def test_the_flag_is_one_of_the_arguments_that_the_server_logs(with_plugin: Served) -> None:
-    assert with_plugin.logged_flag == ["True"]
+def test_the_flag_is_one_of_the_arguments_that_the_server_logs(with_features: Served) -> None:
+    assert with_features.logged_flag == ["True"]
 
 
-def test_it_answers_as_sglang_does_without_the_plugin(with_plugin: Served, beside_another_plugin: Served) -> None:
-    assert with_plugin.lines("fast-warmup")
-    assert len(with_plugin.tokens) == TOKENS
-    assert with_plugin.tokens == beside_another_plugin.tokens
+def test_it_answers_as_sglang_does_beside_another_plugin(with_features: Served, beside_another_plugin: Served) -> None:
+    assert len(with_features.tokens) == TOKENS
+    assert with_features.tokens == beside_another_plugin.tokens
 
 
+@by_plugin
 def test_beside_another_plugin_it_is_not_loaded(beside_another_plugin: Served) -> None:
     assert beside_another_plugin.lines("warmstart 0") == []
     assert beside_another_plugin.lines("warmstart:") == []
 
 
-def test_switched_off_it_answers_the_same_and_says_nothing(switched_off: Served, with_plugin: Served) -> None:
-    assert switched_off.tokens == with_plugin.tokens
+def test_switched_off_it_answers_the_same_and_says_nothing(switched_off: Served, with_features: Served) -> None:
+    assert switched_off.tokens == with_features.tokens
     assert switched_off.lines("warmstart 0") == []
     assert switched_off.lines("warmstart:") == []
 
 
 @on_0_5_12
+@by_plugin
 @pytest.mark.parametrize("unloaded_by", [{"SGLANG_WARMSTART": "0"}, {"SGLANG_PLUGINS": "another"}], ids=str)
 def test_without_the_plugin_the_parser_refuses_the_flag(tiny_model: Path, unloaded_by: dict[str, str]) -> None:
     server = Server(tiny_model, FLAG, environment={**NO_SWITCHES, **unloaded_by})
@@ -132,10 +137,10 @@ def test_without_the_plugin_the_parser_refuses_the_flag(tiny_model: Path, unload
         pass
 
 
-def test_sglang_serve_takes_the_flag_and_answers(by_sglang_serve: Served, with_plugin: Served) -> None:
+def test_sglang_serve_takes_the_flag_and_answers(by_sglang_serve: Served, with_features: Served) -> None:
     assert by_sglang_serve.logged_flag == ["True"]
-    assert by_sglang_serve.tokens == with_plugin.tokens
-    assert "main" in {process_of(line) for line in by_sglang_serve.lines("on SGLang ")}
+    assert by_sglang_serve.tokens == with_features.tokens
+    assert is_patched() or "main" in {process_of(line) for line in by_sglang_serve.lines("on SGLang ")}
 
 
 ENGINE = """
@@ -162,7 +167,7 @@ if __name__ == "__main__":
 
 
 def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
-    tiny_model: Path, tmp_path: Path, with_plugin: Served
+    tiny_model: Path, tmp_path: Path, with_features: Served
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(ENGINE)
@@ -184,7 +189,7 @@ def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
     answers = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
     assert answers, done.stdout + done.stderr
     tokens, flag = json.loads(answers[0].removeprefix("answer "))
-    assert tokens == with_plugin.tokens
+    assert tokens == with_features.tokens
     assert flag is True
 
 
@@ -215,6 +220,7 @@ def test_the_help_describes_the_flag_once_and_warns() -> None:
 
 
 @on_0_5_12
+@by_plugin
 def test_switched_off_the_help_does_not_know_the_flag() -> None:
     text = help_of_launch_server(SGLANG_WARMSTART="0")
     assert "--model-path" in text

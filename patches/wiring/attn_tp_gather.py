@@ -48,6 +48,7 @@ ATTN_TP_GATHER = Commit(
         command line. On {host_of(result("gather"))}, TP 2: CUDA graphs planned for batches of {_planned("gather-flag")}
         instead of {_planned("gather-stock")}.
     """,
+    features=("attn-tp-gather",),
     upstream="#26047",
     changes={
         "sglang/srt/server_args.py": [

@@ -17,6 +17,7 @@ class Commit:
         subject: its first line.
         why, off, tested: the rest: why it is there; what changes for whom while its switch is off; how it was tested,
             with figures from committed results.
+        features: the plugin's, by name, that a tree has once it has this patch.
         upstream: pull requests of SGLang that it follows, empty if there are none.
         modules: of the plugin, which it adds.
         files: others that it adds, by path.
@@ -27,6 +28,7 @@ class Commit:
     why: str
     off: str
     tested: str
+    features: Sequence[str] = ()
     upstream: str = ""
     modules: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)

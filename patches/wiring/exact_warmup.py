@@ -127,6 +127,7 @@ EXACT_WARMUP = Commit(
         {COMPILER.name}=nvrtc compiles faster, and some of its kernels run slower: it is not the default.
     """,
     tested=_tested(),
+    features=("exact-warmup",),
     modules=(
         *_modules("calls", "load"),
         "rank/deep_gemm_rank.py",

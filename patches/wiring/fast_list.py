@@ -55,6 +55,7 @@ FAST_LIST = Commit(
         both lists against their definition over all sizes; compile mode, refusals and sanity check on this module with
         a stand-in for the library.
     """,
+    features=("fast-warmup",),
     upstream="#18111, #23756",
     modules=(
         "shapes/__init__.py",

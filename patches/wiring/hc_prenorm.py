@@ -78,6 +78,7 @@ HC_PRENORM = Commit(
         definition. On {host_of(result("prenorm"))}: the wrapper's results equal those of the direct call bit for bit,
         at {_costs()} of host time. DeepSeek-V4 itself was not run.
     """,
+    features=("hc-prenorm", "mhc-prewarm"),
     upstream="#25810",
     modules=("shapes/buckets.py", "rank/hc_prenorm.py", "rank/mhc_prewarm.py"),
     changes={

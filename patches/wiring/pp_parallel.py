@@ -41,6 +41,7 @@ PP_PARALLEL = Commit(
         _dummy_run() and kernel_warmup() on real model runners, two pipeline stages in two processes among them. On
         {host_of(result("pp"))}, PP 2: both ranks compile side by side.
     """,
+    features=("pp-parallel-warmup",),
     upstream="#26567",
     modules=("shapes/batch_sizes.py", "rank/pp_parallel_warmup.py"),
     changes={

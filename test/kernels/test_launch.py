@@ -20,6 +20,7 @@ from filelock import FileLock
 from kit.fake_nvcc import HANG
 from kit.node import STANDIN, Node, Place, wait_until
 from kit.standin_library import definition
+from sglang_warmstart.kernels import service
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.kernels.launch import start_service
 from sglang_warmstart.kernels.protocol import Answer
@@ -123,6 +124,16 @@ def warm_one(node: Node, place: Place) -> None:
     assert (answer.error, answer.kernels) == ("", definition(TARGET))
 
 
+def test_neither_the_service_nor_its_children_import_what_lies_above_the_package(tmp_path: Path) -> None:
+    with Node(tmp_path) as node:
+        warm_one(node, Place(tmp_path))
+        ours = [process for process in node.processes() if process.pid != node.parent.pid]
+        assert len(ours) > 1, "the service and its forkserver"
+        # In SGLang's tree that would be SGLang, and so torch.
+        for process in ours:
+            assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text(), process
+
+
 @pytest.mark.parametrize("prefix", ["a-very-long-name-" + 80 * "x", "a b; $(c)"])
 def test_any_directory_will_do_for_temporary_files(tmp_path: Path, prefix: str) -> None:
     # Sockets have short paths, and DeepGEMM quotes none.
@@ -199,7 +210,7 @@ def test_a_start_that_fails_leaves_no_directory(monkeypatch: pytest.MonkeyPatch)
 
 
 def run_service(path: Path, parent: int | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sglang_warmstart.kernels.service", "--socket", str(path), "--library", STANDIN]
+    command = [sys.executable, "-m", service.__name__, "--socket", str(path), "--library", STANDIN]
     command += ["--parent", str(os.getpid() if parent is None else parent)]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=20)
 

@@ -72,6 +72,7 @@ def steps() -> list[Commit]:
 
 def write(directory: Path, files: Contents) -> Path:
     """Write files, or remove them. Returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = directory / name
         if content is None:
@@ -122,7 +123,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Everything of a tree that must not change unasked: names, modes, times, bytes. Of directories, that they are there."""
+    """All of a tree that must not change unasked: names, modes, and of files times and bytes."""
     found = {}
     for path in sorted([directory, *directory.rglob("*")]):
         status = path.lstat()

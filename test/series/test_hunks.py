@@ -168,7 +168,7 @@ def git_apply(work: Path, content: bytes, *options: str) -> bytes | None:
     return path.read_bytes() if done.returncode == 0 else None
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(three_contents())
 def test_it_is_what_git_apply_makes(work: Path, given: tuple[bytes, bytes, bytes]) -> None:
     old, new, other = given

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from making import A, B, BEFORE, GONE, MODULE, PACKAGE, Commit, after, contents, git, make_series, numbered, write
+from making import BEFORE, GONE, MODULE, PACKAGE, A, B, Commit, after, contents, git, make_series, numbered, write
 from running import COMMAND, end, run, start
 
 UPSTREAM = "https://github.com/sgl-project/sglang/pull/12345"
@@ -115,7 +115,9 @@ def test_in_a_terminal_it_is_a_table(columns: int, holder: Path, root: Path) -> 
 
 
 def test_what_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
-    root = make_series(tmp_path / "patches", {A: b"[red]\n"}, [Commit({A: b"[bold]\n"}, "x: [red]is[/red] no [colour]")])
+    root = make_series(
+        tmp_path / "patches", {A: b"[red]\n"}, [Commit({A: b"[bold]\n"}, "x: [red]is[/red] no [colour]")]
+    )
     holder = write(tmp_path / "holder", {A: b"[/]\n"})
     status, text = in_terminal(100, "patches", "--series", root, "check", holder)
     assert status == 1
@@ -161,9 +163,9 @@ def test_what_git_am_applied_can_be_reverted(tmp_path: Path, root: Path) -> None
     git(work, "am", "--quiet", str(tmp_path / "out" / "0001-Step-1.patch"))
     visit = run(root, "revert", work)
     assert visit.out.splitlines()[1:] == [
-        "  1  reverted         Step 1",
-        "  2  not applied      Step 2",
-        "  3  not applied      Step 3",
+        "  1  reverted     Step 1",
+        "  2  not applied  Step 2",
+        "  3  not applied  Step 3",
         "1 patch reverted (files: 1 changed).",
     ]
     assert contents(work) == BEFORE
@@ -197,7 +199,9 @@ def test_where_the_version_cannot_be_told_the_content_tells(holder: Path, root: 
     both = tmp_path / "both"
     both.mkdir()
     (both / "sglang-0.5.12").symlink_to(root / "sglang-0.5.12")
-    make_series(both, {A: numbered(60, _9="later")}, [Commit({A: numbered(60, _9="later", _11="x")}, "later")], "0.5.13")
+    make_series(
+        both, {A: numbered(60, _9="later")}, [Commit({A: numbered(60, _9="later", _11="x")}, "later")], "0.5.13"
+    )
     write(holder, {"sglang/_version.py": None})
     visit = run(both, "apply", holder)
     assert visit.status == 0
@@ -232,7 +236,9 @@ def test_without_a_tree_it_is_the_installed_one(holder: Path, root: Path) -> Non
 
 def test_list_shows_the_patches_of_each_version(tmp_path: Path) -> None:
     message = f"A subject\n\nBody.\n\nUpstream: {UPSTREAM}"
-    root = make_series(tmp_path, BEFORE, [Commit({A: numbered(60, _7="7", _8="a\nb"), GONE: None, MODULE: b""}, message)])
+    root = make_series(
+        tmp_path, BEFORE, [Commit({A: numbered(60, _7="7", _8="a\nb"), GONE: None, MODULE: b""}, message)]
+    )
     make_series(tmp_path, BEFORE, [Commit({B: b""}, "Another\n\nUpstream: none")], "0.5.9")
     visit = end(start(root, "list"))
     assert visit.status == 0
@@ -280,11 +286,17 @@ def test_the_list_in_a_terminal_fits_into_it(columns: int, tmp_path: Path) -> No
 
 def test_a_series_that_cannot_be_read_is_a_line(tmp_path: Path) -> None:
     for root, said in [(tmp_path, "holds no patches"), (_broken(tmp_path / "broken"), "no diff in it")]:
-        for command in (["list"], ["check", str(write(tmp_path / "holder", BEFORE))], ["export", "--out", str(tmp_path / "o")]):
+        for command in (
+            ["list"],
+            ["check", str(write(tmp_path / "holder", BEFORE))],
+            ["export", "--out", str(tmp_path / "o")],
+        ):
             visit = run(root, *command)
             assert (visit.status, visit.out, visit.err.count("\n")) == (1, "", 1)
             assert said in visit.err
 
 
 def _broken(root: Path) -> Path:
-    return write(root, {"sglang-0.5.12/series": b"one.patch\n", "sglang-0.5.12/one.patch": b"Subject: no diff\n\n---\n"})
+    return write(
+        root, {"sglang-0.5.12/series": b"one.patch\n", "sglang-0.5.12/one.patch": b"Subject: no diff\n\n---\n"}
+    )

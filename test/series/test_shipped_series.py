@@ -89,9 +89,7 @@ def test_a_wheel_carries_them_and_nothing_else_of_their_directory(wheel: Path) -
     prefix = "sglang_warmstart/series/data/"
     with zipfile.ZipFile(wheel) as archive:
         carried = {name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)}
-    shipped = {
-        str(path.relative_to(SHIPPED)) for directory in SHIPPED.glob("sglang-*") for path in directory.iterdir()
-    }
+    shipped = {str(path.relative_to(SHIPPED)) for directory in SHIPPED.glob("sglang-*") for path in directory.iterdir()}
     assert len(shipped) > 1
     assert carried == shipped | ({"NOTICE"} if (SHIPPED / "NOTICE").exists() else set())
 

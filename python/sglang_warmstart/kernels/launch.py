@@ -54,15 +54,22 @@ def start_service(library: str = LIBRARY) -> ServiceProcess:
     _remove_abandoned()
     directory = _make_directory()
     socket = directory / "service.sock"
-    # Not -m: each child of the service would begin with an import of its main module. And by the path of this process:
-    # it is to record with the DeepGEMM that the ranks import, not with one that lies in the working directory.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.service import main; main()"
-    command = [sys.executable, "-c", code, "--socket", str(socket)]
-    command += ["--parent", str(os.getpid()), "--library", library]
-    # By NVML: torch would else start CUDA to tell whether there is a GPU, and no child could use one then.
-    # And what compilers and children leave when they are killed goes with the directory.
-    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TMPDIR": str(directory)}
     try:
+        modules = str(_lay_out_modules(directory))
+        # Not -m: each child of the service would begin with an import of its main module. And by the path of this
+        # process: it is to record with the DeepGEMM that the ranks import, not with one in the working directory.
+        path = [modules, *sys.path]
+        code = f"import sys; sys.path[:] = {path!r}; from {__package__}.service import main; main()"
+        command = [sys.executable, "-c", code, "--socket", str(socket)]
+        command += ["--parent", str(os.getpid()), "--library", library]
+        environment = os.environ | {
+            # By NVML: torch would else start CUDA to tell whether there is a GPU, and no child could use one then.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            # What compilers and children leave when they are killed goes with the directory.
+            "TMPDIR": str(directory),
+            # The forkserver of Python before 3.13 knows no other path.
+            "PYTHONPATH": os.pathsep.join(filter(None, (modules, os.environ.get("PYTHONPATH")))),
+        }
         with (directory / "fresh").open("wb") as alive:
             fcntl.flock(alive, fcntl.LOCK_EX)
             (directory / "fresh").rename(directory / _ALIVE)  # nobody is to find it without the lock
@@ -86,6 +93,22 @@ def remove_directory(directory: Path) -> None:
     """Remove the private directory of a service, and never another one."""
     if directory.name.startswith(_PREFIX):
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _lay_out_modules(directory: Path) -> Path:
+    """A directory that has this package, in empty ones in the place of those above it.
+
+    In SGLang's tree an import of this package would import SGLang: seconds, and hundreds of megabytes, of which the
+    service and its children have no use.
+    """
+    *above, name = str(__package__).split(".")
+    place = modules = directory / "modules"
+    for package in above:
+        place /= package
+        place.mkdir(parents=True)
+        (place / "__init__.py").touch()
+    (place / name).symlink_to(Path(__file__).parent)
+    return modules
 
 
 def _stop_at_exit(service: ServiceProcess, owner: int) -> None:

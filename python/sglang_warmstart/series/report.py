@@ -34,7 +34,7 @@ def show_states(report: Report, console: Console, words: Mapping[Status, str] = 
             word = Text(words[state.status], _COLOURS[state.status])
             table.add_row(str(state.patch.number), word, Text(state.patch.subject))
         console.print(table)
-    width = max(map(len, words.values()))
+    width = max((len(words[state.status]) for state in report.states), default=0)
     for state in report.states:
         if not console.is_terminal:
             print_line(console, f"{state.patch.number:>3}  {words[state.status]:<{width}}  {state.patch.subject}")
