@@ -12,7 +12,6 @@ import platform
 import re
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,6 +45,7 @@ class Run:
     arguments: list[str]
     environment: dict[str, str]
     home: Path
+    cores: list[int] | None = None  # those that it may use, if not all
     ready_s: float | None = None
     tokens: list[int] | None = None
     error: str | None = None
@@ -81,6 +81,8 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
         **run.environment,
     }
     command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", "--model-path", str(model)]
+    if run.cores is not None:
+        command = ["taskset", "--cpu-list", ",".join(map(str, run.cores)), *command]
     command += [*SERVER, "--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(nccl_port), *run.arguments]
     log_file = logs / f"{run.name}.log"
     server = ServerProcess(command, port, environment, log_file=log_file, start_limit_s=limit_s, request_limit_s=300)
@@ -318,21 +320,34 @@ PATCHED_ROUNDS = 3
 
 
 def patched(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
-    """The plugin on SGLang as released, and a patched SGLang with no plugin, by turns: cold, and after a restart.
+    """The plugin on SGLang as released, and a patched SGLang with no plugin: cold, and after a restart.
 
-    The first start makes every other cache warm, so that what is cold afterwards is DeepGEMM's alone.
+    The two start at the same moment, side by side on one GPU, each on its half of the cores; the halves change places
+    from round to round. A first start makes every other cache warm, so that what is cold then is DeepGEMM's alone.
     """
     home, result = scratch / "patched", dict[str, Any](runs=[])
     places = {"plugin": os.environ["PYTHONPATH"], "patches": patched_path(scratch / "patched-sglang")}
     start(Run("patched-first", [], kernels_of("first", scratch), home), model, logs, "0")
+    cores = sorted(os.sched_getaffinity(0))
+    halves = [cores[: len(cores) // 2], cores[len(cores) // 2 :]]
     for number in range(1, PATCHED_ROUNDS + 1):
-        for name in sorted(places, reverse=number % 2 == 1):
-            setting = {"PYTHONPATH": places[name], **kernels_of(f"{name}-{number}", scratch)}
-            for state in ("cold", "warm"):
-                run = start(Run(f"{name}-{state}-{number}", [], setting, home), model, logs, "0")
-                result["runs"].append({**warmup_of(run), "delivery": name, "state": state})
-                result["medians"] = medians_of(result["runs"])
-                checkpoint("patched", result)
+        halves.reverse()
+        for state in ("cold", "warm"):
+            runs = [
+                Run(
+                    f"{name}-{state}-{number}",
+                    [],
+                    {"PYTHONPATH": place, **kernels_of(f"{name}-{number}", scratch)},
+                    home,
+                    cores=half,
+                )
+                for (name, place), half in zip(places.items(), halves, strict=True)
+            ]
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                done = list(pool.map(lambda run: start(run, model, logs, "0"), runs))
+            for name, run in zip(places, done, strict=True):
+                result["runs"].append({**warmup_of(run), "delivery": name, "state": state, "cores": run.cores})
+            checkpoint("patched", result)
     return result
 
 
@@ -351,19 +366,6 @@ def patched_path(directory: Path) -> str:
     places = os.environ["PYTHONPATH"].split(os.pathsep)
     without_plugin = [place for place in places if not Path(place, "sglang_warmstart").is_dir()]
     return os.pathsep.join([str(directory), *without_plugin])
-
-
-def medians_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each way and state, the medians of its rounds."""
-    keys = ("warmup_s", "dry_s", "wait_s", "load_s", "ready_s", "calls", "targets", "compiler_runs", "compile_cpu_s")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(f"{run['delivery']} {run['state']}", []).append(run)
-    return {
-        name: {key: round(statistics.median(run[key] for run in group if run.get(key) is not None), 3) for key in keys}
-        for name, group in groups.items()
-        if all(run.get("load_s") is not None for run in group)
-    }
 
 
 def recorded_targets() -> list[dict[str, Any]]:
