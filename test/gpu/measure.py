@@ -327,7 +327,8 @@ def patched(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     """
     home, result = scratch / "patched", dict[str, Any](runs=[])
     places = {"plugin": os.environ["PYTHONPATH"], "patches": patched_path(scratch / "patched-sglang")}
-    start(Run("patched-first", [], kernels_of("first", scratch), home), model, logs, "0")
+    first = {"PYTHONPATH": places["patches"], **kernels_of("first", scratch)}
+    start(Run("patched-first", [], first, home), model, logs, "0")
     cores = sorted(os.sched_getaffinity(0))
     halves = [cores[: len(cores) // 2], cores[len(cores) // 2 :]]
     for number in range(1, PATCHED_ROUNDS + 1):
