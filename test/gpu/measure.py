@@ -322,33 +322,33 @@ PATCHED_ROUNDS = 3
 def patched(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     """The plugin on SGLang as released, and a patched SGLang with no plugin: cold, and after a restart.
 
-    The two start at the same moment, side by side on one GPU, each on its half of the cores; the halves change places
-    from round to round. A first start makes every other cache warm, so that what is cold then is DeepGEMM's alone.
+    The two start at the same moment, each on its half of the cores, and on a GPU of its own where there are two; they
+    change places from round to round. A first start of each makes every other cache warm (some have the path of SGLang
+    in their keys), so that what is cold then is DeepGEMM's alone.
     """
-    home, result = scratch / "patched", dict[str, Any](runs=[])
     places = {"plugin": os.environ["PYTHONPATH"], "patches": patched_path(scratch / "patched-sglang")}
-    first = {"PYTHONPATH": places["patches"], **kernels_of("first", scratch)}
-    start(Run("patched-first", [], first, home), model, logs, "0")
     cores = sorted(os.sched_getaffinity(0))
-    halves = [cores[: len(cores) // 2], cores[len(cores) // 2 :]]
-    for number in range(1, PATCHED_ROUNDS + 1):
-        halves.reverse()
-        for state in ("cold", "warm"):
-            runs = [
-                Run(
-                    f"{name}-{state}-{number}",
-                    [],
-                    {"PYTHONPATH": place, **kernels_of(f"{name}-{number}", scratch)},
-                    home,
-                    cores=half,
+    halves = [(0, cores[: len(cores) // 2]), (torch.cuda.device_count() - 1, cores[len(cores) // 2 :])]
+    result = dict[str, Any](runs=[])
+    for number, state in [
+        (0, "first"),
+        *((n, state) for n in range(1, PATCHED_ROUNDS + 1) for state in ("cold", "warm")),
+    ]:
+        if state == "cold":
+            halves.reverse()
+
+        def start_one(name: str, half: tuple[int, list[int]], number: int = number, state: str = state) -> Run:
+            gpu, own = half
+            environment = {"PYTHONPATH": places[name], **kernels_of(f"{name}-{number}", scratch)}
+            run = Run(f"{name}-{state}-{number}", [], environment, scratch / f"home-{name}", cores=own)
+            return start(run, model, logs, str(gpu))
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for name, run in zip(places, pool.map(start_one, places, halves), strict=True):
+                result["runs"].append(
+                    {**warmup_of(run), "delivery": name, "state": state, "cores": len(run.cores or ())}
                 )
-                for (name, place), half in zip(places.items(), halves, strict=True)
-            ]
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                done = list(pool.map(lambda run: start(run, model, logs, "0"), runs))
-            for name, run in zip(places, done, strict=True):
-                result["runs"].append({**warmup_of(run), "delivery": name, "state": state, "cores": run.cores})
-            checkpoint("patched", result)
+        checkpoint("patched", result)
     return result
 
 
