@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sglang_warmstart.source_edit import Edit
 from sglang_warmstart.switches import COMPILER, STRICT, WARMSTART
 
@@ -9,7 +11,7 @@ from wiring.commit import Commit
 from wiring.edits import Append, Within, after, before
 from wiring.fast_list import COMPILE_UTILS
 from wiring.hc_prenorm import MODEL_RUNNER
-from wiring.numbers import host_of, result, run_of
+from wiring.numbers import host_of, medians_of, patched_rounds, result, run_of
 from wiring.places import IN_SGLANG
 
 ENGINE = "sglang/srt/entrypoints/engine.py"
@@ -25,19 +27,29 @@ _maybe_compile_deep_gemm_one_type_all = EXACT_WARMUP.around(
 """
 
 
+def _tokens(patched: dict[str, Any]) -> str:
+    answers = {str(run["tokens"]) for run in patched["runs"]}
+    return "the same tokens" if len(answers) == 1 else f"{len(answers)} different answers"
+
+
 def _tested() -> str:
     measured = result("exact")
     fast, cold, warm = (run_of(measured, name) for name in ("stock-fast", "exact-cold", "exact-warm"))
     compared = measured["compared"]
     swept = [*result("restart")["sweep"]["targets"], *measured["sweep"]["targets"]]
     compiles = result("restart")["sweep"]["compiler_runs"] + measured["sweep"]["compiler_runs"]
+    patched = result("patched")
+    cold_s, warm_s = (medians_of(patched, state, "warmup_s") for state in ("cold", "warm"))
     return f"""
         ranks against a real service, two that agree in two processes among them. On {host_of(measured)},
         DeepSeek-V3's shapes: the warm-up took {cold["warmup_s"]:.1f} s where
         FAST_WARMUP took {fast["warmup_s"]:.1f} s, and {warm["warmup_s"]:.2f} s after a restart;
         {sum(each["calls"] for each in swept)} calls, every M of {len(swept)} targets, ran a compiler {compiles} times
         afterwards; {compared["equal"]} of {compared["kernels"]} results equal bit for bit those of kernels that
-        DeepGEMM compiled itself. No server of several GPUs was run, nor DeepSeek-V4.
+        DeepGEMM compiled itself. Those are of the same code as a plugin. A server of this tree beside one with the
+        plugin, {host_of(patched)}, half of them each: {cold_s["patches"]:.1f} s and {cold_s["plugin"]:.1f} s cold,
+        {warm_s["patches"]:.2f} s and {warm_s["plugin"]:.2f} s warm (medians of {patched_rounds(patched)}), {_tokens(patched)}.
+        DeepSeek-V4 was not run.
     """
 
 

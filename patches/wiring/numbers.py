@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,21 @@ def run_of(results: dict[str, Any], name: str) -> dict[str, Any]:
     """One server start of a result."""
     found: dict[str, Any] = next(each for each in results["runs"] if each["name"] == name)
     return found
+
+
+def medians_of(patched: dict[str, Any], state: str, key: str) -> dict[str, float]:
+    """The median of the rounds of a state, of either way."""
+    return {
+        delivery: statistics.median(
+            run[key] for run in patched["runs"] if (run["delivery"], run["state"]) == (delivery, state)
+        )
+        for delivery in ("plugin", "patches")
+    }
+
+
+def patched_rounds(patched: dict[str, Any]) -> int:
+    """How many rounds there were."""
+    return sum((run["delivery"], run["state"]) == ("patches", "cold") for run in patched["runs"])
 
 
 def host_of(results: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from wiring.commit import Commit
 from wiring.edits import Within, after
 from wiring.fast_list import COMPILE_UTILS
 from wiring.hc_prenorm import MODEL_RUNNER
-from wiring.numbers import host_of, result
+from wiring.numbers import host_of, result, run_of
 from wiring.places import IN_SGLANG
 
 _WARMUP = """\
@@ -18,6 +18,12 @@ _WARMUP = """\
         if pp_parallel_warmup.is_wanted(self, deep_gemm_wrapper.compile_utils):
             deep_gemm_wrapper.compile_utils.pp_parallel_deep_gemm_warmup(self)
 """
+
+
+def _ready(name: str) -> float:
+    seconds: float = run_of(result("pp"), name)["ready_s"]
+    return seconds
+
 
 PP_PARALLEL = Commit(
     subject="model_runner: pipeline ranks warm their kernels at the same time",
@@ -38,8 +44,9 @@ PP_PARALLEL = Commit(
         have the right width.
     """,
     tested=f"""
-        _dummy_run() and kernel_warmup() on real model runners, two pipeline stages in two processes among them. On
-        {host_of(result("pp"))}, PP 2: both ranks compile side by side.
+        _dummy_run() and kernel_warmup() on real model runners, two pipeline stages in two processes among them. As a
+        plugin, together with the exact warm-up of the last patch, on {host_of(result("pp"))}, PP 2, every cache cold:
+        ready after {_ready("pp-switch"):.0f} s where stock needs {_ready("pp-stock"):.0f} s.
     """,
     features=("pp-parallel-warmup",),
     upstream="#26567",

@@ -105,6 +105,7 @@ except nvrtc.NvrtcError as error:
 """
 
 
+@pytest.mark.by_plugin  # in SGLang's tree it could not be imported there
 @pytest.mark.usefixtures("bindings")
 @pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
 def test_bindings_without_the_library_are_missed_as_well(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, path: str) -> No
         patchfile.read(patch, 1)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "longer", "two names", "not there"])
+@pytest.mark.parametrize("damage", ["cut off", "longer", "no hunks", "two names", "not there"])
 def test_a_damaged_patch_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
     source = only_patch(tmp_path, "x", {A: numbered(9)}, {A: numbered(9, _2="x")}).source
     data = source.read_bytes()
@@ -119,6 +119,8 @@ def test_a_damaged_patch_is_an_error_that_names_it(tmp_path: Path, damage: str) 
         source.write_bytes(data[: data.index(b" line 5")])
     elif damage == "longer":
         source.write_bytes(data.replace(b"@@ -1,5 +1,5 @@", b"@@ -1,5 +1,3 @@"))
+    elif damage == "no hunks":
+        source.write_bytes(data[: data.index(b"@@ ")])
     elif damage == "two names":
         source.write_bytes(data.replace(b"+++ b/sglang/srt/a.py", b"+++ b/sglang/srt/b.py"))
     else:

@@ -157,6 +157,33 @@ def test_the_lock_is_one_though_its_file_goes_each_time(holder: Path, tmp_path: 
     assert not list(holder.glob(".*"))
 
 
+_REMOVED_MEANWHILE = """
+import fcntl, os, sys
+from pathlib import Path
+from sglang_warmstart.series import transaction, tree
+place = Path(sys.argv[1])
+lock, others = place / transaction.LOCK, []
+def hook(event, arguments):
+    # Between its opening and its locking: the holder removes the file, and a third one makes it anew.
+    if event == "fcntl.flock" and not others:
+        lock.unlink()
+        others.append(os.open(lock, os.O_RDWR | os.O_CREAT))
+        fcntl.flock(others[0], fcntl.LOCK_EX)
+sys.addaudithook(hook)
+try:
+    with transaction.locked(tree.find(place), "apply", wait=0.2):
+        print("two of them")
+except transaction.PatchesError:
+    os.close(others[0])
+    with transaction.locked(tree.find(place), "apply", wait=0.2):
+        print("one of them")
+"""
+
+
+def test_a_lock_file_that_was_removed_meanwhile_locks_nothing(holder: Path) -> None:
+    assert run_python(_REMOVED_MEANWHILE, str(holder)) == "one of them\n"
+
+
 def test_who_cannot_have_the_lock_is_told_who_has_it(holder: Path, root: Path) -> None:
     tree = trees.find(holder)
     with transaction.locked(tree, "apply"):
@@ -262,8 +289,10 @@ def test_a_read_only_tree_that_is_half_done_cannot(root: Path, holder: Path) -> 
     journal = b'{"action":"apply","process":1,"entries":[],"directories":[]}'
     write(holder, {f"{LEFT}/journal.json": journal})
     prefix = mounted(holder, then="mount -o remount,ro .")
-    said = f"1 True {holder} cannot be written (Read-only file system): make it writable; nothing was changed"
-    assert visit_elsewhere(prefix, root, holder, "check") == [said]
+    assert visit_elsewhere(prefix, root, holder, "check") == [
+        f"1 True {holder}/sglang is half changed by another command: "
+        f"{holder} cannot be written (Read-only file system): make it writable; nothing was changed"
+    ]
 
 
 @needs_mounts

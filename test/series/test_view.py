@@ -111,6 +111,13 @@ def test_a_patch_whose_lines_were_changed_since_is_neither(holder: Path, root: P
     assert statuses(examine(holder, root)) == [APPLIED, FAILS, APPLIED]
 
 
+def test_an_empty_file_that_somebody_has_filled_is_not_ours_to_remove(tmp_path: Path, root: Path) -> None:
+    report = examine(write(tmp_path, {**after(1, 2, 3), PACKAGE: b"theirs = 1\n"}), root)
+    assert statuses(report) == [APPLIED, FAILS, APPLIED]
+    assert Failure(PACKAGE, "file is already there and different") in report.states[1].failures
+    assert PACKAGE not in {change.path for change in report.reverting}
+
+
 @pytest.mark.parametrize("what", ["link", "directory", "link above", "file above"])
 def test_nothing_but_plain_files_is_patched(holder: Path, root: Path, tmp_path: Path, what: str) -> None:
     place = {"link": B, "directory": B}.get(what, "sglang/srt/added")

@@ -189,8 +189,8 @@ def _examine(place: Path | None, root: Path) -> Report:
     candidates = _candidates(tree, root)
     if transaction.is_unfinished(tree):
         _roll_back_if_needed(tree)
-    reports_ = [view.examine(tree, series) for series in candidates]
-    return next((report for report in reports_ if report.ok), reports_[0])
+    examined = [view.examine(tree, series) for series in candidates]
+    return next((report for report in examined if report.ok), examined[0])
 
 
 def _candidates(tree: Tree, root: Path) -> list[Series]:
@@ -209,9 +209,9 @@ def _roll_back_if_needed(tree: Tree) -> None:
     try:
         with transaction.locked(tree, "check", wait=transaction.WAIT if half_done else 0):
             _say_what_was_undone(tree, transaction.roll_back(tree))
-    except PatchesError:
+    except PatchesError as error:
         if half_done:
-            raise
+            raise PatchesError(f"{tree.package} is half changed by another command: {error}") from error
         if transaction.is_half_done(tree):  # now it is: somebody is at work
             _roll_back_if_needed(tree)
 
