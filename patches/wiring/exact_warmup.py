@@ -48,8 +48,8 @@ def _tested() -> str:
         afterwards; {compared["equal"]} of {compared["kernels"]} results equal bit for bit those of kernels that
         DeepGEMM compiled itself. Those are of the same code as a plugin. A server of this tree beside one with the
         plugin, {host_of(patched)}, half of them each: {cold_s["patches"]:.1f} s and {cold_s["plugin"]:.1f} s cold,
-        {warm_s["patches"]:.2f} s and {warm_s["plugin"]:.2f} s warm (medians of {patched_rounds(patched)}), {_tokens(patched)}.
-        DeepSeek-V4 was not run.
+        {warm_s["patches"]:.2f} s and {warm_s["plugin"]:.2f} s warm (medians of {patched_rounds(patched)}),
+        {_tokens(patched)}. DeepSeek-V4 was not run.
     """
 
 
