@@ -17,9 +17,7 @@ DEEPSEEK_V4 = "sglang/srt/models/deepseek_v4.py"
 
 _WRAPPER = f"""\
 tf32_hc_prenorm_gemm = hc_prenorm_wrapper(
-    sys.modules[__name__],
-    compile_utils.DeepGemmKernelType.{KERNEL_TYPE},
-    direct=lambda: compile_utils.deep_gemm.tf32_hc_prenorm_gemm,
+    sys.modules[__name__], compile_utils.DeepGemmKernelType.{KERNEL_TYPE}
 )
 
 

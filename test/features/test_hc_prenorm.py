@@ -116,6 +116,23 @@ def test_a_rank_that_does_not_compile_does_not_warm(deep_gemm: DeepGemm, compile
     assert [call.m for call in deep_gemm.calls] == [64]
 
 
+@pytest.mark.parametrize("num_splits", [None, 4])
+def test_where_deep_gemms_jit_is_switched_off_the_gemm_is_called_and_nothing_else(
+    num_splits: int | None, deep_gemm: DeepGemm, compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    for module in (compile_utils, entrypoint):  # as they are when they are imported so
+        monkeypatch.setattr(module, "ENABLE_JIT_DEEPGEMM", False)
+        monkeypatch.delattr(module, "deep_gemm")
+    for m in (64, 7):
+        call = Prenorm(m, num_splits)
+        call.run()
+        call.check()
+    assert [call.m for call in deep_gemm.calls] == [64, 7]
+    assert targets(compile_utils) == {}
+
+
 @pytest.mark.parametrize("num_splits", [None, 1, 16])
 def test_the_warm_up_calls_with_shapes_and_dtypes_of_the_real_thing(
     num_splits: int | None, deep_gemm: DeepGemm

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.deepseek_v4 import tiny_deepseek_v4
+from kit.delivery import Delivery, delivered
 from kit.gpu_standins import DeepGemm
 from kit.prenorm import Prenorm
 
@@ -22,13 +23,21 @@ pytestmark = [pytest.mark.release("0.5.12"), pytest.mark.by_plugin]
 
 
 @pytest.fixture(autouse=True)
-def installation() -> Iterator[Installation]:
-    """The feature, installed anew for each test: what has been routed is remembered."""
-    from kit.loaded_plugin import plugin_in_this_process
+def delivery() -> Iterator[Delivery]:
+    """Installed anew for each test: what has been routed is remembered."""
+    with delivered() as delivery:
+        yield delivery
 
-    with plugin_in_this_process() as plugin:
-        (installation,) = (each for each in plugin.installations if each.feature.name == FEATURE)
-        yield installation
+
+@pytest.fixture
+def installation(delivery: Delivery) -> Installation:
+    """The feature in this process."""
+    from sglang_warmstart.plugin import loaded_plugin
+
+    plugin = loaded_plugin()
+    assert plugin is not None
+    (installation,) = (each for each in plugin.installations if each.feature.name == FEATURE)
+    return installation
 
 
 @pytest.fixture(autouse=True)

@@ -54,15 +54,23 @@ class HcPrenormWarmupExecutor:
         entrypoint.tf32_hc_prenorm_gemm.direct()(self.x[:m], self.fn, out, sqrsum, num_splits=self.num_splits)
 
 
+def exported_gemm() -> Callable[..., None]:
+    """The GEMM as DeepGEMM exports it, which is imported when it is needed: not every machine has it."""
+    import deep_gemm
+
+    gemm: Callable[..., None] = deep_gemm.tf32_hc_prenorm_gemm
+    return gemm
+
+
 def hc_prenorm_wrapper(
-    entrypoint: ModuleType, kernel_type: Any, direct: Callable[[], Callable[..., None]]
+    entrypoint: ModuleType, kernel_type: Any, direct: Callable[[], Callable[..., None]] = exported_gemm
 ) -> Callable[..., None]:
     """The wrapper of the GEMM, for SGLang's DeepGEMM wrapper beside those of the other GEMMs.
 
     Args:
         entrypoint: SGLang's wrapper, which has the library under the name ``deep_gemm``.
         kernel_type: the member of SGLang's ``DeepGemmKernelType``.
-        direct: gives the GEMM as the library exports it. The warm-up calls that one too: ``wrapper.direct``.
+        direct: gives the GEMM as the library made it. The warm-up calls that one too: ``wrapper.direct``.
     """
     warmed: dict[tuple[int, int, int | None], Callable[..., None]] = {}
 
@@ -85,6 +93,8 @@ def hc_prenorm_wrapper(
             return
         key = (fn.shape[0], k, num_splits)
         gemm = warmed.get(key)
+        if gemm is None and not entrypoint.ENABLE_JIT_DEEPGEMM:
+            gemm = warmed[key] = direct()  # SGLang calls this GEMM also where it has switched DeepGEMM's others off
         # The hook has nothing to do for a bucket that it has seen, and entering it costs a fifth of the call.
         if gemm is None:
             with entrypoint.compile_utils.deep_gemm_execution_hook(m, fn.shape[0], k, num_splits or 0, kernel_type):
