@@ -321,12 +321,17 @@ def jit_is_off(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return SWEPT
 
 
+def all_is_off(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    monkeypatch.setenv("SGLANG_WARMSTART", "0")
+    return SWEPT
+
+
 def there_is_no_deep_gemm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(sglang_compile_utils, "ENABLE_JIT_DEEPGEMM", False)
     return SWEPT
 
 
-@pytest.mark.parametrize("switch_off", [precompile_is_off, jit_is_off, there_is_no_deep_gemm])
+@pytest.mark.parametrize("switch_off", [precompile_is_off, jit_is_off, all_is_off, there_is_no_deep_gemm])
 def test_where_sglang_does_not_warm_deep_gemm_nothing_is_asked_and_nothing_is_changed(
     switch_off: Callable[[pytest.MonkeyPatch], list[int]],
     rank: ServedRank,
@@ -897,6 +902,11 @@ def without_precompile(monkeypatch: pytest.MonkeyPatch) -> str:
     return "cuda"
 
 
+def switched_off(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SGLANG_WARMSTART", "0")
+    return "cuda"
+
+
 def without_jit(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SGLANG_ENABLE_JIT_DEEPGEMM", "0")
     return "cuda"
@@ -908,7 +918,7 @@ def without_deep_gemm(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("engine", "deep_gemm")
-@pytest.mark.parametrize("gate", [on_a_cpu, without_precompile, without_jit, without_deep_gemm])
+@pytest.mark.parametrize("gate", [on_a_cpu, without_precompile, switched_off, without_jit, without_deep_gemm])
 def test_no_service_is_started_where_there_is_nothing_for_it_to_do(
     gate: Callable[[pytest.MonkeyPatch], str],
     runner: ModelRunner,

@@ -257,8 +257,10 @@ def test_a_chunk_is_not_divided_by_dp_size_again(
     assert warmed(launches) == representatives(4096)
 
 
-@pytest.mark.parametrize("gate", ["SGLANG_OPT_DEEPGEMM_HC_PRENORM", "SGLANG_OPT_USE_TILELANG_MHC_PRE"])
-def test_a_switch_of_mhc_that_is_off_leaves_nothing_to_warm(
+@pytest.mark.parametrize(
+    "gate", ["SGLANG_OPT_DEEPGEMM_HC_PRENORM", "SGLANG_OPT_USE_TILELANG_MHC_PRE", "SGLANG_WARMSTART"]
+)
+def test_a_switch_that_is_off_leaves_nothing_to_warm(
     gate: str,
     launches: list[FusedPrenorm],
     v4_runner: ModelRunner,

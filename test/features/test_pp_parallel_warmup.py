@@ -287,6 +287,7 @@ def speculative(runner: Any, compile_utils: ModuleType, monkeypatch: pytest.Monk
 GATES = {
     "no GPU": lambda runner, compile_utils, monkeypatch: monkeypatch.setattr(runner, "device", "cpu"),
     "the switch is off": lambda runner, compile_utils, monkeypatch: monkeypatch.setenv(SWITCH, "0"),
+    "all is off": lambda runner, compile_utils, monkeypatch: monkeypatch.setenv("SGLANG_WARMSTART", "0"),
     "the switch is not set": lambda runner, compile_utils, monkeypatch: monkeypatch.delenv(SWITCH),
     "no DeepGEMM": lambda runner, compile_utils, monkeypatch: monkeypatch.setattr(
         compile_utils, "ENABLE_JIT_DEEPGEMM", False
