@@ -8,7 +8,7 @@ from making import BEFORE, make_series, write
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A series of three patches, see `making.STEPS`."""
+    """A series of three patches, see `making.LINES` and `making.FILES`."""
     return make_series(tmp_path_factory.mktemp("patches"))
 
 

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from errno import EPERM
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,13 @@ def end(process: subprocess.Popen[str]) -> Visit:
     return Visit(process.returncode, out, err)
 
 
-def before_change(number: int, act: Callable[[], None]) -> list[str]:
+def before_change(number: int, act: Callable[[], None], refused: str = "") -> list[str]:
     """Do something just before the n-th change of the disk that this process makes. It cannot be taken back.
+
+    Args:
+        number: n.
+        act: what to do.
+        refused: a kind of change that is not permitted.
 
     Returns:
         The changes, as they come.
@@ -77,6 +83,8 @@ def before_change(number: int, act: Callable[[], None]) -> list[str]:
             changes.append(event)
             if len(changes) == number:
                 act()
+            if event == refused:
+                raise PermissionError(EPERM, os.strerror(EPERM))
 
     sys.addaudithook(hook)
     return changes
@@ -87,7 +95,7 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_until(number: int, act: Callable[[], None], root: Path, *arguments: str | Path) -> Visit:
+def run_until(number: int, act: Callable[[], None], root: Path, *arguments: str | Path, refused: str = "") -> Visit:
     """Run it in a child in which something happens before its n-th change of the disk.
 
     Returns:
@@ -100,7 +108,7 @@ def run_until(number: int, act: Callable[[], None], root: Path, *arguments: str 
         with contextlib.suppress(BaseException):
             os.close(reading)
             out, err = io.StringIO(), io.StringIO()
-            changes = before_change(number, act)
+            changes = before_change(number, act, refused)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
                     app(["patches", "--series", str(root), *map(str, arguments)])

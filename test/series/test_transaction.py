@@ -216,6 +216,19 @@ def test_commands_that_meet_wait_for_each_other(holder: Path, root: Path) -> Non
     assert contents(holder) == after(1, 2, 3)
 
 
+def test_what_the_one_that_was_waited_for_left_half_done_is_put_back(holder: Path, root: Path) -> None:
+    entry = f'{{"path":"{PACKAGE}","kind":"add"}}'
+    journal = f'{{"action":"apply","process":1,"entries":[{entry}],"directories":["sglang/srt/added"]}}'
+    with transaction.locked(trees.find(holder), "apply"):
+        process = start(root, "apply", holder)
+        time.sleep(1)
+        write(holder, {f"{LEFT}/journal.json": journal.encode(), PACKAGE: b"half of it"})
+    visit = end(process)
+    assert visit.status == 0, visit
+    assert visit.err.startswith("note: `patches apply` (process 1) was cut off at work on ")
+    assert contents(holder) == after(1, 2, 3)
+
+
 def test_a_lock_that_is_held_too_long_is_an_error(holder: Path, root: Path, tmp_path: Path) -> None:
     # What is half done, and by somebody who is at work, cannot even be looked at.
     half_done = write(tmp_path / "half done", {**BEFORE, f"{LEFT}/journal.json": b"{}"})
@@ -245,7 +258,7 @@ for command in commands:
 def visit_elsewhere(prefix: tuple[str, ...], root: Path, holder: Path, *commands: str) -> list[str]:
     """What commands say in a process of its own: status, whether the tree is unchanged, last line."""
     here = Path(__file__).parent
-    environment = {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, [here.parent, here, *sys.path]))}
     return run_python(_VISIT, str(root), str(holder), *commands, prefix=prefix, environment=environment).splitlines()
 
 

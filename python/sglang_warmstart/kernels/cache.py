@@ -52,7 +52,7 @@ class KernelCache:
 
     @property
     def own(self) -> Path:
-        """Where the plugin keeps what is its own, beside DeepGEMM's directories."""
+        """Where this package keeps what is its own, beside DeepGEMM's directories."""
         return self.root / "warmstart"
 
     def path(self, directory: str) -> Path:

@@ -1,5 +1,5 @@
-"""What SGLang's processes run of the features, and no hook: the plugin puts it in place, or a patch of the series does.
+"""What runs inside SGLang's own processes. How it gets called is none of its business, so there are no hooks here.
 
-These modules, :mod:`..kernels` and :mod:`..shapes` are what the patch series adds to SGLang's tree as
-``sglang.srt.warmstart``. So they import nothing else of this package.
+These modules import SGLang inside functions, and of this package nothing but themselves, :mod:`..kernels` and
+:mod:`..shapes`.
 """

@@ -189,7 +189,7 @@ class ExactWarmup:
             return None
         word, no_kind = one_of(COMPILER, KINDS, os.environ)
         kind = cast(Kind, word)
-        # Not by ``envs``: 0.5.12's default of 4 is nobody's wish, and 0.5.23 does not know it.
+        # Not by ``envs``: a default of 4 is nobody's wish.
         workers, no_number = number_above_0(WORKERS, os.environ)
         for complaint in filter(None, (no_kind, no_number)):
             logger.warning("warmstart: %s", complaint)
