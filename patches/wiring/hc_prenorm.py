@@ -67,9 +67,9 @@ HC_PRENORM = Commit(
         bucket up to the chunked prefill size.
     """,
     off="""
-        with SGLANG_WARMSTART=0, or without SGLANG_OPT_DEEPGEMM_HC_PRENORM and SGLANG_OPT_USE_TILELANG_MHC_PRE, no
-        bucket is warmed. Without the first of those two the wrapper is not called; with it, the GEMM computes what it
-        computed. Other models have no kernel_warmup().
+        with SGLANG_WARMSTART=0 no bucket is warmed, and the wrapper calls the GEMM and does nothing else; likewise
+        no bucket is warmed without SGLANG_OPT_DEEPGEMM_HC_PRENORM and SGLANG_OPT_USE_TILELANG_MHC_PRE. Other models
+        have no kernel_warmup().
     """,
     tested=f"""
         on the real layers of DeepSeek-V4 and NextN with stand-ins for the two GPU kernels; buckets against their

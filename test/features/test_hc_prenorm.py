@@ -133,6 +133,16 @@ def test_where_deep_gemms_jit_is_switched_off_the_gemm_is_called_and_nothing_els
     assert targets(compile_utils) == {}
 
 
+@pytest.mark.parametrize("num_splits", [None, 4])
+def test_switched_off_as_a_whole_the_gemm_is_called_and_nothing_else(
+    num_splits: int | None, deep_gemm: DeepGemm, compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_WARMSTART", "0")
+    Prenorm(64, num_splits).run()
+    assert [call.m for call in deep_gemm.calls] == [64]
+    assert targets(compile_utils) == {}
+
+
 @pytest.mark.parametrize("num_splits", [None, 1, 16])
 def test_the_warm_up_calls_with_shapes_and_dtypes_of_the_real_thing(
     num_splits: int | None, deep_gemm: DeepGemm

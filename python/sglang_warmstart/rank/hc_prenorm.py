@@ -62,6 +62,13 @@ def exported_gemm() -> Callable[..., None]:
     return gemm
 
 
+def _is_warmed(entrypoint: ModuleType) -> bool:
+    """Whether this GEMM is warmed before it is called. SGLang calls it also where DeepGEMM's others are switched off."""
+    from sglang.srt.environ import envs
+
+    return bool(entrypoint.ENABLE_JIT_DEEPGEMM and envs.SGLANG_WARMSTART.get())
+
+
 def hc_prenorm_wrapper(
     entrypoint: ModuleType, kernel_type: Any, direct: Callable[[], Callable[..., None]] = exported_gemm
 ) -> Callable[..., None]:
@@ -93,8 +100,8 @@ def hc_prenorm_wrapper(
             return
         key = (fn.shape[0], k, num_splits)
         gemm = warmed.get(key)
-        if gemm is None and not entrypoint.ENABLE_JIT_DEEPGEMM:
-            gemm = warmed[key] = direct()  # SGLang calls this GEMM also where it has switched DeepGEMM's others off
+        if gemm is None and not _is_warmed(entrypoint):
+            gemm = warmed[key] = direct()
         # The hook has nothing to do for a bucket that it has seen, and entering it costs a fifth of the call.
         if gemm is None:
             with entrypoint.compile_utils.deep_gemm_execution_hook(m, fn.shape[0], k, num_splits or 0, kernel_type):
