@@ -63,7 +63,7 @@ def exported_gemm() -> Callable[..., None]:
 
 
 def _is_warmed(entrypoint: ModuleType) -> bool:
-    """Whether this GEMM is warmed before it is called. SGLang calls it also where DeepGEMM's others are switched off."""
+    """Whether this GEMM is warmed before it is called. It is called also where DeepGEMM's others are switched off."""
     from sglang.srt.environ import envs
 
     return bool(entrypoint.ENABLE_JIT_DEEPGEMM and envs.SGLANG_WARMSTART.get())
