@@ -45,8 +45,8 @@ ATTN_TP_GATHER = Commit(
     off="the flag is off by default, and every answer is the one before.",
     tested=f"""
         the answers over a grid of parallel settings, with and without; constructor, repr, pickling, config file,
-        command line. On {host_of(result("gather"))}, TP 2: CUDA graphs planned for batches of {_planned("gather-flag")}
-        instead of {_planned("gather-stock")}.
+        command line. As a plugin, on {host_of(result("gather"))}, TP 2: CUDA graphs planned for batches of
+        {_planned("gather-flag")} instead of {_planned("gather-stock")}.
     """,
     features=("attn-tp-gather",),
     upstream="#26047",

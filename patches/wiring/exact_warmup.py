@@ -32,9 +32,16 @@ def _tokens(patched: dict[str, Any]) -> str:
     return "the same tokens" if len(answers) == 1 else f"{len(answers)} different answers"
 
 
+def _hook_us() -> float:
+    medians = result("exact")["hook"]["us_per_call"]
+    seconds: float = medians["exact"] - medians["sglang"]
+    return seconds
+
+
 def _tested() -> str:
     measured = result("exact")
-    fast, cold, warm = (run_of(measured, name) for name in ("stock-fast", "exact-cold", "exact-warm"))
+    names = ("stock-fast", "exact-cold", "exact-warm", "exact-all-cold")
+    fast, cold, warm, all_cold = (run_of(measured, name) for name in names)
     compared = measured["compared"]
     swept = [*result("restart")["sweep"]["targets"], *measured["sweep"]["targets"]]
     compiles = result("restart")["sweep"]["compiler_runs"] + measured["sweep"]["compiler_runs"]
@@ -42,11 +49,13 @@ def _tested() -> str:
     cold_s, warm_s = (medians_of(patched, state, "warmup_s") for state in ("cold", "warm"))
     return f"""
         ranks against a real service, two that agree in two processes among them. On {host_of(measured)},
-        DeepSeek-V3's shapes: the warm-up took {cold["warmup_s"]:.1f} s where
-        FAST_WARMUP took {fast["warmup_s"]:.1f} s, and {warm["warmup_s"]:.2f} s after a restart;
+        DeepSeek-V3's shapes, as a plugin of an earlier state: the warm-up took {cold["warmup_s"]:.1f} s where
+        FAST_WARMUP took {fast["warmup_s"]:.1f} s, and {warm["warmup_s"]:.2f} s after a restart
+        (the caches of Triton and FlashInfer warm in the first and the last of these; with every cache cold the server
+        was ready after {all_cold["ready_s"]:.0f} s, with FAST_WARMUP after {fast["ready_s"]:.0f} s);
         {sum(each["calls"] for each in swept)} calls, every M of {len(swept)} targets, ran a compiler {compiles} times
         afterwards; {compared["equal"]} of {compared["kernels"]} results equal bit for bit those of kernels that
-        DeepGEMM compiled itself. Those are of the same code as a plugin. A server of this tree beside one with the
+        DeepGEMM compiled itself. A server of this tree beside one with the
         plugin, {host_of(patched)}, half of them each: {cold_s["patches"]:.1f} s and {cold_s["plugin"]:.1f} s cold,
         {warm_s["patches"]:.2f} s and {warm_s["plugin"]:.2f} s warm (medians of {patched_rounds(patched)}),
         {_tokens(patched)}. DeepSeek-V4 was not run.
@@ -121,7 +130,7 @@ SERVICE = Commit(
 
 EXACT_WARMUP = Commit(
     subject="deep_gemm: compile each kernel once, all at the same time",
-    why="""
+    why=f"""
         The warm-up runs a GEMM for every M, or for a sample of them, and compiles what it meets, one kernel after
         another: thousands of calls that share a few dozen kernels, and minutes on one core. With the service of the
         patch before, each distinct kernel is compiled once, and each rank calls one M per kernel. A restart loads and
@@ -130,12 +139,16 @@ EXACT_WARMUP = Commit(
         Dry dummy forwards, in which the wrapped GEMMs write zeros, find the targets of a rank before anything else
         runs; whether to run one is agreed on over the CPU group. What they miss is seen to when it is first called:
         there the wait is bounded, well below NCCL's and the watchdog's limits. A target that cannot be warmed is left
-        to the sweep, with one line that says why. The look into a set that each GEMM pays takes the place of the one
-        into _INITIALIZATION_DICT.
+        to the sweep, with one line that says why. All nodes of a server need the same settings. The Ray engine has no
+        service, and sweeps as it does.
+
+        A GEMM that has been seen to pays {_hook_us():.1f} us more of host time than before: the number of SMs is
+        asked, since it selects a kernel. A model without such GEMMs pays for the service and for two dummy forwards of
+        the smallest batch.
     """,
     off=f"""
         {WARMSTART.name} is on by default; with 0, or with SGLANG_JIT_DEEPGEMM_PRECOMPILE=0, no service is started and
-        every function takes the path before. {STRICT.name} makes a target that cannot be warmed an error.
+        each GEMM is swept as before. {STRICT.name} makes a target that cannot be warmed an error.
         {COMPILER.name}=nvrtc compiles faster, and some of its kernels run slower: it is not the default.
     """,
     tested=_tested(),

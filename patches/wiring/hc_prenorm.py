@@ -73,7 +73,8 @@ HC_PRENORM = Commit(
     """,
     tested=f"""
         on the real layers of DeepSeek-V4 and NextN with stand-ins for the two GPU kernels; buckets against their
-        definition. On {host_of(result("prenorm"))}: the wrapper's results equal those of the direct call bit for bit,
+        definition. As a plugin of an earlier state, on {host_of(result("prenorm"))}:
+        the wrapper's results equal those of the direct call bit for bit,
         at {_costs()} of host time. DeepSeek-V4 itself was not run.
     """,
     features=("hc-prenorm", "mhc-prewarm"),

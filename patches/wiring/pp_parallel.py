@@ -41,12 +41,12 @@ PP_PARALLEL = Commit(
     off=f"""
         without {SWITCH.name}, or without pipeline stages, or with speculative decoding nothing runs. Callers of
         _dummy_run() that name no mode see what they saw, but for pipelines of models with mHC, whose dummy states now
-        have the right width.
+        have the right width, and of embedding models with context parallelism, whose later stages get their share.
     """,
     tested=f"""
         _dummy_run() and kernel_warmup() on real model runners, two pipeline stages in two processes among them. As a
-        plugin, together with the exact warm-up of the last patch, on {host_of(result("pp"))}, PP 2, every cache cold:
-        ready after {_ready("pp-switch"):.0f} s where stock needs {_ready("pp-stock"):.0f} s.
+        plugin, together with the exact warm-up of the last patch, on {host_of(result("pp"))}, PP 2, every cache cold,
+        one start each: ready after {_ready("pp-switch"):.0f} s where stock needs {_ready("pp-stock"):.0f} s.
     """,
     features=("pp-parallel-warmup",),
     upstream="#26567",

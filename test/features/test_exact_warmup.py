@@ -636,6 +636,16 @@ def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
 
 
 @with_discovery
+def test_no_forward_is_left_to_be_one_that_extends(start: Callable[[], Started]) -> None:
+    from sglang.srt.layers.dp_attention import get_is_extend_in_batch
+
+    started = start()
+    started.runner.kernel_warmup()
+    assert started.forwards[-1] == (EXTEND, 1)
+    assert get_is_extend_in_batch() is False
+
+
+@with_discovery
 @pytest.mark.parametrize(
     ("cp_size", "tp_size", "gathered", "smallest"),
     [(1, 4, False, 1), (1, 4, True, 4), (2, 1, False, 2), (2, 3, True, 6)],
@@ -938,3 +948,13 @@ def test_a_service_that_cannot_be_started_keeps_no_server_from_starting(
     assert launch_schedulers(runner, "cuda") is None
     (line,) = lines(caplog)
     assert "no service for exact warm-up" in line and str(tmp_path / "full") in line
+
+
+@pytest.mark.usefixtures("engine", "deep_gemm")
+def test_whatever_else_keeps_the_service_from_starting_keeps_no_server_from_it(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", None)  # as in a program that has Python inside
+    assert launch_schedulers(runner, "cuda") is None
+    (line,) = lines(caplog)
+    assert "no service for exact warm-up" in line

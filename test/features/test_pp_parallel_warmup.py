@@ -298,6 +298,15 @@ GATES = {
 
 
 @pytest.mark.usefixtures("pp_gpu")
+def test_no_forward_is_left_to_be_one_that_extends(runner: ModelRunner, forwards: list[Forward]) -> None:
+    from sglang.srt.layers.dp_attention import get_is_extend_in_batch
+
+    runner.kernel_warmup()
+    assert forwards[-1].batch.forward_mode == ForwardMode.EXTEND
+    assert get_is_extend_in_batch() is False
+
+
+@pytest.mark.usefixtures("pp_gpu")
 @pytest.mark.parametrize("gate", GATES)
 def test_nothing_is_run_unless_everything_holds(
     gate: str,

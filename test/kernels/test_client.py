@@ -140,6 +140,13 @@ def test_where_nobody_listens_the_wait_ends(tmp_path: Path, path: str) -> None:
         ServiceClient(tmp_path / path, wait_s=0.1)
 
 
+def test_a_service_whose_directory_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ServiceGoneError, match="no service at"):
+        ServiceClient(tmp_path / "gone" / "service.sock", wait_s=30.0)
+    assert time.monotonic() - start < 10
+
+
 def test_a_service_that_accepts_nobody_keeps_nobody_waiting(tmp_path: Path) -> None:
     path = tmp_path / "service.sock"
     with socket.socket(socket.AF_UNIX) as listener:

@@ -183,8 +183,22 @@ def test_a_tree_of_another_version_is_refused(action: str, version: str, holder:
     assert (visit.status, visit.out) == (2, "")
     assert visit.err == (
         f"SGLang {version} (sglang/_version.py) in {holder}/sglang: there are patches for 0.5.12 only. "
-        "Nothing was changed\n"
+        "Nothing was changed. If it is a fork of one of these, name that with --version\n"
     )
+    assert contents(holder) == before
+
+
+def test_a_fork_with_versions_of_its_own_is_taken_for_what_it_is_a_fork_of(holder: Path, root: Path) -> None:
+    write(holder, {"sglang/_version.py": b"__version__ = '1.7.0'\n"})
+    before = contents(holder)
+    for action in ("check", "apply"):
+        visit = run(root, action, "--version", "0.5.12", holder)
+        assert visit.status == 0, visit
+    assert contents(holder) == {**after(1, 2, 3), "sglang/_version.py": b"__version__ = '1.7.0'\n"}
+    assert run(root, "revert", "--version", "0.5.12", holder).status == 0
+    assert contents(holder) == before
+    unknown = run(root, "apply", "--version", "0.4", holder)
+    assert (unknown.status, unknown.err) == (1, "there are no patches for SGLang 0.4; there are for 0.5.12\n")
     assert contents(holder) == before
 
 

@@ -125,6 +125,7 @@ def _connected(path: Path, wait_s: float) -> socket.socket:
             return attempt
         except OSError as error:
             attempt.close()
-            if time.monotonic() > end:
+            # Its directory goes with it: one that is over will not listen again.
+            if time.monotonic() > end or not path.parent.exists():
                 raise ServiceGoneError(f"no service at {path}: {error.strerror or error}") from error
         time.sleep(0.05)

@@ -99,7 +99,7 @@ class ExactWarmup:
 
         @functools.wraps(original)
         def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> None:
-            # On the path of every GEMM: nothing here but a look into a set.
+            # On the path of every GEMM: nothing but the number of SMs, which is in the key, and a look into a set.
             get_num_sms = self._get_num_sms
             if get_num_sms is None:
                 original(kernel_type, n, k, num_groups)
@@ -264,7 +264,8 @@ def start_node_service(server_args: Any) -> None:
         os.environ.pop(SERVICE, None)
         try:
             os.environ[SERVICE] = str(start_service().socket)
-        except OSError as error:
+        except Exception as error:
+            # Whatever it is, the server starts without.
             logger.warning("warmstart: no service for exact warm-up: %s", error)
 
 
@@ -368,6 +369,7 @@ def _all_agree(group: Any, mine: bool) -> bool:
 def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
     """The targets that one DECODE and one EXTEND forward of the smallest legal batch call, without calling them."""
     import torch
+    from sglang.srt.layers.dp_attention import set_is_extend_in_batch
 
     failure: Exception | None = None
     agreed = True
@@ -384,6 +386,7 @@ def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
         if not agreed:
             break
     targets = rank.end_dry()
+    set_is_extend_in_batch(False)  # as it was before a forward that extends
     if not agreed:
         if rank.strict:
             raise RuntimeError("a dry forward failed on this or on another rank") from failure

@@ -73,6 +73,7 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     Source: SGLang PR #26567.
     """
     import torch
+    from sglang.srt.layers.dp_attention import set_is_extend_in_batch
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
     batch_sizes = batch_sizes_of(model_runner)
@@ -94,6 +95,7 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
                     logger.info("warmstart: no DECODE warm-up of %d: attention decodes %d", batch_size, decode_limit)
                     continue
                 model_runner._dummy_run(batch_size=batch_size, forward_mode_override=mode)
+    set_is_extend_in_batch(False)  # as it was before a forward that extends
     torch.get_device_module(model_runner.device).synchronize()
     logger.info(
         "warmstart: PP-parallel warm-up done in %.2f s: pp_rank=%d", time.perf_counter() - start, model_runner.pp_rank

@@ -38,6 +38,10 @@ _TREE = typer.Argument(
 )
 _Place = Annotated[Path | None, _TREE]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+_AsVersion = Annotated[
+    str | None,
+    typer.Option("--version", help="Take TREE for this version of SGLang: for a fork that has versions of its own."),
+]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 app = typer.Typer(
@@ -90,13 +94,13 @@ def show_list(
 
 @app.command()
 @_command
-def check(context: typer.Context, place: _Place = None, as_json: _AsJson = False) -> None:
+def check(context: typer.Context, place: _Place = None, version: _AsVersion = None, as_json: _AsJson = False) -> None:
     """Show for each patch whether it applies to TREE, is applied already, or what is in its way.
 
     Exit status 0 when each one applies or is applied, 1 when one does not, 2 when TREE is not an SGLang that there are
     patches for.
     """
-    report = _examine(place, context.obj)
+    report = _examine(place, context.obj, version)
     if as_json:
         typer.echo(json.dumps(reports.states_as_json(report), indent=2))
     else:
@@ -110,16 +114,16 @@ def check(context: typer.Context, place: _Place = None, as_json: _AsJson = False
 
 @app.command()
 @_command
-def apply(context: typer.Context, place: _Place = None, dry_run: _DryRun = False) -> None:
+def apply(context: typer.Context, place: _Place = None, version: _AsVersion = None, dry_run: _DryRun = False) -> None:
     """Apply all patches that TREE does not have yet. If one does not apply, none is."""
-    _write("apply", place, context.obj, dry_run)
+    _write("apply", place, context.obj, version, dry_run)
 
 
 @app.command()
 @_command
-def revert(context: typer.Context, place: _Place = None, dry_run: _DryRun = False) -> None:
+def revert(context: typer.Context, place: _Place = None, version: _AsVersion = None, dry_run: _DryRun = False) -> None:
     """Take back all patches that are applied to TREE. If the lines of one were changed since, none is."""
-    _write("revert", place, context.obj, dry_run)
+    _write("revert", place, context.obj, version, dry_run)
 
 
 @app.command("export")
@@ -141,8 +145,8 @@ def run_export(
     reports.print_line(console, f"In SGLang's repository:  git am --directory=python {patches}")
 
 
-def _write(action: str, place: Path | None, root: Path, dry_run: bool) -> None:
-    report = _examine(place, root)
+def _write(action: str, place: Path | None, root: Path, version: str | None, dry_run: bool) -> None:
+    report = _examine(place, root, version)
     changes = _changes(action, report)
     if report.ok and changes and not dry_run:
         with transaction.locked(report.tree, action):
@@ -184,9 +188,9 @@ def _show_outcome(action: str, report: Report, changes: Sequence[Change], dry_ru
     reports.print_line(console, f"{patches} {done} ({reports.summary(changes)}).", _verdict(report.ok))
 
 
-def _examine(place: Path | None, root: Path) -> Report:
+def _examine(place: Path | None, root: Path, version: str | None) -> Report:
     tree = trees.find(place)
-    candidates = _candidates(tree, root)
+    candidates = [all_series.read_version(root, version)] if version else _candidates(tree, root)
     if transaction.is_unfinished(tree):
         _roll_back_if_needed(tree)
     examined = [view.examine(tree, series) for series in candidates]
@@ -199,7 +203,11 @@ def _candidates(tree: Tree, root: Path) -> list[Series]:
     versions = [version for version in found if tree.version is None or tree.is_version(version)]
     if not versions:
         known = ", ".join(found)
-        raise PatchesError(f"{tree.description}: there are patches for {known} only. Nothing was changed", NO_TREE)
+        raise PatchesError(
+            f"{tree.description}: there are patches for {known} only. Nothing was changed. "
+            "If it is a fork of one of these, name that with --version",
+            NO_TREE,
+        )
     return [all_series.read(version, found[version]) for version in versions]
 
 
