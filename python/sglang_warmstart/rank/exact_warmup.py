@@ -85,7 +85,7 @@ class ExactWarmup:
     ) -> None:
         self.rank: Rank | None = None
         self._compile_utils, self._direct = compile_utils, direct
-        self._is_wanted = False  # whether SGLang warms DeepGEMM here; all ranks of a server answer alike
+        self._is_wanted = False  # whether SGLang warms DeepGEMM here; ranks answer alike where their settings are
         self._get_num_sms: Callable[[], int] | None = None  # DeepGEMM's, once there is a rank
         # SGLang's keys of the GEMMs that are seen to, and their number of SMs.
         self._known: set[tuple[Any, int, int, int, int]] = set()
