@@ -115,7 +115,7 @@ def test_an_answer_that_is_late_is_not_taken_for_the_next(tmp_path: Path) -> Non
 
     with served_by(tmp_path, serve) as client:
         with pytest.raises(ServiceGoneError, match="the service does not answer"):
-            client.restore()
+            client.restore(limit_s=0)
         threading.Timer(0.1, asked_again.set).start()
         with pytest.raises(ServiceGoneError, match="the service is gone"):
             client.restore()

@@ -16,7 +16,7 @@ from kit.scripted_compiler import write_copying_compiler
 from kit.toolchain import toolchain
 from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.identity import Identity
-from sglang_warmstart.kernels.marker import FORMAT, MarkerError, Markers, TargetKernels
+from sglang_warmstart.kernels.marker import FORMAT, MarkerError, Markers, TargetKernels, targets_kernels
 from sglang_warmstart.kernels.recorder import RecordedKernel
 from sglang_warmstart.kernels.targets import KernelUse
 
@@ -41,7 +41,7 @@ class Warmed:
         self.markers = Markers(self.cache, IDENTITY)
         include = toolchain().include
         target, self.kernels = recording().of_target("GROUPED_GEMM_NT_F8F8BF16_MASKED", 7168, 2048, include)
-        self.target = TargetKernels(target, tuple(KernelUse(each.m, each.directory) for each in self.kernels))
+        self.target = targets_kernels(target, self.kernels)
         for kernel in self.kernels:
             self.publish(kernel)
         self.markers.add(LAUNCH, [self.target])
@@ -54,7 +54,7 @@ class Warmed:
         target, kernels = recording().of_target("TF32_HC_PRENORM_GEMM", 24, 28672, toolchain().include)
         for kernel in kernels:
             self.publish(kernel)
-        return TargetKernels(target, tuple(KernelUse(each.m, each.directory) for each in kernels))
+        return targets_kernels(target, kernels)
 
     @property
     def cubin(self) -> Path:
@@ -87,7 +87,7 @@ def test_a_restart_finds_targets_and_kernels(warmed: Warmed) -> None:
     assert marker is not None
     assert marker.targets == (warmed.target,)
     assert {file.directory for file in marker.files} == {kernel.directory for kernel in warmed.kernels}
-    assert warmed.markers.find(warmed.target.target) == warmed.target.kernels
+    assert warmed.markers.find(warmed.target.target) == warmed.target
 
 
 def test_a_cache_without_a_marker_has_none(tmp_path: Path, warmed: Warmed) -> None:
@@ -136,7 +136,7 @@ def test_a_marker_of_another_launch_is_not_its_own_but_its_targets_are_known(
     warmed: Warmed, launch: dict[str, str]
 ) -> None:
     assert warmed.markers.load(launch) is None
-    assert warmed.markers.find(warmed.target.target) == warmed.target.kernels
+    assert warmed.markers.find(warmed.target.target) == warmed.target
 
 
 def test_a_marker_in_the_place_of_another_launch_is_refused(warmed: Warmed) -> None:
@@ -235,7 +235,7 @@ def test_a_target_with_a_damaged_kernel_is_not_known(warmed: Warmed, damage: str
     warmed.markers.add(LAUNCH, [other])
     DAMAGES[damage][0](warmed.cubin)
     assert warmed.markers.find(warmed.target.target) is None
-    assert warmed.markers.find(other.target) == other.kernels
+    assert warmed.markers.find(other.target) == other
 
 
 def test_only_the_first_of_many_damaged_kernels_is_named(warmed: Warmed) -> None:

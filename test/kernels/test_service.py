@@ -97,18 +97,19 @@ def test_a_restart_restores_from_the_marker_and_neither_records_nor_compiles(
     with Node(tmp_path, library="a_library_that_is_not_there") as restarted:
         rank = place.rank(restarted)
         assert rank.restore() == Answer(defined(*asked))
+        assert not restarted.is_running(FORKSERVER)
+        assert place.nvcc.runs == runs
         # Another launch has no marker of its own, but the kernels are known.
         other = place.rank(restarted, place.hello(launch={"model": "another one with the same GEMM"}))
+        assert other.restore() == Answer(())
         assert warm(other, *asked) == Answer(defined(*asked))
-        assert not restarted.is_running(FORKSERVER)
-    assert place.nvcc.runs == runs
+    assert place.nvcc.compiled == once_each(*asked)
 
 
 def test_without_a_marker_the_service_gets_ready_to_record_before_it_is_asked_to(place: Place, tmp_path: Path) -> None:
     with Node(tmp_path) as node:
-        rank = place.rank(node)
         assert not node.is_running(FORKSERVER)
-        rank.restore()
+        place.rank(node)
         assert wait_until(lambda: node.is_running(FORKSERVER))
         assert wait_until(lambda: place.nvcc.runs == {"stub": 1})
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from sglang_warmstart.kernels import protocol
-from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, Restore, Warm, Welcome
+from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, LeftOut, Restore, Warm, Welcome
 from sglang_warmstart.kernels.targets import Target
 
 # The service has its own limit; this is for one that does not answer at all.
 _GRACE_S = 15.0
+# For kernels that somebody is restoring into the cache when a rank asks for them.
+RESTORE_LIMIT_S = 180.0
 
 A = TypeVar("A", Welcome, Answer)
 
@@ -45,13 +47,24 @@ class ServiceClient:
         """
         return self._ask(hello, Welcome, self._wait_s)
 
-    def restore(self) -> Answer:
+    def restore(self, limit_s: float = RESTORE_LIMIT_S) -> Answer:
         """The targets of this launch's marker, if all their kernels are in the cache.
+
+        Args:
+            limit_s: seconds to wait for whoever is restoring kernels.
 
         Raises:
             ServiceGoneError: no answer.
         """
-        return self._ask(Restore(), Answer, self._wait_s)
+        return self._ask(Restore(), Answer, self._wait_s + limit_s)
+
+    def left_out(self, target: str, reason: str) -> None:
+        """Say that a target cannot be described.
+
+        Raises:
+            ServiceGoneError: nobody is there.
+        """
+        self._send(LeftOut(target, reason))
 
     def announce(self, targets: Iterable[Target], free_bytes: int) -> None:
         """Have work begin on targets that will be asked for.

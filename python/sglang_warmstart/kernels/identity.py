@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,9 +88,35 @@ def build_hash(deep_gemm: Path) -> str:
     Args:
         deep_gemm: the directory of the package.
     """
+    return _hash(deep_gemm, "*.so", "VERSION", "include/deep_gemm/**/*")
+
+
+def headers_hash(deep_gemm: Path) -> str:
+    """A hash of the headers that come with DeepGEMM: they decide what a source is compiled to, wherever that is done.
+
+    Args:
+        deep_gemm: the directory of the package.
+    """
+    return _hash(deep_gemm, "include/**/*")
+
+
+def distribution_of(deep_gemm: Path) -> str:
+    """The distribution that brought DeepGEMM, and its version, such as ``sgl-deep-gemm 0.1.0``; empty if none is known.
+
+    Args:
+        deep_gemm: the directory of the package.
+    """
+    for each in importlib.metadata.distributions(path=[str(deep_gemm.parent)]):
+        name = each.metadata["Name"] or ""
+        if name.lower().replace("_", "-").endswith("deep-gemm"):
+            return f"{name} {each.version}"
+    return ""
+
+
+def _hash(directory: Path, *patterns: str) -> str:
     total = hashlib.sha256()
-    files = [*deep_gemm.glob("*.so"), *deep_gemm.glob("VERSION"), *deep_gemm.glob("include/deep_gemm/**/*")]
-    for path in sorted(path for path in files if path.is_file()):
-        total.update(f"{path.relative_to(deep_gemm)}\0{path.stat().st_size}\0".encode())
+    files = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    for path in sorted(files):
+        total.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode())
         total.update(path.read_bytes())
     return total.hexdigest()

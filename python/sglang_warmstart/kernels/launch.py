@@ -45,8 +45,13 @@ class ServiceProcess:
         remove_directory(self.socket.parent)
 
 
-def start_service(library: str = LIBRARY) -> ServiceProcess:
+def start_service(library: str = LIBRARY, restoring: Path | None = None, plans: Path | None = None) -> ServiceProcess:
     """Start the service in a private directory. Returns at once: ranks wait for its socket.
+
+    Args:
+        library: the module that calls DeepGEMM in recording children.
+        restoring: a file that is locked as long as somebody restores kernels into the cache.
+        plans: where the plans of ranks go; then nothing is compiled.
 
     Raises:
         OSError: no directory or no process can be made.
@@ -58,10 +63,12 @@ def start_service(library: str = LIBRARY) -> ServiceProcess:
         modules = str(_lay_out_modules(directory))
         # Not -m: each child of the service would begin with an import of its main module. And by the path of this
         # process: it is to record with the DeepGEMM that the ranks import, not with one in the working directory.
-        path = [modules, *sys.path]
-        code = f"import sys; sys.path[:] = {path!r}; from {__package__}.service import main; main()"
+        search = [modules, *sys.path]
+        code = f"import sys; sys.path[:] = {search!r}; from {__package__}.service import main; main()"
         command = [sys.executable, "-c", code, "--socket", str(socket)]
         command += ["--parent", str(os.getpid()), "--library", library]
+        for option, path in (("--restoring", restoring), ("--plans", plans)):
+            command += [option, str(path)] if path is not None else []
         environment = os.environ | {
             # By NVML: torch would else start CUDA to tell whether there is a GPU, and no child could use one then.
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",

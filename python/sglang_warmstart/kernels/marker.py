@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +17,32 @@ from filelock import FileLock
 
 from sglang_warmstart.kernels.cache import CacheError, KernelCache, KernelFile, write_atomically
 from sglang_warmstart.kernels.identity import Identity
+from sglang_warmstart.kernels.recorder import RecordedKernel
 from sglang_warmstart.kernels.targets import KernelUse, Target
 
-FORMAT = 1
+FORMAT = 2
 
 Launch = dict[str, str]
 
 
 class TargetKernels(msgspec.Struct, frozen=True):
-    """A target and its kernels, by ascending M."""
+    """A target and its kernels, by ascending M.
+
+    Args:
+        flags: the compiler's flags, each line of them that these kernels were compiled with. The cache does not keep
+            them, and without them nobody else can compile the kernels.
+    """
 
     target: Target
     kernels: tuple[KernelUse, ...]
+    flags: tuple[str, ...] = ()
+
+
+def targets_kernels(target: Target, kernels: Iterable[RecordedKernel]) -> TargetKernels:
+    """A target with what was recorded for it."""
+    recorded = list(kernels)
+    uses = sorted(KernelUse(kernel.m, kernel.directory) for kernel in recorded)
+    return TargetKernels(target, tuple(uses), tuple(sorted({kernel.flags for kernel in recorded})))
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -89,20 +103,24 @@ class Markers:
             raise MarkerError(f"{path}: {defects[0]}{_and_more(defects)}; it is set aside as {_aside(path)}")
         return marker
 
-    def find(self, target: Target) -> tuple[KernelUse, ...] | None:
-        """The kernels of a target by any marker, if all of them are in the cache as they were."""
-        for path in sorted(self.directory.glob("*.json")):
-            try:
-                marker = self._read(path)
-            except (OSError, MarkerError):
-                continue
+    def find(self, target: Target) -> TargetKernels | None:
+        """A target by any marker, if all its kernels are in the cache as they were."""
+        for marker in self.all():
             for known in marker.targets:
                 wanted = {use.directory for use in known.kernels}
                 if known.target == target and not self._defects(
                     [file for file in marker.files if file.directory in wanted]
                 ):
-                    return known.kernels
+                    return known
         return None
+
+    def all(self) -> Iterator[Marker]:
+        """The markers that can be read. Whether their kernels are still there is not looked at."""
+        for path in sorted(self.directory.glob("*.json")):
+            try:
+                yield self._read(path)
+            except (OSError, MarkerError):
+                continue
 
     def add(self, launch: Launch, finished: Iterable[TargetKernels]) -> None:
         """Add targets to the marker of a launch. Those that it has are replaced.

@@ -48,14 +48,28 @@ class Welcome(msgspec.Struct, frozen=True, tag=True):
     Args:
         notes: what the rank's log is to say.
         problem: why no target can be warmed here; empty if it can.
+        only_plans: kernels are recorded for a plan, and not compiled: no GEMM can run.
     """
 
     notes: tuple[str, ...] = ()
     problem: str = ""
+    only_plans: bool = False
 
 
 class Restore(msgspec.Struct, frozen=True, tag=True):
-    """Is there a marker of this launch? Answered by ``Answer``."""
+    """Is there a marker of this launch? Answered by ``Answer``, once nobody is restoring kernels into the cache."""
+
+
+class LeftOut(msgspec.Struct, frozen=True, tag=True):
+    """A target that the rank cannot describe, for the plan to say so. Not answered.
+
+    Args:
+        target: as it is called in the log.
+        reason: in one line.
+    """
+
+    target: str
+    reason: str
 
 
 class Announce(msgspec.Struct, frozen=True, tag=True):
@@ -113,7 +127,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     notes: tuple[str, ...] = ()
 
 
-Message = Hello | Welcome | Restore | Announce | Warm | Answer
+Message = Hello | Welcome | Restore | LeftOut | Announce | Warm | Answer
 
 _decoder = msgspec.msgpack.Decoder(Message)
 

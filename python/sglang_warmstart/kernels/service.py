@@ -27,17 +27,21 @@ from sglang_warmstart.kernels.cache import CacheError, KernelCache
 from sglang_warmstart.kernels.compiler import Compiler, CompilerError
 from sglang_warmstart.kernels.identity import identity_of
 from sglang_warmstart.kernels.launch import remove_directory
-from sglang_warmstart.kernels.marker import MarkerError, Markers, TargetKernels
+from sglang_warmstart.kernels.marker import MarkerError, Markers, TargetKernels, targets_kernels
 from sglang_warmstart.kernels.pool import CompilePool, KernelError, RenewedExecutor
 from sglang_warmstart.kernels.progress import Progress
-from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, LeftOut, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.kernels.rank_plan import RankPlan
 from sglang_warmstart.kernels.recorder import RecordedKernel
 from sglang_warmstart.kernels.recording import LIBRARY, RecordingOrder, RecordingProblem, record
-from sglang_warmstart.kernels.targets import KernelUse, Target
+from sglang_warmstart.kernels.restoring import wait_until_unlocked
+from sglang_warmstart.kernels.targets import Target
 
 # The largest of DeepGEMM's kernels takes nvcc 8 s where all cores compile at once.
 COMPILE_LIMIT_S = 120.0
 RECORD_LIMIT_S = 120.0
+# Whoever restores kernels has a limit of its own, which is lower.
+RESTORE_LIMIT_S = 150.0
 # What a recording child takes of the GPU's memory, mostly its context, and the share of the free memory for all.
 CHILD_BYTES = 1 << 30
 CHILDREN_MAX = 16
@@ -49,13 +53,6 @@ logger = logging.getLogger("sglang.warmstart.service")
 
 
 @dataclass
-class Work:
-    """A target that is being warmed, or has been."""
-
-    task: asyncio.Task[Warmed]
-
-
-@dataclass
 class Workshop:
     """All that belongs to one cache with one identity: its compiler, its pool, its targets."""
 
@@ -64,15 +61,19 @@ class Workshop:
     pool: CompilePool
     progress: Progress
     stub: asyncio.Task[Path] | None = None
-    works: dict[Target, Work] = field(default_factory=dict)
+    # Targets that are being warmed, or have been; and for those that have been, what a marker or a plan says of them.
+    works: dict[Target, asyncio.Task[Warmed]] = field(default_factory=dict)
+    known: dict[Target, TargetKernels] = field(default_factory=dict)
+    recorded: dict[Target, list[RecordedKernel]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One that asks: its own GPU and launch, and the workshop that it shares with others."""
+    """One that asks: its own GPU, launch and plan (where one is made), and the workshop that it shares."""
 
     hello: Hello
     shop: Workshop
+    plan: RankPlan | None
 
 
 class Service:
@@ -81,11 +82,18 @@ class Service:
     Args:
         directory: private to the service and its children.
         library: the module that calls DeepGEMM in recording children.
+        restoring: a file that is locked as long as somebody restores kernels into the cache.
+        plans: where the plans of ranks go; then nothing is compiled.
     """
 
-    def __init__(self, directory: Path, library: str = LIBRARY) -> None:
+    def __init__(
+        self, directory: Path, library: str = LIBRARY, restoring: Path | None = None, plans: Path | None = None
+    ) -> None:
         self._directory = directory
         self._library = library
+        self._restoring = restoring
+        self._plans = plans
+        self._under_way: set[asyncio.Task[None]] = set()
         self._workshops: dict[tuple[str, str], Workshop] = {}
         self._executors: dict[str, Executor] = {}
         self._context = multiprocessing.get_context("forkserver")
@@ -123,11 +131,13 @@ class Service:
             rank: Rank | None = None
             answer: Welcome | Answer
             async for message in _messages(reader):
-                if isinstance(message, Announce):
-                    self._announced(rank, message)
+                if isinstance(message, (Announce, LeftOut)):
+                    await self._told(rank, message)
                     continue
                 if isinstance(message, Hello):
                     rank, answer = await self._welcome(message)
+                    if rank is not None:
+                        self._get_ready(rank)
                 elif rank is None:
                     answer = Welcome(problem="say Hello first")
                 elif isinstance(message, Warm):
@@ -163,7 +173,30 @@ class Service:
             executor = self._executor(hello.kind, workers)
             pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, workers)
             shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress)
-        return Rank(hello, shop), Welcome(notes=tuple(notes))
+        plan = None
+        if self._plans is not None:
+            name = f"{identity.digest}-{shop.markers.path(hello.launch).stem}.json"
+            plan = RankPlan(self._plans / name, identity, hello.launch)
+        return Rank(hello, shop, plan), Welcome(notes=tuple(notes), only_plans=plan is not None)
+
+    def _get_ready(self, rank: Rank) -> None:
+        task = asyncio.create_task(self._prepare_to_record(rank))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _prepare_to_record(self, rank: Rank) -> None:
+        """Where there is no marker there is work ahead, and the rank is about to find out which."""
+        await self._wait_for_restoring()
+        if rank.plan is not None or not await asyncio.to_thread(rank.shop.markers.path(rank.hello.launch).exists):
+            self._stub(rank)
+            self.prepare()
+
+    async def _wait_for_restoring(self) -> None:
+        if self._restoring is not None:
+            done = await wait_until_unlocked(self._restoring, RESTORE_LIMIT_S)
+            if not done:
+                logger.warning("restoring kernels takes more than %g s: it is not waited for", RESTORE_LIMIT_S)
+            self._restoring = None
 
     def _executor(self, kind: str, workers: int) -> Executor:
         # One pool a node: the first rank's bound holds for all. NVRTC keeps its parsed headers in a process.
@@ -192,55 +225,82 @@ class Service:
         return path
 
     async def _restore(self, rank: Rank) -> Answer:
+        await self._wait_for_restoring()
+        if rank.plan is not None:
+            return Answer(())
         try:
             marker = await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
             notes: tuple[str, ...] = ()
         except (MarkerError, OSError) as error:
             marker, notes = None, (f"the marker is not used: {error}",)
         if marker is None:
-            # There is work ahead, and the rank is about to find out which.
-            self._stub(rank)
-            self.prepare()
             return Answer((), notes=notes)
         return Answer(tuple(Warmed(each.target, each.kernels) for each in marker.targets))
 
-    def _announced(self, rank: Rank | None, message: Announce) -> None:
-        if rank is not None:
+    async def _told(self, rank: Rank | None, message: Announce | LeftOut) -> None:
+        if rank is None:
+            return
+        if isinstance(message, Announce):
             for target in message.targets:
                 self._work(rank, target, message.free_bytes)
+        elif rank.plan is not None:
+            rank.plan.leave_out(message.target, message.reason)
+            await self._write(rank.plan)
 
     async def _warm(self, rank: Rank, question: Warm) -> Answer:
         works = [self._work(rank, target, question.free_bytes) for target in question.targets]
         if works:
-            await asyncio.wait([work.task for work in works], timeout=question.limit_s)
+            await asyncio.wait(works, timeout=question.limit_s)
         rank.shop.progress.rest()
         answers = []
         for target, work in zip(question.targets, works, strict=True):
-            if work.task.done():
-                answers.append(work.task.result())
+            if work.done():
+                answers.append(work.result())
             else:
                 answers.append(Warmed(target, error=f"not ready after {question.limit_s:g} s", not_ready=True))
-        notes = []
-        finished = [TargetKernels(each.target, each.kernels) for each in answers if not each.error]
+        return Answer(tuple(answers), rank.shop.pool.compiled, tuple(await self._remember(rank, answers)))
+
+    async def _remember(self, rank: Rank, answers: list[Warmed]) -> list[str]:
+        """Leave a marker or a plan. Returns what the rank's log is to say."""
+        shop = rank.shop
+        finished = [each.target for each in answers if not each.error]
+        if rank.plan is not None:
+            for each in answers:
+                if each.error:
+                    rank.plan.leave_out(str(each.target), each.error)
+                else:
+                    rank.plan.add(each.target, shop.recorded[each.target])
+            return await self._write(rank.plan)
         try:
             if finished:
-                await asyncio.to_thread(rank.shop.markers.add, rank.hello.launch, finished)
+                known = [shop.known[target] for target in finished]
+                await asyncio.to_thread(shop.markers.add, rank.hello.launch, known)
         except OSError as error:
-            notes.append(f"no marker is left for the next start: {error}")
-        return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
+            return [f"no marker is left for the next start: {error}"]
+        return []
 
-    def _work(self, rank: Rank, target: Target, free_bytes: int) -> Work:
+    async def _write(self, plan: RankPlan) -> list[str]:
+        try:
+            await asyncio.to_thread(plan.write)
+        except OSError as error:
+            return [f"the plan cannot be written: {error}"]
+        return []
+
+    def _work(self, rank: Rank, target: Target, free_bytes: int) -> asyncio.Task[Warmed]:
         works = rank.shop.works
         work = works.get(target)
-        if work is None or (work.task.done() and work.task.result().error):
-            work = works[target] = Work(asyncio.create_task(self._warm_target(rank, target, free_bytes)))
+        if work is None or (work.done() and work.result().error):
+            work = works[target] = asyncio.create_task(self._warm_target(rank, target, free_bytes))
         return work
 
     async def _warm_target(self, rank: Rank, target: Target, free_bytes: int) -> Warmed:
+        shop = rank.shop
         try:
-            kernels = await asyncio.to_thread(rank.shop.markers.find, target)
-            if kernels is None:
-                kernels = await self._new_kernels(rank, target, free_bytes)
+            await self._wait_for_restoring()
+            known = None if rank.plan is not None else await asyncio.to_thread(shop.markers.find, target)
+            if known is None:
+                known = await self._new_target(rank, target, free_bytes)
+            shop.known[target] = known
         except RecordingProblem as error:
             return Warmed(target, error=str(error), no_context=error.failed.no_context)
         except (CompilerError, KernelError, OSError) as error:
@@ -249,10 +309,11 @@ class Service:
             # It is this target's, and neither the service's nor that of a rank that asks for others too.
             logger.exception("%s", target)
             return Warmed(target, error=f"{type(error).__name__}: {error}")
-        return Warmed(target, kernels)
+        return Warmed(target, known.kernels)
 
-    async def _new_kernels(self, rank: Rank, target: Target, free_bytes: int) -> tuple[KernelUse, ...]:
+    async def _new_target(self, rank: Rank, target: Target, free_bytes: int) -> TargetKernels:
         kernels, compiles = await self._record(rank, target, free_bytes)
+        rank.shop.recorded[target] = kernels
         ended = await asyncio.gather(*compiles, return_exceptions=True)
         failures = [each for each in ended if each is not None]
         for each in failures:
@@ -261,7 +322,7 @@ class Service:
         if failures:
             more = f" (and {len(failures) - 1} more kernels)" if len(failures) > 1 else ""
             raise KernelError(f"{failures[0]}{more}")
-        return tuple(sorted(KernelUse(each.m, each.directory) for each in kernels))
+        return targets_kernels(target, kernels)
 
     async def _record(
         self, rank: Rank, target: Target, free_bytes: int
@@ -281,8 +342,9 @@ class Service:
 
         def found(kernel: RecordedKernel) -> None:
             kernels.append(kernel)
-            # It compiles while the sweep goes on.
-            compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel)))
+            if rank.plan is None:
+                # It compiles while the sweep goes on.
+                compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel)))
 
         def sweep() -> None:
             for kernel in record(self._context, order, RECORD_LIMIT_S, self._stopped.is_set):
@@ -358,9 +420,8 @@ def _mend(cache: KernelCache) -> list[str]:
     return notes
 
 
-async def run(path: Path, parent: int, library: str) -> int:
+async def run(service: Service, path: Path, parent: int) -> int:
     """Serve until the parent ends or a signal says so. Returns the exit status."""
-    service = Service(path.parent, library)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -380,19 +441,27 @@ async def run(path: Path, parent: int, library: str) -> int:
     return 0
 
 
+async def serve(options: argparse.Namespace) -> int:
+    """The service of these options. Returns the exit status."""
+    service = Service(options.socket.parent, options.library, options.restoring, options.plans)
+    return await run(service, options.socket, options.parent)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the service's process."""
     parser = argparse.ArgumentParser(prog="python -m sglang_warmstart.kernels.service", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True, help="a path in a directory of the service alone")
     parser.add_argument("--parent", type=int, required=True, help="the process to end with")
     parser.add_argument("--library", default=LIBRARY, help="the module that calls DeepGEMM in recording children")
+    parser.add_argument("--restoring", type=Path, help="a file that is locked while somebody restores kernels")
+    parser.add_argument("--plans", type=Path, help="record plans into this directory, and compile nothing")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="[%(asctime)s] warmstart service: %(message)s", level=logging.INFO)
     if options.socket.exists():
         print(f"warmstart service: {options.socket} is taken: name another --socket", file=sys.stderr)
         sys.exit(2)
     # Not asyncio.run, which ends its threads first: one may still wait for a child that hangs in the driver.
-    status = asyncio.new_event_loop().run_until_complete(run(options.socket, options.parent, options.library))
+    status = asyncio.new_event_loop().run_until_complete(serve(options))
     remove_directory(options.socket.parent)
     os._exit(status)
 

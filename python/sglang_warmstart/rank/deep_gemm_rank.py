@@ -6,6 +6,7 @@ the first call with a new key.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -56,11 +57,11 @@ class Rank:
         entrypoint: SGLang's wrapper, which has ``library`` under the name ``deep_gemm``.
         direct: a GEMM as the library made it (see ``Door``).
         m_max: the largest M that SGLang would sweep.
-        restored: the targets of the marker of this launch, none if there is none.
         strict: whether a target that cannot be warmed raises.
         free_bytes: of the GPU's memory.
         sweep: SGLang's own warm-up of (kernel type's name, n, k, num_groups); with True its fast list.
         outside_symmetric_memory: SGLang's guard: an allocation inside would be a collective of all GPUs.
+        only_plans: targets are recorded for a plan, and no GEMM of them ever runs: each writes zeros.
     """
 
     client: ServiceClient
@@ -68,11 +69,11 @@ class Rank:
     entrypoint: ModuleType
     direct: Callable[[str, Callable[..., Any]], Callable[..., Any]]
     m_max: int
-    restored: list[TargetKernels]
     strict: bool
     free_bytes: Callable[[], int]
     sweep: Callable[[str, int, int, int, bool], None]
     outside_symmetric_memory: Callable[[], AbstractContextManager[None]]
+    only_plans: bool = False
     seen: set[Key] = field(default_factory=set)
     load_s: float = 0.0  # spent in loading so far
     compiled: int = 0  # kernels, by the service, so far
@@ -80,6 +81,9 @@ class Rank:
     _awaited: Key | None = None
     _left_to_sglang: dict[Key, bool] = field(default_factory=dict)  # True: with its fast list
     _wait_left_s: float = FORWARD_WAIT_S
+
+    def __post_init__(self) -> None:
+        self._leave_the_door()
 
     def meet(self, key: Key) -> None:
         """A GEMM with a new key is about to be called: see to its kernels first. Not on the path of known keys."""
@@ -95,13 +99,17 @@ class Rank:
         elif key[0] not in GEMMS:
             self.seen.add(key)
             self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
-            self.sweep(*key[:4], self._left_to_sglang.pop(key))
+            self._sweep_if_left(key)
         elif self._wait_left_s <= 0:
             self._say_not_ready(key, f"{_name(key)}: no time is left to wait")
         else:
             # The next call is the one that has this key, and it has all that selects a kernel.
             self._awaited = key
             self._stand_at_the_door(self._on_first_call)
+
+    def _sweep_if_left(self, key: Key) -> None:
+        if key in self._left_to_sglang:
+            self.sweep(*key[:4], self._left_to_sglang.pop(key))
 
     def start_dry(self) -> None:
         """From now on the wrapped GEMMs write zeros, and are noted."""
@@ -119,10 +127,15 @@ class Rank:
 
     def _leave_the_door(self) -> None:
         self._awaited = None
-        self.entrypoint.deep_gemm = self.library  # type: ignore[attr-defined]
+        if self.only_plans:
+            self._stand_at_the_door(_answer_unseen)
+        else:
+            self.entrypoint.deep_gemm = self.library  # type: ignore[attr-defined]
 
     def _on_first_call(self, gemm: Gemm, arguments: dict[str, Any], call: Callable[[], Any]) -> Any:
         key, awaited = self._key_of_call(gemm, arguments), self._awaited
+        if self.only_plans:
+            call = functools.partial(_answer_unseen, gemm, arguments, call)
         if awaited is None or key[:-1] != awaited[:-1]:
             return call()  # one that did not pass SGLang's hook
         self._leave_the_door()
@@ -138,8 +151,7 @@ class Rank:
                 self.warm([target], self._wait_left_s)
             finally:
                 self._wait_left_s -= time.monotonic() - start
-        if key in self._left_to_sglang:
-            self.sweep(*key[:4], self._left_to_sglang.pop(key))
+        self._sweep_if_left(key)
         return call()
 
     def _answer_dry(self, gemm: Gemm, arguments: dict[str, Any], call: Callable[[], Any]) -> None:
@@ -193,9 +205,9 @@ class Rank:
         Raises:
             WarmupError: strict mode is on, and a call failed.
         """
-        if not targets:
-            return
         self.seen.update(key_of(each.target) for each in targets)
+        if not targets or self.only_plans:
+            return
         with self.outside_symmetric_memory():
             loaded = load(targets, lambda: int(self.free_bytes() * _LOAD_SHARE))
         for target, error in loaded.failed:
@@ -219,9 +231,19 @@ class Rank:
     def _leave(self, key: Key, reason: str, *, fast: bool = False) -> None:
         if self.strict:
             raise WarmupError(f"{_name(key)} cannot be warmed: {reason}")
+        if self.only_plans:
+            logger.warning("warmstart: %s is not in the plan: %s", _name(key), reason)
+            self.seen.add(key)
+            with suppress(ServiceGoneError):
+                self.client.left_out(_name(key), reason)
+            return
         way = "by its fast list of Ms" if fast else "in its own way"
         logger.warning("warmstart: %s is left to SGLang, which warms it %s: %s", _name(key), way, reason)
         self._left_to_sglang[key] = fast
+
+
+def _answer_unseen(gemm: Gemm, arguments: dict[str, Any], _call: Callable[[], Any]) -> None:
+    answer_with_zeros(gemm, arguments)
 
 
 def _name(key: Key) -> str:

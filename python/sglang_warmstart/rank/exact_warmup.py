@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -33,6 +34,10 @@ from sglang_warmstart.shapes.m_list import fast_m_list, full_m_list
 
 # How a rank finds the service of its node; set by the process that starts both.
 SERVICE = "SGLANG_WARMSTART_SERVICE"
+# A file that is locked as long as somebody restores kernels into the cache; set by whoever started that.
+RESTORING = "SGLANG_WARMSTART_RESTORING"
+# Where `sglang-warmstart record` wants the plans of the ranks; set by that alone.
+PLANS = "SGLANG_WARMSTART_PLANS"
 
 COMPILER = "SGLANG_WARMSTART_COMPILER"
 KINDS: tuple[Kind, ...] = ("nvcc", "nvrtc")
@@ -66,6 +71,9 @@ _DECIDING_ARGUMENTS = (
     "enable_two_batch_overlap",
     "enable_lora",
 )
+
+# In a model's configuration, what is about the place and the tool that it was read by.
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -238,12 +246,11 @@ class ExactWarmup:
             entrypoint=entrypoint,
             direct=self._direct,
             m_max=full_m_list(self._chunk)[-1],
-            # Asked now, while there is time: where there is no marker, the service gets ready to record.
-            restored=_restored(client),
             strict=strict,
             free_bytes=_free_bytes,
             sweep=self._sweep,
             outside_symmetric_memory=outside,
+            only_plans=welcome.only_plans,
         )
 
 
@@ -263,7 +270,8 @@ def start_node_service(server_args: Any) -> None:
     if server_args.device == "cuda" and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
         os.environ.pop(SERVICE, None)
         try:
-            os.environ[SERVICE] = str(start_service().socket)
+            restoring, plans = (Path(os.environ[name]) if name in os.environ else None for name in (RESTORING, PLANS))
+            os.environ[SERVICE] = str(start_service(restoring=restoring, plans=plans).socket)
         except Exception as error:
             # Whatever it is, the server starts without.
             logger.warning("warmstart: no service for exact warm-up: %s", error)
@@ -303,8 +311,11 @@ def _launch(server_args: Any, arguments: Mapping[str, Any]) -> Launch:
     launch = {name: str(arguments.get(name)) for name in _DECIDING_ARGUMENTS}
     launch["rank"] = str(get_world_group().rank)
     if hasattr(server_args, "get_model_config"):
-        config = server_args.get_model_config().hf_config
-        launch["config"] = hashlib.sha256(config.to_json_string().encode()).hexdigest()
+        config = json.loads(server_args.get_model_config().hf_config.to_json_string())
+        said = {name: value for name, value in config.items() if name not in _NOT_THE_MODEL}
+        launch["config"] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        # The model is what its configuration says, wherever it lies: a plan is to fit it on any machine.
+        del launch["model_path"], launch["revision"]
     return launch
 
 
@@ -321,10 +332,11 @@ def warm_all(rank: Rank, model_runner: Any) -> None:
     """Warm all targets of a rank: those of the marker, or those that dry forwards find."""
     group = model_runner.tp_group
     start = dry_done = time.perf_counter()
+    restored = _restored(rank.client)
     # A dry forward holds collectives: all ranks run it, or none.
-    if _all_agree(group, bool(rank.restored)):
-        rank.load(rank.restored)
-        how, count = "restored from the marker", len(rank.restored)
+    if _all_agree(group, bool(restored)):
+        rank.load(restored)
+        how, count = "restored from the marker", len(restored)
     else:
         targets = found_dry(rank, model_runner)
         dry_done = time.perf_counter()
