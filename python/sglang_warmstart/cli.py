@@ -9,6 +9,10 @@ import typer
 from rich.console import Console
 
 from sglang_warmstart import __version__, doctor
+from sglang_warmstart.bundle import commands as bundles
+from sglang_warmstart.bundle import plan_commands as plans
+from sglang_warmstart.bundle.compile_command import compile_plan
+from sglang_warmstart.bundle.record_command import record
 from sglang_warmstart.series import commands as patches
 
 app = typer.Typer(
@@ -16,6 +20,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+app.command("record", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(record)
+app.command("compile")(compile_plan)
+app.add_typer(plans.app, name="plan")
+app.add_typer(bundles.app, name="bundle")
 app.add_typer(patches.app, name="patches")
 
 

@@ -19,7 +19,7 @@ class Switch:
     # The feature that it switches; empty for the plugin as a whole, None for a switch that is SGLang's own.
     feature: str | None = ""
     # What it takes: a boolean word, or any other that ``check`` knows.
-    kind: Literal["boolean", "number", "nvcc or nvrtc", "list"] = "boolean"
+    kind: Literal["boolean", "number", "nvcc or nvrtc", "list", "text"] = "boolean"
 
 
 WARMSTART = Switch("SGLANG_WARMSTART", "1", "0 leaves SGLang exactly as it is, whatever else is set")
@@ -48,9 +48,23 @@ COMPILER = Switch(
     "exact-warmup",
     "nvcc or nvrtc",
 )
+BUNDLE = Switch(
+    "SGLANG_WARMSTART_BUNDLE",
+    "",
+    "a bundle (path or URL) that is restored into the node's caches while weights load",
+    "bundle-restore",
+    "text",
+)
+BUNDLE_KEY = Switch(
+    "SGLANG_WARMSTART_BUNDLE_KEY",
+    "",
+    "an Ed25519 public key (PEM) that must have signed the bundle, else it is not restored",
+    "bundle-restore",
+    "text",
+)
 PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them", None, "list")
 
-SWITCHES = (WARMSTART, STRICT, PP_PARALLEL, FAST_WARMUP, PRECOMPILE, WORKERS, COMPILER, PLUGINS)
+SWITCHES = (WARMSTART, STRICT, PP_PARALLEL, FAST_WARMUP, PRECOMPILE, WORKERS, COMPILER, BUNDLE, BUNDLE_KEY, PLUGINS)
 
 PLUGIN_NAME = "warmstart"
 
@@ -75,7 +89,7 @@ def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | N
 
 def complaint_about(switch: Switch, environment: Mapping[str, str]) -> str | None:
     """What is wrong with the value of a switch, in one line that names it, or None."""
-    if switch.kind == "list":
+    if switch.kind in ("list", "text"):
         return None
     if switch.kind == "boolean":
         return is_on(switch, environment)[1]

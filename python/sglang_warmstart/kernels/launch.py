@@ -15,11 +15,11 @@ from pathlib import Path
 
 from sglang_warmstart.kernels.recording import LIBRARY
 
-_PREFIX = "sglang-warmstart-"
+PREFIX = "sglang-warmstart-"
 # A Unix socket's path has room for 107 bytes, and the sockets of multiprocessing lie two levels deeper.
 _PATH_LIMIT = 70
 # Locked as long as the service lives. A process number would say nothing to those in another container.
-_ALIVE = "alive"
+ALIVE = "alive"
 
 
 @dataclass
@@ -79,7 +79,7 @@ def start_service(library: str = LIBRARY, restoring: Path | None = None, plans: 
         }
         with (directory / "fresh").open("wb") as alive:
             fcntl.flock(alive, fcntl.LOCK_EX)
-            (directory / "fresh").rename(directory / _ALIVE)  # nobody is to find it without the lock
+            (directory / "fresh").rename(directory / ALIVE)  # nobody is to find it without the lock
             # A session of its own: Ctrl-C in the terminal is for the server.
             process = subprocess.Popen(
                 command,
@@ -98,7 +98,7 @@ def start_service(library: str = LIBRARY, restoring: Path | None = None, plans: 
 
 def remove_directory(directory: Path) -> None:
     """Remove the private directory of a service, and never another one."""
-    if directory.name.startswith(_PREFIX):
+    if directory.name.startswith(PREFIX):
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -125,21 +125,21 @@ def _stop_at_exit(service: ServiceProcess, owner: int) -> None:
 
 
 def _make_directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX))
     # DeepGEMM quotes nothing in the command line of its compiler, and that of a recording lies here.
     if len(str(directory)) > _PATH_LIMIT or shlex.quote(str(directory)) != str(directory):
         directory.rmdir()
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     return directory
 
 
 def _remove_abandoned() -> None:
     """Remove what services that were killed have left of their private directories."""
     for place in {tempfile.gettempdir(), "/tmp"}:
-        for directory in Path(place).glob(f"{_PREFIX}*"):
+        for directory in Path(place).glob(f"{PREFIX}*"):
             try:
                 if directory.stat().st_uid == os.getuid():
-                    with (directory / _ALIVE).open("rb") as alive:
+                    with (directory / ALIVE).open("rb") as alive:
                         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         remove_directory(directory)
             except OSError:

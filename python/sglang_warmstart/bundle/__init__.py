@@ -1,0 +1,1 @@
+"""Bundles: kernels that are compiled once, on any machine, and restored where a server starts."""

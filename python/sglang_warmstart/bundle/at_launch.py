@@ -1,0 +1,130 @@
+"""Restore a bundle while a server starts: a process of its own, beside the loading of weights.
+
+Whatever goes wrong with the bundle, the server starts as without it, and one line says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from sglang_warmstart.bundle import source
+from sglang_warmstart.bundle.manifest import BundleError
+from sglang_warmstart.bundle.places import place_of
+from sglang_warmstart.bundle.restore import restore
+from sglang_warmstart.bundle.show import restored_in_words
+from sglang_warmstart.bundle.signature import PublicKey
+from sglang_warmstart.kernels.launch import ALIVE, PREFIX
+
+# A store that does not answer is not waited for. Below the time that the ranks wait for this process.
+LIMIT_S = 120.0
+_PARENT_CHECK_S = 0.5
+
+logger = logging.getLogger("sglang.warmstart.bundle")
+
+
+def start(bundle: str, key: str | None, cache: Path) -> Path:
+    """Begin to restore a bundle in a process that ends with this one.
+
+    Args:
+        bundle: a path or URL.
+        key: path of the public key that must have signed it, or None.
+        cache: root of DeepGEMM's cache.
+
+    Returns:
+        A file that is locked until that process has ended.
+
+    Raises:
+        OSError: no directory or no process can be made.
+    """
+    # A directory as the service has one: what a killed process leaves is removed by the next service that starts.
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+    try:
+        # By the path of this process: it is to find the DeepGEMM that the ranks import.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+        command = [sys.executable, "-c", code, "--bundle", bundle, "--cache", str(cache), "--directory", str(directory)]
+        command += ["--parent", str(os.getpid()), *(["--key", key] if key else [])]
+        with (directory / "fresh").open("wb") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)
+            (directory / "fresh").rename(directory / ALIVE)  # nobody is to find it without the lock
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": str(directory)},
+                pass_fds=(alive.fileno(),),
+            )
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return directory / ALIVE
+
+
+def run(bundle: str, key: str | None, cache: Path, environment: Mapping[str, str]) -> int:
+    """Restore a bundle, and say what came of it in one line. Returns the exit status."""
+    try:
+        public_key = PublicKey.load(Path(key)) if key else None
+        place = place_of(environment, cache, None)
+        with source.opened(bundle) as stream:
+            restored = restore(stream, place, public_key)
+    except BundleError as error:
+        # An error of the source names it already.
+        where = "" if str(error).startswith(bundle) else f"{bundle}: "
+        logger.warning("the bundle is not restored: %s%s", where, error)
+        return 1
+    except Exception as error:
+        # It is a help for the server, and not to be in its way.
+        logger.warning("the bundle is not restored: %s: %s: %s", bundle, type(error).__name__, error)
+        return 1
+    for note in restored.notes:
+        logger.warning("%s: %s", bundle, note)
+    logger.info("%s: %s", bundle, restored_in_words(restored))
+    return 0
+
+
+def _end_with(parent: int, bundle: str, directory: Path) -> None:
+    """End this process when its parent does, or when it takes too long."""
+
+    def watch() -> None:
+        end = time.monotonic() + LIMIT_S
+        while os.getppid() == parent and time.monotonic() < end:
+            time.sleep(_PARENT_CHECK_S)
+        if os.getppid() == parent:
+            logger.warning("the bundle is not restored: %s: it takes more than %g s", bundle, LIMIT_S)
+        # What is published is whole, and the rest goes with the directory.
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--directory", type=Path, required=True, help="of this process alone; removed at the end")
+    parser.add_argument("--parent", type=int, required=True, help="the process to end with")
+    parser.add_argument("--key")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="[%(asctime)s] warmstart bundle: %(message)s", level=logging.INFO)
+    _end_with(options.parent, options.bundle, options.directory)
+    status = run(options.bundle, options.key, options.cache, os.environ)
+    shutil.rmtree(options.directory, ignore_errors=True)
+    # Not to wait for threads of a store that hang.
+    logging.shutdown()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Plans and bundles of what a cache already has: the markers of finished warm-ups say what that is."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from sglang_warmstart import __version__
+from sglang_warmstart.bundle.manifest import LibraryCache, Manifest
+from sglang_warmstart.kernels import digest
+from sglang_warmstart.kernels.cache import CUBIN, SOURCE, KernelCache
+from sglang_warmstart.kernels.identity import build_hash, distribution_of, headers_hash
+from sglang_warmstart.kernels.marker import Marker, Markers, TargetKernels
+from sglang_warmstart.kernels.plan import Plan, PlanError, Planner, merged
+from sglang_warmstart.kernels.recorder import RecordedKernel
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a cache has, as a plan.
+
+    Args:
+        plan: of all its launches.
+        installations: the directories of DeepGEMM that its kernels are named for.
+        notes: what was left out, and why.
+    """
+
+    plan: Plan
+    installations: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def export(root: Path, identity: str = "") -> Exported:
+    """The plan of all finished warm-ups in a cache. Nothing in the cache is changed.
+
+    Args:
+        root: of DeepGEMM's cache.
+        identity: only those whose directory below ``markers`` begins so.
+
+    Raises:
+        PlanError: there is none, or they are of several compilers or builds of DeepGEMM.
+    """
+    notes: list[str] = []
+    plans: dict[str, Plan] = {}
+    installations: dict[Path, None] = {}
+    for cache in (KernelCache(root), KernelCache(root / "nvrtc")):
+        for directory in sorted(cache.own.glob(f"markers/{identity}*")):
+            markers = _markers_in(cache, directory)
+            if markers:
+                plans[directory.name] = _plan_of(cache, markers, notes)
+                installations[Path(markers[0].identity.installed_in)] = None
+    if not plans:
+        hint = f" that begins with {identity}" if identity else ""
+        raise PlanError(f"{root} has no marker of a finished warm-up{hint}: start a server with it first")
+    try:
+        return Exported(merged(plans), tuple(installations), tuple(notes))
+    except PlanError as error:
+        raise PlanError(f"{error}. Choose one with --identity: {', '.join(plans)}") from error
+
+
+def _markers_in(cache: KernelCache, directory: Path) -> list[Marker]:
+    for path in sorted(directory.glob("*.json")):
+        try:
+            first = msgspec.json.decode(path.read_bytes(), type=Marker)
+        except (OSError, msgspec.DecodeError):
+            continue
+        # Those that are of another identity than their directory's are not read.
+        return list(Markers(cache, first.identity).all()) if first.identity.digest == directory.name else []
+    return []
+
+
+def _plan_of(cache: KernelCache, markers: list[Marker], notes: list[str]) -> Plan:
+    identity = markers[0].identity
+    deep_gemm = Path(identity.installed_in)
+    if not deep_gemm.is_dir() or build_hash(deep_gemm) != identity.deep_gemm:
+        raise PlanError(
+            f"the DeepGEMM of {deep_gemm} is not that of the warm-up in {cache.root} any more: "
+            "export the plan before DeepGEMM is replaced"
+        )
+    planner = Planner(identity, distribution_of(deep_gemm), headers_hash(deep_gemm))
+    for marker in markers:
+        found = []
+        for each in marker.targets:
+            try:
+                found.append(
+                    (each.target, [_recorded(cache, marker, each, use.directory, use.m) for use in each.kernels])
+                )
+            except (OSError, PlanError) as error:
+                planner.leave_out(str(each.target), str(error))
+                notes.append(f"{each.target} is left out: {error}")
+        planner.add(identity, marker.launch, found)
+    return planner.plan()
+
+
+def _recorded(cache: KernelCache, marker: Marker, each: TargetKernels, directory: str, m: int) -> RecordedKernel:
+    file = next(file for file in marker.files if file.directory == directory)
+    if cache.describe(directory) != file:
+        raise PlanError(f"{directory} is not what it was")
+    source = (cache.path(directory) / SOURCE).read_bytes().decode()
+    name, signature = digest.name_of(directory), digest.signature_of(marker.identity.compiler)
+    for flags in each.flags:
+        if digest.directory_of(name, signature, flags, source) == directory:
+            return RecordedKernel(directory, source, flags, m)
+    raise PlanError(f"{directory} was compiled with other flags than the marker has")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The manifest of a bundle that is about to be written, and what opens its files.
+
+    Args:
+        manifest: of all of them.
+        open: a file of the bundle, by its SHA-256.
+    """
+
+    manifest: Manifest
+    open: Callable[[str], BinaryIO]
+
+
+def contents_of(
+    plan: Plan,
+    cubins: Mapping[str, bytes | Path],
+    *,
+    failed: Mapping[str, str] | None = None,
+    caches: Iterable[tuple[LibraryCache, Mapping[str, Path]]] = (),
+) -> Contents:
+    """What goes into a bundle.
+
+    Args:
+        cubins: of the plan's kernels, by the plan's names: the bytes, or where they are.
+        failed: why a kernel has none.
+        caches: of other libraries, with the place of each file by its SHA-256.
+    """
+    places: dict[str, bytes | Path] = {}
+    sizes: dict[str, int] = {}
+    names: dict[str, str] = {}
+    for name, content in sorted(cubins.items()):
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        names[name], places[sha256], sizes[sha256] = sha256, content, len(data)
+    taken = []
+    for cache, files in caches:
+        taken.append(cache)
+        for sha256, path in files.items():
+            places[sha256], sizes[sha256] = path, path.stat().st_size
+    manifest = Manifest(
+        made_by=f"sglang-warmstart {__version__}",
+        plan=plan,
+        cubins=names,
+        failed=dict(sorted((failed or {}).items())),
+        caches=tuple(taken),
+        files=dict(sorted(sizes.items())),
+    )
+
+    def open_(sha256: str) -> BinaryIO:
+        content = places[sha256]
+        return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+
+    return Contents(manifest, open_)
+
+
+def cubins_in(root: Path, exported: Exported) -> dict[str, Path]:
+    """Where the kernels of an exported plan lie in its cache, by the plan's names.
+
+    Args:
+        root: of DeepGEMM's cache.
+    """
+    plan = exported.plan
+    cache = KernelCache(root / "nvrtc" if plan.kind == "nvrtc" else root)
+    found = {}
+    for name in plan.kernels:
+        for deep_gemm in exported.installations:
+            directory = plan.directory_of(name, deep_gemm / "include")
+            if cache.has(directory):
+                found[name] = cache.path(directory) / CUBIN
+    return found

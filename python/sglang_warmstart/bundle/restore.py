@@ -1,0 +1,225 @@
+"""Bring what is in a bundle into the caches of this node, under the names that it has here.
+
+A kernel's name in DeepGEMM's cache depends on where DeepGEMM is installed. A bundle has the kernels without such names;
+they are given theirs here, with the markers that let a server start without asking anything.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from sglang_warmstart.bundle import archive, entries, libraries
+from sglang_warmstart.bundle.manifest import BundleError, CachedFile, Manifest
+from sglang_warmstart.bundle.signature import PublicKey
+from sglang_warmstart.kernels import compiler as compilers
+from sglang_warmstart.kernels import cubin, digest, stub
+from sglang_warmstart.kernels.cache import CacheError, KernelCache
+from sglang_warmstart.kernels.compiler import Compiler, CompilerError
+from sglang_warmstart.kernels.identity import build_hash, distribution_of
+from sglang_warmstart.kernels.marker import Launch, Markers, TargetKernels
+from sglang_warmstart.kernels.plan import Plan, PlannedLaunch
+from sglang_warmstart.kernels.targets import Target
+
+# Publishing waits for the disk, mostly.
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a bundle is unpacked.
+
+    Args:
+        cache: root of DeepGEMM's cache.
+        deep_gemm: the directory of the package as the server will see it. It need not be there yet.
+        environment: the server's. It says where its compiler is (where none is found, it is taken to be the plan's),
+            and where the caches of other libraries are.
+    """
+
+    cache: Path
+    deep_gemm: Path
+    environment: Mapping[str, str]
+
+
+@dataclass
+class Restored:
+    """What came of it.
+
+    Args:
+        kernels, kept: kernels that were published; those that were there.
+        targets: that markers name now, of all ranks together.
+        launches: ranks that have a marker now.
+        libraries: files that were published and that were kept, by library.
+        notes: what was left out, and why.
+        seconds: from beginning to end.
+    """
+
+    kernels: int = 0
+    kept: int = 0
+    targets: int = 0
+    launches: int = 0
+    libraries: dict[str, tuple[int, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None) -> Restored:
+    """Unpack a bundle. Everything is checked before anything is written; what is there and good is never replaced.
+
+    A server may use the cache meanwhile, and another may restore the same.
+
+    Args:
+        stream: the bundle; it is read twice.
+        public_key: whose signature it must bear.
+
+    Raises:
+        BundleError: it is damaged, not signed by them, or not for the DeepGEMM or compiler of this place. Nothing has
+            been written, but where the disk is the cause.
+    """
+    start = time.monotonic()
+    manifest = archive.read(stream, is_signed_by=public_key)
+    restored = Restored()
+    compiler = _checked(manifest.plan, place, restored.notes)
+    cache = KernelCache(place.cache / "nvrtc" if manifest.plan.kind == "nvrtc" else place.cache)
+    names = {name: manifest.plan.directory_of(name, place.deep_gemm / "include") for name in manifest.cubins}
+    missing = [name for name, directory in names.items() if not cache.has(directory)]
+    caches = _caches(manifest, place, restored.notes)
+    wanted = {manifest.cubins[name] for name in missing}
+    wanted |= {file.sha256 for files in caches.values() for file in files}
+    try:
+        with _staging(place.cache) as staging:
+            archive.extract(stream, manifest, Path(staging), wanted)
+            restored.kernels = _publish(cache, manifest, {name: names[name] for name in missing}, Path(staging))
+            for library, files in caches.items():
+                root = libraries.LIBRARIES[library].root(place.environment)
+                published = entries.publish(root, files, Path(staging))
+                restored.libraries[library] = (published.new, published.kept)
+        restored.kept = len(names) - restored.kernels
+        _mark(cache, manifest, place, compiler, {names[name] for name in missing}, restored)
+    except CacheError as error:
+        raise BundleError(str(error)) from error
+    except OSError as error:
+        raise BundleError(f"{place.cache}: {error.strerror or error}") from error
+    restored.seconds = time.monotonic() - start
+    return restored
+
+
+def _checked(plan: Plan, place: Place, notes: list[str]) -> str:
+    """What the compiler says of itself here, if the plan's kernels are good here.
+
+    Raises:
+        BundleError: they are not.
+    """
+    if place.deep_gemm.is_dir():
+        build = build_hash(place.deep_gemm)
+        if build != plan.build:
+            here = distribution_of(place.deep_gemm) or "one of unknown version"
+            raise BundleError(
+                f"it is for another DeepGEMM: {plan.deep_gemm or 'one of unknown version'} (build {plan.build[:12]}), "
+                f"in {place.deep_gemm} is {here} (build {build[:12]})"
+            )
+    else:
+        notes.append(f"there is no {place.deep_gemm} yet: whether that DeepGEMM is the bundle's could not be seen")
+    try:
+        compiler = compilers.find(place.environment, "nvrtc" if plan.kind == "nvrtc" else "nvcc")
+    except CompilerError as error:
+        notes.append(f"the server's compiler is taken to be the bundle's: {error}")
+        return plan.compiler
+    planned = Compiler("", plan.compiler)
+    if digest.signature_of(planned.version) != digest.signature_of(compiler.version):
+        raise BundleError(
+            f"it is for another compiler: nvcc {planned.release}, {compiler.path} is nvcc {compiler.release}"
+        )
+    if planned.release != compiler.release:
+        # DeepGEMM itself makes no difference between them.
+        notes.append(f"its kernels were compiled by nvcc {planned.release}, here is {compiler.release}")
+    return compiler.version
+
+
+def _caches(manifest: Manifest, place: Place, notes: list[str]) -> dict[str, tuple[CachedFile, ...]]:
+    found: dict[str, tuple[CachedFile, ...]] = {}
+    for cache in manifest.caches:
+        library = libraries.LIBRARIES.get(cache.library)
+        if library is None:
+            notes.append(f"{cache.library}: this version knows no such cache")
+        elif difference := libraries.mismatch(library, cache.key, place.environment):
+            notes.append(f"{cache.library}: not restored: {difference}")
+        else:
+            found[cache.library] = cache.files
+    return found
+
+
+def _staging(root: Path) -> tempfile.TemporaryDirectory[str]:
+    directory = root / "tmp"
+    directory.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="warmstart-bundle-", dir=directory, ignore_cleanup_errors=True)
+
+
+def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], staging: Path) -> int:
+    def publish(name: str) -> None:
+        data = (staging / manifest.cubins[name]).read_bytes()
+        cache.publish(names[name], manifest.plan.kernels[name].source, data)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for _ in threads.map(publish, names):
+            pass
+    return len(names)
+
+
+def _mark(
+    cache: KernelCache, manifest: Manifest, place: Place, compiler: str, published: set[str], restored: Restored
+) -> None:
+    """Leave the markers of the plan's launches, for all targets whose kernels are there."""
+    plan = manifest.plan
+    for launch in plan.launches:
+        markers = Markers(cache, plan.identity_of(launch, place.deep_gemm, compiler))
+        complete = [each for each in plan.targets_of(launch, place.deep_gemm / "include") if _is_there(cache, each)]
+        for marker in markers.all():
+            # One that names a kernel which was gone has the checksum of that.
+            stale = [each for each in marker.targets if not published.isdisjoint(_directories(each))]
+            if stale and all(map(cache.has, (file.directory for file in marker.files))):
+                markers.add(marker.launch, stale)
+        known = _known(markers, launch.launch)
+        if fresh := [each for each in complete if each.target not in known]:
+            markers.add(launch.launch, fresh)
+        restored.targets += len(complete)
+        restored.launches += bool(complete)
+        if len(complete) < len(launch.targets):
+            count = len(launch.targets) - len(complete)
+            restored.notes.append(f"{_name(launch)}: {count} of {len(launch.targets)} targets lack kernels")
+
+
+def _is_there(cache: KernelCache, each: TargetKernels) -> bool:
+    return all(map(cache.has, _directories(each)))
+
+
+def _directories(each: TargetKernels) -> list[str]:
+    return [use.directory for use in each.kernels]
+
+
+def _known(markers: Markers, launch: Launch) -> set[Target]:
+    return {each.target for marker in markers.all() if marker.launch == launch for each in marker.targets}
+
+
+def _name(launch: PlannedLaunch) -> str:
+    return f"rank {launch.launch.get('rank', '?')} on {launch.gpu}"
+
+
+def defects_of(manifest: Manifest, contents: Path) -> list[str]:
+    """What is wrong with the cubins of a bundle beyond checksums: one that is no whole cubin, or a recorder's stub.
+
+    Args:
+        contents: where :func:`.archive.extract` has put them.
+    """
+    defects = []
+    for name, sha256 in sorted(manifest.cubins.items()):
+        data = (contents / sha256).read_bytes()
+        defect = "a recorder's stub" if stub.is_stub(data) else cubin.defect_of(data)
+        if defect is not None:
+            defects.append(f"{name}: {defect}")
+    return defects

@@ -1,0 +1,135 @@
+"""The compiler and DeepGEMM's headers on a machine that compiles a plan, and whether they are the plan's."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang_warmstart.kernels import compiler as compilers
+from sglang_warmstart.kernels.compiler import Compiler, CompilerError, Kind
+from sglang_warmstart.kernels.identity import distribution_of, headers_hash
+from sglang_warmstart.kernels.plan import Plan
+
+# Where NVIDIA's packages of the index put CUDA 13 and later, below a directory of the Python path.
+_PACKAGED_CUDA = "nvidia/cu13"
+
+
+class ToolchainError(Exception):
+    """What is missing on this machine, or is not what the plan asks for. In one line."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What compiles kernels.
+
+    Args:
+        compiler: nvcc.
+        deep_gemm: the directory of the package; only its headers are used.
+    """
+
+    compiler: Compiler
+    deep_gemm: Path
+
+    @property
+    def include(self) -> Path:
+        """DeepGEMM's headers."""
+        return self.deep_gemm / "include"
+
+
+def find(kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm: str | None) -> Toolchain:
+    """Look for the compiler and the headers.
+
+    Args:
+        environment: ``CUDA_HOME`` and ``PATH`` say where nvcc is. If they do not, that of NVIDIA's packages in this
+            environment of Python is taken.
+        nvcc: its path, if it was named.
+        deep_gemm: the directory of the package, if it was named; else the one that this Python would import.
+
+    Raises:
+        ToolchainError: one of them is not there; says where it was looked for.
+    """
+    if nvcc is not None:
+        environment = {
+            **environment,
+            "DG_JIT_NVCC_COMPILER": str(Path(nvcc).absolute()),
+            "CUDA_HOME": "",
+            "CUDA_PATH": "",
+        }
+    try:
+        found = compilers.find(_with_packaged_cuda(environment), kind)
+    except CompilerError as error:
+        raise ToolchainError(f"{error}: install nvidia-cuda-nvcc, or name one with --nvcc") from error
+    package = Path(deep_gemm).absolute() if deep_gemm is not None else installed_deep_gemm()
+    if package is None:
+        raise ToolchainError("DeepGEMM is not installed here: install sgl-deep-gemm, or name it with --deep-gemm")
+    if not (package / "include" / "deep_gemm").is_dir():
+        raise ToolchainError(f"{package} has no include/deep_gemm: name the directory of the package with --deep-gemm")
+    return Toolchain(found, package)
+
+
+def check(toolchain: Toolchain, plan: Plan) -> None:
+    """Refuse a toolchain whose kernels would be others than the plan's.
+
+    Raises:
+        ToolchainError: names what the plan asks for and what is here.
+    """
+    asked = Compiler("", plan.compiler).release
+    if toolchain.compiler.release != asked:
+        raise ToolchainError(
+            f"the plan is for nvcc {asked}, {toolchain.compiler.path} is nvcc {toolchain.compiler.release}: "
+            f"install nvidia-cuda-nvcc=={asked}, or record the plan anew"
+        )
+    if _headers(toolchain.deep_gemm) != plan.headers:
+        here = distribution_of(toolchain.deep_gemm) or "a DeepGEMM of unknown version"
+        raise ToolchainError(
+            f"the plan is for {plan.deep_gemm or 'another build of DeepGEMM'} (headers {plan.headers[:12]}), "
+            f"{toolchain.deep_gemm} has {here} (headers {_headers(toolchain.deep_gemm)[:12]}): "
+            "install the one of the plan, or record the plan anew"
+        )
+
+
+def requirements_of(plan: Plan) -> list[str]:
+    """What pip installs (with ``--no-deps``) to compile a plan.
+
+    Raises:
+        ToolchainError: the plan's compiler is not to be had as a package.
+    """
+    release = Compiler("", plan.compiler).release
+    major, minor, *_ = [*release.split("."), "", ""]
+    if not major.isdigit() or int(major) < 13:
+        raise ToolchainError(f"nvcc {release} is in no package of the index: install NVIDIA's toolkit {major}.{minor}")
+    exact = [f"{name}=={release}" for name in ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm")]
+    # These have numbers of their own.
+    near = [f"{name}=={major}.{minor}.*" for name in ("nvidia-cuda-cccl", "nvidia-cuda-runtime")]
+    if plan.kind == "nvrtc":
+        near += [f"nvidia-cuda-nvrtc=={major}.{minor}.*", f"cuda-bindings=={major}.{minor}.*"]
+    name, _, version = plan.deep_gemm.partition(" ")
+    return exact + near + ([f"{name}=={version}"] if version else [])
+
+
+def installed_deep_gemm() -> Path | None:
+    """The directory of the package that this Python would import. It is not imported: that takes a GPU's libraries."""
+    spec = importlib.util.find_spec("deep_gemm")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+
+
+def _with_packaged_cuda(environment: Mapping[str, str]) -> Mapping[str, str]:
+    try:
+        compilers.find_path(environment)
+    except CompilerError:
+        # A namespace of packages: each of them may have brought a part.
+        spec = importlib.util.find_spec(_PACKAGED_CUDA.split("/")[0])
+        for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+            home = Path(place).parent / _PACKAGED_CUDA
+            if os.access(home / "bin" / "nvcc", os.X_OK):
+                return {**environment, "CUDA_HOME": str(home), "DG_JIT_NVCC_COMPILER": ""}
+    return environment
+
+
+@functools.cache
+def _headers(deep_gemm: Path) -> str:
+    return headers_hash(deep_gemm)

@@ -1,0 +1,179 @@
+"""One start of a real SGLang server on a Hopper GPU: what is different about it, and what was seen."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from kit.ports import free_ports
+from kit.process import ServerProcess
+
+HERE = Path(__file__).parent
+INPUT_IDS = [5, 6, 7, 8]
+SERVER = shlex.split(
+    "--load-format dummy --skip-tokenizer-init --attention-backend triton --sampling-backend pytorch "
+    "--grammar-backend none --mem-fraction-static 0.6 --max-total-tokens 65536 --cuda-graph-max-bs 8 "
+    "--chunked-prefill-size 4096"
+)
+START_LIMIT_S = 900.0
+
+
+@dataclass
+class Run:
+    """One server start: what is different about it, and what was seen."""
+
+    name: str
+    arguments: list[str]
+    environment: dict[str, str]
+    home: Path
+    cores: list[int] | None = None  # those that it may use, if not all
+    ready_s: float | None = None
+    tokens: list[int] | None = None
+    error: str | None = None
+    log: str = ""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    compiles: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compiler() -> str:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    found = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+    if found is None:
+        sys.exit(f"measure: no nvcc in CUDA_HOME ({home}) or on the PATH: set CUDA_HOME")
+    return found
+
+
+def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_LIMIT_S, ask: bool = True) -> Run:
+    """Start the server, ask it for tokens, stop it, and collect what the probe and the compiler log wrote."""
+    port, nccl_port = free_ports(2)
+    probe = run.home / f"probe-{run.name}"
+    probe.mkdir(parents=True)
+    compile_log = probe / "compile.log"
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        # Every cache (DeepGEMM, Triton, FlashInfer, TVM) is below the home: a new one makes a cold start.
+        "HOME": str(run.home),
+        "CUDA_VISIBLE_DEVICES": gpus,
+        "WARMSTART_PROBE_DIR": str(probe),
+        "WARMSTART_COMPILE_LOG": str(compile_log),
+        "WARMSTART_REAL_NVCC": compiler(),
+        "DG_JIT_NVCC_COMPILER": str(HERE / "nvcc_log.sh"),
+        **run.environment,
+    }
+    command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", "--model-path", str(model)]
+    if run.cores is not None:
+        command = ["taskset", "--cpu-list", ",".join(map(str, run.cores)), *command]
+    command += [*SERVER, "--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(nccl_port), *run.arguments]
+    log_file = logs / f"{run.name}.log"
+    server = ServerProcess(command, port, environment, log_file=log_file, start_limit_s=limit_s, request_limit_s=300)
+    begin = time.time()
+    try:
+        with server:
+            run.ready_s = time.time() - begin
+            run.tokens = server.generate(INPUT_IDS, 8) if ask else None
+    except Exception as error:
+        run.error = f"{type(error).__name__}: {error}".splitlines()[0]  # the rest is the log's end
+    run.log = log_file.read_text(errors="replace")
+    for file in sorted(probe.glob("*.jsonl")):
+        run.events += [json.loads(line) for line in file.read_text().splitlines()]
+    if compile_log.exists():
+        run.compiles = [json.loads(line) for line in compile_log.read_text().splitlines()]
+    for each in [*run.events, *run.compiles]:
+        for key in ("time", "start", "end"):
+            if key in each:
+                each[key] = round(each[key] - begin, 2)
+    print(f"  {run.name}: ready in {run.ready_s} s, tokens {run.tokens} {run.error or ''}", flush=True)
+    return run
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """How a start ended, and what the plugin itself logged."""
+    return {
+        "name": run.name,
+        "ready_s": run.ready_s,
+        "tokens": run.tokens,
+        "error": run.error,
+        "warmstart_log": [line.rstrip() for line in run.log.splitlines() if "] warmstart" in line],
+    }
+
+
+def kernels_of(name: str, scratch: Path) -> dict[str, str]:
+    """A cache of DeepGEMM's of its own for one run; all other caches are those of its home."""
+    return {"SGLANG_DG_CACHE_DIR": str(scratch / "deep_gemm" / name)}
+
+
+def warmup_of(run: Run) -> dict[str, Any]:
+    """A start-up: seconds to ready, and those in DeepGEMM's warm-up; kernels compiled, and the compilers' CPU time."""
+    warmups = [each for each in run.events if each["event"] == "warmup"]
+    exact = re.search(
+        r"exact warm-up: (\d+) targets .*?: dry forwards ([\d.]+) s, wait ([\d.]+) s, load ([\d.]+) s", run.log
+    )
+    calls = sum(int(each) for each in re.findall(r"targets loaded: (\d+) kernels", run.log))
+    compiles = [each for each in run.compiles if each["status"] == 0]
+    # The stub is the first thing that the service compiles, before any target.
+    result = {
+        **outcome(run),
+        "targets": int(exact[1]) if exact else len({each["target"] for each in warmups}),
+        "calls": calls if exact else sum(each["calls"] for each in warmups),
+        "warmup_s": round(
+            sum(map(float, exact.groups()[1:])) if exact else sum(each["time"] - each["start"] for each in warmups), 3
+        ),
+        "compiler_runs": len(compiles),
+        "compile_cpu_s": round(sum(each["cpu_s"] for each in compiles), 2),
+        "compile_first_to_last_s": round(
+            max((each["end"] for each in compiles), default=0) - min((each["start"] for each in compiles), default=0), 2
+        ),
+        "lazy_warmups": [{"target": each["target"], "start": each["start"], "time": each["time"]} for each in warmups],
+        "compiles": [[each["start"], each["end"], each["cpu_s"]] for each in compiles],
+    }
+    if exact:
+        result |= {"dry_s": float(exact[2]), "wait_s": float(exact[3]), "load_s": float(exact[4])}
+    shown = ("targets", "calls", "warmup_s", "compiler_runs", "compile_cpu_s", "dry_s", "wait_s", "load_s", "ready_s")
+    print(f"  {run.name}: { {key: result[key] for key in shown if key in result} }", flush=True)
+    return result
+
+
+def checkpoint(name: str, result: dict[str, Any]) -> None:
+    """Write what there is of a result, so that a case that is cut off leaves something."""
+    path = Path(os.environ["WARMSTART_RESULTS"], f"{name}.json")
+    path.write_text(json.dumps({"case": name, "environment": environment(), **result}, indent=1) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    versions = {}
+    for name in (
+        "sglang-warmstart",
+        "sglang",
+        "sgl-deep-gemm",
+        "sglang-kernel",
+        "flashinfer-python",
+        "torch",
+        "triton",
+    ):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    said = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "gpu": torch.cuda.get_device_name(0),
+        "gpus": torch.cuda.device_count(),
+        "sms": torch.cuda.get_device_properties(0).multi_processor_count,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "nvcc": next((line.strip() for line in said.splitlines() if "release" in line), said),
+        "versions": versions,
+    }
