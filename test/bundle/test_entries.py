@@ -140,6 +140,23 @@ def test_a_directory_that_holds_entries_gets_the_files_that_it_lacks(place: Path
     assert (place / "root" / "alone").stat().st_nlink == 1
 
 
+def test_what_appears_meanwhile_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _publish(place)
+    # As if nothing had been there when it looked.
+    monkeypatch.setattr(entries, "_names", lambda _: set())
+    assert _publish(place, {path: b"other" for path in FILES}) == Published(0, len(FILES))
+    assert _tree(place / "root") == FILES
+
+
+def test_nothing_is_copied_for_what_is_there(place: Path) -> None:
+    _publish(place)
+    files, contents = _staged(place, FILES)
+    for content in contents.iterdir():
+        content.write_bytes(b"")
+    changes = _count_changes(lambda: publish(place / "root", files, contents))
+    assert "os.utime" not in changes
+
+
 # Links and files in the way
 
 _IN_THE_WAY = ["two", "two/deep", "one", "three", "three/op"]
@@ -266,6 +283,7 @@ def test_processes_at_once_give_whole_entries(place: Path) -> None:
                 process.stdin.flush()
             # Whoever looks meanwhile sees whole entries as well.
             while not all((root / entry).is_dir() for entry in "abcdefgh"):
+                assert all(process.poll() is None for process in processes)
                 for entry in root.glob("[a-z]"):
                     assert _is_whole(entry)
             outcomes = []
@@ -314,6 +332,23 @@ def _publish_until(number: int, act: Callable[[], None], place: Path) -> int:
                 status = 1
         os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _count_changes(act: Callable[[], object]) -> list[str]:
+    """The changes of the disk that a piece of work makes."""
+    changes: list[str] = []
+    counting = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if counting and event in _CHANGES:
+            changes.append(event)
+
+    sys.addaudithook(hook)  # it cannot be taken back
+    try:
+        act()
+    finally:
+        counting = False
+    return changes
 
 
 def _kill() -> None:

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import shutil
-import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -167,10 +166,11 @@ def _building(root: Path, top: int, contents: Path) -> Iterator[_Building]:
 def _remove_left_behind(root: Path, top: int) -> None:
     for name in filter(is_staging, _names(top)):
         try:
-            status = os.stat(name, dir_fd=top, follow_symlinks=False)
+            changed = os.stat(name, dir_fd=top, follow_symlinks=False).st_mtime
         except FileNotFoundError:
             continue  # its owner has just removed it
-        if stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > _LEFT_AFTER_S:
+        if time.time() - changed > _LEFT_AFTER_S:
+            # It takes no link for a directory.
             shutil.rmtree(root / name, ignore_errors=True)
 
 

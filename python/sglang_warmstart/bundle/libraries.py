@@ -39,7 +39,7 @@ from pathlib import Path
 import msgspec
 
 from sglang_warmstart.bundle.entries import is_staging
-from sglang_warmstart.bundle.manifest import CachedFile, LibraryCache, _defect_of
+from sglang_warmstart.bundle.manifest import CachedFile, LibraryCache, defect_of
 
 Environment = Mapping[str, str]
 
@@ -113,7 +113,7 @@ def collect(library: Library, environment: Environment) -> Collected:
     """
     root, files, contents, notes = library.root(environment), list[CachedFile](), dict[str, Path](), list[str]()
     for path in _walk(root, "", library.left_out, notes) if library.is_installed else ():
-        defect = _defect_of(path)
+        defect = defect_of(path)
         if defect is not None:
             notes.append(f"{library.name}: {path!r} is left out: {defect}")
             continue
@@ -259,10 +259,8 @@ def _flashinfer_key(environment: Environment) -> dict[str, str]:
 
 def _tvm_ffi_root(environment: Environment) -> Path:
     """Source: ``build_inline`` in ``tvm_ffi/cpp/extension.py``."""
-    named = environment.get("TVM_FFI_CACHE_DIR")
-    if named == "~" or (named or "").startswith("~/"):
-        named = f"{_home(environment)}{named[1:]}" if named else named
-    return Path(named or _home(environment) / ".cache" / "tvm-ffi").resolve()
+    named = environment.get("TVM_FFI_CACHE_DIR") or "~/.cache/tvm-ffi"
+    return (_home(environment) / named[2:] if named.startswith("~/") else Path(named)).resolve()
 
 
 def _tvm_ffi_key(environment: Environment) -> dict[str, str]:

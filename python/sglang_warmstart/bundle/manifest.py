@@ -143,7 +143,7 @@ def _check(manifest: Manifest) -> None:
 
 def _check_paths(cache: LibraryCache) -> None:
     for file in cache.files:
-        defect = _defect_of(file.path)
+        defect = defect_of(file.path)
         if defect is not None:
             raise BundleError(f"its manifest: {cache.library}: {file.path!r}: {defect}")
         if not 0 <= file.mtime_ns < 1 << 63:
@@ -156,7 +156,7 @@ def _check_paths(cache: LibraryCache) -> None:
             raise BundleError(f"its manifest: {cache.library}: {above[:-1]!r} is a file and a directory")
 
 
-def _defect_of(path: str) -> str | None:
+def defect_of(path: str) -> str | None:
     if not path or len(path.encode(errors="surrogatepass")) > _PATH_LIMIT:
         return "empty, or too long"
     if any(not character.isprintable() for character in path):

@@ -71,7 +71,7 @@ def record(
             _start_and_stop(arguments, Path(directory), kept, Console(stderr=True), limit_s)
             plan = _plan_in(Path(directory), kept)
         except ServerError as error:
-            typer.echo(f"{error}: its log is {kept}", err=True)
+            typer.echo(f"{error}\nits log is {kept}", err=True)
             raise typer.Exit(EXIT_FAILED) from error
     if log is None:
         kept.unlink()
@@ -131,11 +131,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, co
                 if "] warmstart" in line:
                     console.print(Text(line.rstrip()), soft_wrap=True)
             if process.poll() is not None:
-                raise ServerError(f"the server ended with status {process.returncode}\n{_last_words(log)}\n")
+                raise ServerError(f"the server ended with status {process.returncode}\n{_last_words(log)}")
             if _is_ready(opener, port):
                 return
             if time.monotonic() > end:
-                raise ServerError(f"the server was not ready after {limit_s:g} s\n{_last_words(log)}\n")
+                raise ServerError(f"the server was not ready after {limit_s:g} s\n{_last_words(log)}")
             time.sleep(0.5)
 
 

@@ -86,8 +86,8 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     restored = Restored()
     compiler = _checked(manifest.plan, place, restored.notes)
     cache = KernelCache(place.cache / "nvrtc" if manifest.plan.kind == "nvrtc" else place.cache)
-    names = {name: manifest.plan.directory_of(name, place.deep_gemm / "include") for name in manifest.cubins}
-    missing = [name for name, directory in names.items() if not cache.has(directory)]
+    names = manifest.plan.directories(place.deep_gemm / "include")
+    missing = [name for name in manifest.cubins if not cache.has(names[name])]
     caches = _caches(manifest, place, restored.notes)
     wanted = {manifest.cubins[name] for name in missing}
     wanted |= {file.sha256 for files in caches.values() for file in files}
@@ -99,8 +99,8 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
                 root = libraries.LIBRARIES[library].root(place.environment)
                 published = entries.publish(root, files, Path(staging))
                 restored.libraries[library] = (published.new, published.kept)
-        restored.kept = len(names) - restored.kernels
-        _mark(cache, manifest, place, compiler, {names[name] for name in missing}, restored)
+        restored.kept = len(manifest.cubins) - restored.kernels
+        _mark(cache, manifest.plan, place, compiler, names, {names[name] for name in missing}, restored)
     except CacheError as error:
         raise BundleError(str(error)) from error
     except OSError as error:
@@ -172,13 +172,24 @@ def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], s
 
 
 def _mark(
-    cache: KernelCache, manifest: Manifest, place: Place, compiler: str, published: set[str], restored: Restored
+    cache: KernelCache,
+    plan: Plan,
+    place: Place,
+    compiler: str,
+    names: Mapping[str, str],
+    published: set[str],
+    restored: Restored,
 ) -> None:
-    """Leave the markers of the plan's launches, for all targets whose kernels are there."""
-    plan = manifest.plan
+    """Leave the markers of the plan's launches, for all targets whose kernels are there.
+
+    Args:
+        names: DeepGEMM's here, by the plan's.
+        published: those that were not there before.
+    """
     for launch in plan.launches:
         markers = Markers(cache, plan.identity_of(launch, place.deep_gemm, compiler))
-        complete = [each for each in plan.targets_of(launch, place.deep_gemm / "include") if _is_there(cache, each)]
+        targets = plan.targets_of(launch, place.deep_gemm / "include", names)
+        complete = [each for each in targets if _is_there(cache, each)]
         for marker in markers.all():
             # One that names a kernel which was gone has the checksum of that.
             stale = [each for each in marker.targets if not published.isdisjoint(_directories(each))]

@@ -59,7 +59,7 @@ def name_of(directory: str) -> str:
     Raises:
         ValueError: it is no such directory.
     """
-    match = re.fullmatch(r"kernel\.([\w-]+)\.[0-9a-f]{32}", directory)
+    match = re.fullmatch(r"kernel\.([\w-]+)\.[0-9a-f]{32}", directory, re.ASCII)
     if match is None:
         raise ValueError(f"not a kernel's directory: {directory!r}")
     return match.group(1)

@@ -19,6 +19,7 @@ from sglang_warmstart.kernels.targets import KernelUse, Target
 
 FORMAT = 1
 INCLUDE = "{include}"
+_NAME_LIMIT = 255  # bytes, as file systems have it
 
 
 class PlanError(Exception):
@@ -109,12 +110,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             settings=launch.settings,
         )
 
-    def targets_of(self, launch: PlannedLaunch, include: Path) -> list[TargetKernels]:
-        """The targets of a launch with DeepGEMM's names for their kernels there, and the flags."""
+    def directories(self, include: Path) -> dict[str, str]:
+        """DeepGEMM's names there, by the plan's."""
+        return {name: self.directory_of(name, include) for name in self.kernels}
+
+    def targets_of(self, launch: PlannedLaunch, include: Path, directories: Mapping[str, str]) -> list[TargetKernels]:
+        """The targets of a launch with DeepGEMM's names for their kernels there, and the flags.
+
+        Args:
+            directories: by :meth:`directories`.
+        """
         return [
             TargetKernels(
                 each.target,
-                tuple(sorted(KernelUse(use.m, self.directory_of(use.directory, include)) for use in each.kernels)),
+                tuple(sorted(KernelUse(use.m, directories[use.directory]) for use in each.kernels)),
                 tuple(sorted({self.flags_of(use.directory, include) for use in each.kernels})),
             )
             for each in launch.targets
@@ -245,6 +254,8 @@ def check(plan: Plan) -> None:
         PlanError: it does not.
     """
     for name, kernel in plan.kernels.items():
+        if len(name) > _NAME_LIMIT:
+            raise PlanError(f"{name[:_NAME_LIMIT]}...: too long for the name of a directory")
         if not 0 <= kernel.flags < len(plan.flags):
             raise PlanError(f"{name}: there is no line {kernel.flags} of flags")
         try:
