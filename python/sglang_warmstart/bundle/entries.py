@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_warmstart.bundle.manifest import BundleError, CachedFile, _defect_of
+from sglang_warmstart.bundle.manifest import BundleError, CachedFile, defect_of
 
 _STAGING = re.compile(r"\.warmstart-[0-9a-f]{32}")
 _LEFT_AFTER_S = 3600  # by then nobody builds in it any more
@@ -65,7 +65,7 @@ def publish(root: Path, files: Sequence[CachedFile], contents: Path) -> Publishe
             cannot be written: entries that are there by then stay.
     """
     for file in files:
-        defect = _defect_of(file.path)
+        defect = defect_of(file.path)
         if defect is not None:
             raise BundleError(f"{file.path!r} is not put into the cache {root}: {defect}")
         if not (contents / file.sha256).is_file():

@@ -157,6 +157,7 @@ def _check_paths(cache: LibraryCache) -> None:
 
 
 def defect_of(path: str) -> str | None:
+    """Why a path cannot be that of a file in a cache, or None."""
     if not path or len(path.encode(errors="surrogatepass")) > _PATH_LIMIT:
         return "empty, or too long"
     if any(not character.isprintable() for character in path):
