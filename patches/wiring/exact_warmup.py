@@ -125,7 +125,7 @@ SERVICE = Commit(
         real processes and signals: parents that are killed, ranks that leave, two servers on one cache, damaged
         markers, a service that is stopped in every phase.
     """,
-    modules=_modules("marker", "protocol", "client", "launch", "service"),
+    modules=_modules("marker", "plan", "rank_plan", "restoring", "protocol", "client", "launch", "service"),
 )
 
 EXACT_WARMUP = Commit(

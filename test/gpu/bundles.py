@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from runs import SERVER, Run, checkpoint, compiler, kernels_of, start, warmup_of
 # The bundle that was compiled elsewhere from the plan of the case `record`.
 BUNDLE = "WARMSTART_GPU_BUNDLE"
 ROUNDS = 3
-TIMED = 5
 
 
 def command(*arguments: object, **environment: str) -> tuple[float, subprocess.CompletedProcess[str]]:
@@ -79,11 +76,7 @@ def bundle(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     full = scratch / "full.tar.zst"
     own = kernels_of("all", scratch)
     result["pack_full"] = packed(full, {**own, "HOME": str(home)}, "--include", "all")
-    result["files"] = {
-        "kernels": timings(path, scratch / "timed-kernels"),
-        "full": timings(full, scratch / "timed-full"),
-    }
-    checkpoint("bundle", result)
+    shutil.copy(full, os.environ["WARMSTART_RESULTS"])  # for bundle_files.py
     # All that is left is what the bundle has, under the same home: that is in the keys of other libraries.
     home.rename(scratch / "bundle-home-before")
     begin("all-restored", "all-restored", "all restored", SGLANG_WARMSTART_BUNDLE=str(full))
@@ -102,73 +95,3 @@ def packed(path: Path, environment: dict[str, str], *arguments: str) -> dict[str
     said = json.loads(done.stdout)
     caches = {each["library"]: {"files": each["files"], "bytes": each["bytes"]} for each in said["caches"]}
     return {"seconds": round(seconds, 2), "bytes": path.stat().st_size, "caches": caches, "kernels": said["kernels"]}
-
-
-def timings(path: Path, directory: Path) -> dict[str, Any]:
-    """Seconds of a bundle's commands, without those of Python's start, beside tar and zstd on the same files."""
-    from sglang_warmstart.bundle import archive, packing
-    from sglang_warmstart.bundle.restore import Place, restore
-    from sglang_warmstart.bundle.toolchain import installed_deep_gemm
-
-    directory.mkdir()
-    deep_gemm = installed_deep_gemm()
-    assert deep_gemm is not None
-    with path.open("rb") as stream:
-        manifest = archive.read(stream)
-        (directory / "files").mkdir()
-        archive.extract(stream, manifest, directory / "files")
-
-    def medians(work: Callable[[int], None]) -> float:
-        taken = []
-        for number in range(TIMED):
-            begin = time.perf_counter()
-            work(number)
-            taken.append(time.perf_counter() - begin)
-        return round(statistics.median(taken), 4)
-
-    def pack(number: int) -> None:
-        cubins = {name: directory / "files" / sha256 for name, sha256 in manifest.cubins.items()}
-        caches = [
-            (each, {file.sha256: directory / "files" / file.sha256 for file in each.files}) for each in manifest.caches
-        ]
-        contents = packing.contents_of(manifest.plan, cubins, caches=caches)
-        archive.write(directory / f"packed-{number}", contents.manifest, contents.open)
-
-    def verify(_: int) -> None:
-        with path.open("rb") as stream:
-            archive.read(stream)
-
-    def unpack(number: int) -> None:
-        environment = {**os.environ, "HOME": str(directory / f"home-{number}")}
-        with path.open("rb") as stream:
-            restore(stream, Place(directory / f"cache-{number}", deep_gemm, environment))
-
-    def by_tar(line: str) -> Callable[[int], None]:
-        def work(number: int) -> None:
-            subprocess.run(
-                ["bash", "-c", f"set -o pipefail; {line}"],
-                check=True,
-                env={**os.environ, "N": str(number)},
-                cwd=directory,
-            )
-
-        return work
-
-    result: dict[str, Any] = {
-        "bytes": path.stat().st_size,
-        "unpacked_bytes": sum(manifest.files.values()),
-        "files": len(manifest.files),
-        "pack_s": medians(pack),
-        "verify_s": medians(verify),
-    }
-    if not manifest.caches:
-        # Caches of other libraries are restored under their own home alone; the start's log says how long that took.
-        result["unpack_s"] = medians(unpack)
-    if shutil.which("zstd"):
-        result["tar_zstd_pack_s"] = medians(by_tar("tar -c files | zstd -q -10 -o tar-$N.tar.zst"))
-        result["tar_zstd_test_s"] = medians(by_tar("zstd -q -t tar-$N.tar.zst"))
-        result["tar_zstd_unpack_s"] = medians(by_tar("mkdir tar-$N && zstd -q -dc tar-$N.tar.zst | tar -x -C tar-$N"))
-        result["tar_zstd_bytes"] = (directory / "tar-0.tar.zst").stat().st_size
-    shutil.rmtree(directory)
-    print(f"  timings: {result}", flush=True)
-    return result

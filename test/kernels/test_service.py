@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from kit.fake_nvcc import cubin_of
 from kit.node import GPU, Node, Place, wait_until
 from kit.standin_library import FLAGS, LINE_INFO, TAKEN_GPU, definition, kernels_of
+from sglang_warmstart.kernels import plan as plans
 from sglang_warmstart.kernels import pool, protocol, recording
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
+from sglang_warmstart.kernels.marker import Marker
 from sglang_warmstart.kernels.protocol import Answer, Restore, Warm, Warmed, Welcome
 from sglang_warmstart.kernels.targets import Target
 
@@ -153,6 +156,130 @@ def test_only_the_ranks_own_settings_reach_deep_gemm(node: Node, place: Place) -
     (source, *_) = sources_of(target()).values()
     cubins = [(place.cache.path(use.directory) / "kernel.cubin").read_bytes() for use in answer.targets[0].kernels]
     assert cubin_of(source, FLAGS + LINE_INFO) in cubins
+
+
+# Plans
+
+
+def test_for_a_plan_kernels_are_recorded_and_none_is_compiled(place: Place, tmp_path: Path) -> None:
+    asked = (target(n=512), target(n=2112))
+    (tmp_path / "plans").mkdir()
+    with Node(tmp_path, plans=tmp_path / "plans") as node:
+        rank = node.client()
+        assert rank.hello(place.hello()) == Welcome(only_plans=True)
+        rank.announce(asked[:1], PLENTY)
+        assert rank.restore() == Answer(())
+        assert warm(rank, asked[0]) == Answer(defined(asked[0]))
+        assert warm(rank, asked[1]) == Answer(defined(asked[1]))
+    assert place.nvcc.runs == {"stub": 1}
+    assert not place.cache.path("").exists()
+    assert not list(place.cache.own.glob("markers/*/*.json"))
+    plan = only_plan_in(tmp_path / "plans")
+    (launch,) = plan.launches
+    assert (launch.gpu, launch.num_sms, launch.launch) == (GPU.name, GPU.num_sms, place.hello().launch)
+    include = Path("/opt/deep_gemm/include")
+    found = plan.targets_of(launch, include, plan.directories(include))
+    assert {each.target: each.kernels for each in found} == {each: definition(each) for each in asked}
+    assert {plan.flags_of(name, include) for name in plan.kernels} == {FLAGS}
+    assert {kernel.source for kernel in plan.kernels.values()} == set(sources_of(*asked).values())
+
+
+def only_plan_in(directory: Path) -> plans.Plan:
+    (path,) = directory.glob("*.json")
+    return plans.decode(path.read_bytes())
+
+
+def test_a_plan_says_which_targets_are_not_in_it(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    with Node(tmp_path, plans=tmp_path / "plans") as node:
+        rank = node.client()
+        rank.hello(place.hello())
+        rank.left_out("<PACKED> N=1 K=2", "packed scales")
+        broken = target("a GEMM that raises at 33")
+        answer = warm(rank, broken, target())
+        assert [bool(each.error) for each in answer.targets] == [True, False]
+    plan = only_plan_in(tmp_path / "plans")
+    assert {(each.target, each.reason) for each in plan.left_out} == {
+        ("<PACKED> N=1 K=2", "packed scales"),
+        (str(broken), answer.targets[0].error),
+    }
+    assert [each.target for each in plan.launches[0].targets] == [target()]
+
+
+def test_a_plan_that_cannot_be_written_is_a_note_in_the_answer(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with Node(tmp_path, plans=tmp_path / "file") as node:
+        rank = node.client()
+        rank.hello(place.hello())
+        answer = warm(rank, target())
+    assert answer.targets == defined(target())
+    assert "the plan cannot be written" in answer.notes[0]
+
+
+def test_what_is_left_out_of_no_plan_is_no_matter(node: Node, place: Place) -> None:
+    rank = place.rank(node)
+    rank.left_out("a target", "a reason")
+    assert rank.restore() == Answer(())
+
+
+def test_a_marker_has_the_flags_of_its_targets(node: Node, place: Place) -> None:
+    warm(place.rank(node), target())
+    # One that another marker knows keeps them.
+    warm(place.rank(node, place.hello(launch={"rank": "1"})), target())
+    markers = [msgspec.json.decode(path.read_bytes(), type=Marker) for path in place.cache.own.glob("markers/*/*.json")]
+    assert [[each.flags for each in marker.targets] for marker in markers] == [[(FLAGS,)]] * 2
+
+
+# Restoring
+
+
+@contextlib.contextmanager
+def somebody_restores(lock: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds the lock until it ends."""
+    holding = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True)\n"
+    holding += "sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", holding, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_kernels_that_are_being_restored_are_waited_for_and_not_compiled(
+    node: Node, place: Place, tmp_path: Path
+) -> None:
+    warm(place.rank(node), target())
+    runs = place.nvcc.runs
+    aside = place.cache.root.with_name("aside")
+    place.cache.root.rename(aside)
+    with somebody_restores(tmp_path / "lock") as process, Node(tmp_path, restoring=tmp_path / "lock") as restarted:
+        rank = place.rank(restarted)
+        with ThreadPoolExecutor() as threads:
+            marker = threads.submit(rank.restore)
+            other = place.rank(restarted, place.hello(launch={"rank": "7"}))
+            kernels = threads.submit(warm, other, target())
+            time.sleep(0.5)
+            assert not marker.done() and not kernels.done()
+            aside.rename(place.cache.root)
+            process.stdin.close()  # type: ignore[union-attr]
+            assert marker.result(10) == Answer(defined(target()))
+            assert kernels.result(10) == Answer(defined(target()))
+        assert not restarted.is_running(FORKSERVER) or place.nvcc.runs["stub"] == runs["stub"] + 1  # for the other one
+    assert place.nvcc.compiled == {what: count for what, count in runs.items() if what != "stub"}
+
+
+def test_one_who_restores_and_is_killed_keeps_nobody_waiting(place: Place, tmp_path: Path) -> None:
+    with somebody_restores(tmp_path / "lock") as process, Node(tmp_path, restoring=tmp_path / "lock") as node:
+        rank = place.rank(node)
+        with ThreadPoolExecutor() as threads:
+            answer = threads.submit(warm, rank, target())
+            time.sleep(0.3)
+            process.kill()
+            assert answer.result(20).targets == defined(target())
 
 
 # Many at once

@@ -32,9 +32,10 @@ GPU = Gpu("NVIDIA H200", 132, (9, 0), 0)
 _MARK = "KIT_NODE"
 
 _PARENT = """
-import sys
+import pathlib, sys
 from sglang_warmstart.kernels.launch import start_service
-service = start_service(sys.argv[1])
+library, *paths = sys.argv[1:]
+service = start_service(library, *(pathlib.Path(path) if path else None for path in paths))
 print(service.process.pid, service.socket, flush=True)
 sys.stdin.read()
 """
@@ -47,23 +48,30 @@ class Node:
         directory: for the log.
         library: what the service takes for DeepGEMM.
         modules: a directory from which its processes import, too.
+        restoring, plans: as of ``start_service``.
         environment: on top of this process's own.
     """
 
     def __init__(
-        self, directory: Path, library: str = STANDIN, modules: Path | None = None, **environment: str
+        self,
+        directory: Path,
+        library: str = STANDIN,
+        modules: Path | None = None,
+        restoring: Path | None = None,
+        plans: Path | None = None,
+        **environment: str,
     ) -> None:
         self._log = directory / "log"
         self._mark = uuid.uuid4().hex
         own = {"PYTHONPATH": python_path(Path(__file__).parents[1], modules), _MARK: self._mark}
         self._environment = {**os.environ, **own, **environment}
-        self._library = library
+        self._options = [library, *(str(path or "") for path in (restoring, plans))]
         self._clients: list[ServiceClient] = []
 
     def __enter__(self) -> Node:
         with self._log.open("wb") as log:
             self.parent = subprocess.Popen(
-                [sys.executable, "-c", _PARENT, self._library],
+                [sys.executable, "-c", _PARENT, *self._options],
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
