@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType, ModuleType, SimpleNamespace
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +23,21 @@ from kit.node import Node
 from kit.release import installed_release
 from kit.served_rank import ServedRank, compiled_for, representatives_of
 from kit.standin_library import TAKEN_GPU
-from kit.wrapped_gemms import BF16, CALLS, CONTIGUOUS, DENSE, MASKED, PRENORM, K, bf16, dense, masked, prenorm, target
+from kit.wrapped_gemms import (
+    BF16,
+    CALLS,
+    CONTIGUOUS,
+    DENSE,
+    MASKED,
+    PRENORM,
+    K,
+    bf16,
+    dense,
+    masked,
+    overlapped,
+    prenorm,
+    target,
+)
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang_warmstart.kernels import gemms
@@ -273,10 +287,6 @@ def test_the_next_target_is_tried_again(started: ServedRank) -> None:
     started.nvcc.on_each_kernel(":")
     bf16()
     assert started.warmed == {target(BF16)}
-
-
-def overlapped() -> SimpleNamespace:
-    return SimpleNamespace(num_sms=100, signal=torch.zeros(1))
 
 
 def test_a_call_that_a_target_does_not_describe_is_left_to_sglang_with_what_it_is(

@@ -28,13 +28,15 @@ from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_o
 from kit.stages import run_stages
 from kit.standin_library import Jit
 from kit.toolchain import toolchain
-from kit.wrapped_gemms import BF16, DENSE, K, bf16, dense, masked, target
+from kit.wrapped_gemms import BF16, DENSE, MASKED, K, bf16, dense, masked, overlapped, target
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang_warmstart.kernels import plan as plans
 from sglang_warmstart.kernels.client import ServiceClient
 from sglang_warmstart.kernels.identity import Gpu
 from sglang_warmstart.kernels.launch import ServiceProcess, start_service
+from sglang_warmstart.kernels.plan import Plan
 from sglang_warmstart.kernels.protocol import Hello, Welcome
 from sglang_warmstart.kernels.targets import Target
 from sglang_warmstart.rank import exact_warmup
@@ -959,3 +961,123 @@ def test_whatever_else_keeps_the_service_from_starting_keeps_no_server_from_it(
     assert launch_schedulers(runner, "cuda") is None
     (line,) = lines(caplog)
     assert "no service for exact warm-up" in line
+
+
+# A plan is recorded
+
+
+@pytest.fixture(scope="module")
+def planning_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Path]]:
+    """A node of `sglang-warmstart record`, and where its plans go."""
+    directory = tmp_path_factory.mktemp("planning")
+    with Node(directory, plans=directory / "plans") as node:
+        yield node, directory / "plans"
+
+
+@pytest.fixture
+def planning(
+    planning_node: tuple[Node, Path], start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Started, Callable[[], Plan]]:
+    """A rank whose targets are recorded for a plan, and that plan."""
+    node, directory = planning_node
+    for path in directory.glob("*"):
+        path.unlink()
+    monkeypatch.setenv(SERVICE, str(node.socket))
+    started = start()
+
+    def plan() -> Plan:
+        (path,) = directory.glob("*.json")
+        return plans.decode(path.read_bytes())
+
+    return started, plan
+
+
+def planned(plan: Plan) -> set[Target]:
+    return {each.target for launch in plan.launches for each in launch.targets}
+
+
+@with_discovery
+def test_the_targets_of_dry_forwards_come_into_the_plan_and_no_gemm_ever_runs(
+    planning: tuple[Started, Callable[[], Plan]], caplog: pytest.LogCaptureFixture
+) -> None:
+    started, plan = planning
+    started.runner.kernel_warmup()
+    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+    assert planned(plan()) == set(all_targets())
+    # What follows at a start-up: forwards that are not dry, and more of them.
+    for mode in (DECODE, EXTEND):
+        started.runner._dummy_run(7, forward_mode_override=mode)
+    assert started.rank.calls == []
+    assert started.rank.nvcc.runs == {"stub": 1}
+    assert started.rank.markers == []
+    assert lines(caplog) == []
+
+
+def test_a_target_that_is_met_later_comes_into_the_plan_too_and_its_result_is_zero(
+    planning: tuple[Started, Callable[[], Plan]],
+) -> None:
+    started, plan = planning
+    assert dense().unique().tolist() == [0]
+    assert dense(m=7).unique().tolist() == [0]
+    assert masked().unique().tolist() == [0]
+    assert planned(plan()) == {target(DENSE), target(MASKED)}
+    assert started.rank.calls == []
+
+
+def test_a_target_that_cannot_be_described_is_named_in_the_plan_and_not_swept(
+    planning: tuple[Started, Callable[[], Plan]], caplog: pytest.LogCaptureFixture
+) -> None:
+    started, plan = planning
+    dense()
+    for _ in range(2):
+        assert masked(overlap_args=overlapped()).unique().tolist() == [0]
+    (line,) = lines(caplog)
+    (left_out,) = plan().left_out
+    assert line == f"warmstart: {left_out.target} is not in the plan: {left_out.reason}"
+    assert MASKED in left_out.target
+    assert left_out.reason.startswith("the argument ")
+    assert planned(plan()) == {target(DENSE)}
+    assert started.rank.calls == []
+
+
+def test_where_a_plan_is_recorded_a_cache_that_knows_all_is_not_asked(
+    rank: ServedRank,
+    runner: ModelRunner,
+    planning_node: tuple[Node, Path],
+    delivery: Delivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rank.connect(runner)
+    dense()
+    assert rank.warmed == {target(DENSE)}
+    delivery.start_again()
+    node, directory = planning_node
+    monkeypatch.setenv(SERVICE, str(node.socket))
+    rank.connect(runner)
+    before = rank.calls
+    dense()
+    assert rank.calls == before
+    assert any(target(DENSE) in planned(plans.decode(path.read_bytes())) for path in directory.glob("*.json"))
+
+
+@pytest.mark.usefixtures("engine", "deep_gemm")
+def test_the_service_is_told_where_plans_go_and_who_restores(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[dict[str, Path | None]] = []
+    real = start_service()
+
+    def start(**options: Path | None) -> ServiceProcess:
+        told.append(options)
+        return real
+
+    monkeypatch.setattr(exact_warmup, "start_service", start)
+    try:
+        launch_schedulers(runner, "cuda")
+        monkeypatch.setenv(exact_warmup.PLANS, str(tmp_path / "plans"))
+        monkeypatch.setenv(exact_warmup.RESTORING, str(tmp_path / "lock"))
+        launch_schedulers(runner, "cuda")
+    finally:
+        real.stop()
+    assert told[0] == {"restoring": None, "plans": None}
+    assert told[1]["plans"] == tmp_path / "plans"

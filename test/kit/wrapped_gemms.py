@@ -6,6 +6,7 @@ All operands are ones, so that every element of a result is k.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -72,6 +73,12 @@ def masked(
     lhs, rhs = _lhs((GROUPS, m, k), lhs_scale), _rhs((GROUPS, n, k), rhs_scale)
     deep_gemm_wrapper.grouped_gemm_nt_f8f8bf16_masked(lhs, rhs, out, rows, m, overlap_args=overlap_args)
     return out
+
+
+def overlapped() -> SimpleNamespace:
+    """What makes the masked GEMM one that a target does not describe."""
+
+    return SimpleNamespace(num_sms=100, signal=torch.zeros(1))
 
 
 def bf16(m: int = 5, n: int = N, k: int = K, lhs_major: Major = "k", rhs_major: Major = "k") -> torch.Tensor:

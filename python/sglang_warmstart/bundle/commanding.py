@@ -53,10 +53,14 @@ def read_plans(paths: list[Path]) -> Plan:
 
 def _read_plan(path: Path) -> Plan:
     try:
-        if path.stat().st_size > _PLAN_LIMIT:
-            raise PlanError(f"{path}: not a plan: more than {_PLAN_LIMIT} bytes")
-        return plans.decode(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(_PLAN_LIMIT + 1)
+        if len(data) > _PLAN_LIMIT:
+            raise PlanError(f"not a plan: more than {_PLAN_LIMIT} bytes")
+        return plans.decode(data)
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror or error}") from error
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
+    except (UnicodeDecodeError, OverflowError, RecursionError) as error:
+        raise PlanError(f"{path}: not a plan: {error}") from error

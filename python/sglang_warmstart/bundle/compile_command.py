@@ -29,6 +29,7 @@ from sglang_warmstart.kernels.plan import Plan
 # A bundle is written anew as kernels come, so that little is lost whatever happens, and rarely enough to cost nothing.
 _WRITE_AGAIN_S = 10.0
 _WRITE_SHARE = 0.05
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -74,6 +75,19 @@ class Bundle:
         self.caches = [
             (cache, {file.sha256: directory / file.sha256 for file in cache.files}) for cache in manifest.caches
         ]
+
+    def see_place(self) -> None:
+        """See that it can be written there, before compilers work for it.
+
+        Raises:
+            BundleError: it cannot.
+        """
+        try:
+            tempfile.TemporaryFile(dir=self.path.parent).close()
+        except OSError as error:
+            raise BundleError(
+                f"{self.path} cannot be written ({error.strerror or error}): name another place"
+            ) from error
 
     def write(self) -> None:
         """Write what there is, whole or not at all.
@@ -144,6 +158,7 @@ def compile_plan(
     if address is not None and not address.startswith(cluster.SCHEME):
         raise typer.BadParameter(f"{address}: expected {cluster.SCHEME}HOST:PORT", param_hint="--cluster")
     with tempfile.TemporaryDirectory(prefix="warmstart-compile-") as directory, interruptible():
+        bundle.see_place()
         bundle.resume(Path(directory))
         missing = [name for name in plan.kernels if name not in bundle.cubins]
         resumed, start = len(bundle.cubins), time.monotonic()
@@ -201,9 +216,13 @@ def interruptible() -> Iterator[None]:
 @contextmanager
 def held_off() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait: the last bundle is being written."""
-    signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    came: list[int] = []
+    # Not by a mask: a thread without it, such as one of dask's, would take the signal for all.
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _SIGNALS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if came:
+        raise KeyboardInterrupt

@@ -6,15 +6,15 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import CancelledError, Executor, Future, as_completed
 from typing import Protocol
 
 import msgspec
 
 from sglang_warmstart.bundle import toolchain as toolchains
-from sglang_warmstart.bundle.toolchain import Toolchain, ToolchainError
+from sglang_warmstart.bundle.toolchain import Pinned, Toolchain, ToolchainError
 from sglang_warmstart.kernels import cubin, stub
-from sglang_warmstart.kernels.compiler import CompileJob, CompilerError, Kind, compile_kernel
+from sglang_warmstart.kernels.compiler import CompileJob, CompilerError, compile_kernel
 from sglang_warmstart.kernels.plan import INCLUDE, Plan
 from sglang_warmstart.kernels.pool import size_of
 
@@ -28,14 +28,14 @@ class PortableJob(msgspec.Struct, frozen=True):
     Args:
         source: CUDA source.
         flags: the compiler's, with ``{include}`` for the headers.
-        kind: nvcc or nvrtc.
+        pinned: what the machine has to have.
         nvcc, deep_gemm: where those are, if it was named.
         limit_s: seconds after which the compiler is ended.
     """
 
     source: str
     flags: str
-    kind: Kind
+    pinned: Pinned
     nvcc: str | None = None
     deep_gemm: str | None = None
     limit_s: float = LIMIT_S
@@ -71,27 +71,30 @@ def compile_portable(job: PortableJob) -> Cubin:
     Raises:
         CompilerError: with the compiler's own message.
     """
-    start = time.monotonic()
+    start, worker = time.monotonic(), f"{os.uname().nodename}:{os.getpid()}"
     try:
-        found = _toolchain(job.kind, job.nvcc, job.deep_gemm)
+        # A worker may have come after all others were asked.
+        found = _checked(job.pinned, job.nvcc, job.deep_gemm)
     except ToolchainError as error:
-        raise CompilerError(str(error)) from None
+        raise CompilerError(f"{worker}: {error}") from None
     flags = job.flags.replace(INCLUDE, str(found.include))
     data = compile_kernel(CompileJob(job.source, flags, found.compiler, job.limit_s))
     defect = "a recorder's stub" if stub.is_stub(data) else cubin.defect_of(data)
     if defect is not None:
         raise CompilerError(f"what the compiler left is no cubin: {defect}")
-    return Cubin(data, time.monotonic() - start, f"{os.uname().nodename}:{os.getpid()}")
+    return Cubin(data, time.monotonic() - start, worker)
 
 
-def check_here(plan: Plan, nvcc: str | None, deep_gemm: str | None) -> str:
+def check_here(pinned: Pinned, nvcc: str | None, deep_gemm: str | None) -> str:
     """See that this machine has what a plan asks for. Runs here, or in a worker of a cluster.
 
     Returns:
         Nothing but an empty text if it has, else one line that says what is wrong. (An exception would have to travel.)
     """
+    # A cluster's worker may live for long, and what is installed there may change meanwhile.
+    _checked.cache_clear()
     try:
-        toolchains.check(_toolchain(_kind_of(plan), nvcc, deep_gemm), plan)
+        _checked(pinned, nvcc, deep_gemm)
     except ToolchainError as error:
         return str(error)
     return ""
@@ -117,32 +120,43 @@ def compile_all(
         executor: runs ``compile_one``.
         nvcc, deep_gemm: where those are, if it was named.
     """
+    pinned = Pinned.of(plan)
 
     def job(name: str) -> PortableJob:
         kernel = plan.kernels[name]
-        return PortableJob(kernel.source, plan.flags[kernel.flags], _kind_of(plan), nvcc, deep_gemm)
+        return PortableJob(kernel.source, plan.flags[kernel.flags], pinned, nvcc, deep_gemm)
 
     ordered = sorted(names, key=lambda name: -size_of(plan.kernels[name].source))
     futures: dict[Future[Cubin], str] = {executor.submit(compile_one, job(name)): name for name in ordered}
+    untold = dict(futures)
+
+    def tell(future: Future[Cubin]) -> None:
+        name = untold.pop(future)
+        try:
+            kernel = future.result()
+        except CancelledError:
+            watcher.failed(name, "the cluster has dropped it: see whether its scheduler still runs")
+        except Exception as error:
+            # The compiler's, or a cluster's own: a worker that is lost, say.
+            watcher.failed(name, str(error) or type(error).__name__)
+        else:
+            watcher.compiled(name, kernel)
+
     try:
         for future in as_completed(futures):
-            name = futures[future]
-            try:
-                kernel = future.result()
-            except Exception as error:
-                # The compiler's, or a cluster's own: a worker that is lost, say.
-                watcher.failed(name, str(error) or type(error).__name__)
-            else:
-                watcher.compiled(name, kernel)
+            tell(future)
+    except KeyboardInterrupt:
+        # Some may have ended while the watcher was busy.
+        for future in [each for each in untold if each.done()]:
+            tell(future)
+        raise
     finally:
         for future in futures:
             future.cancel()
 
 
-def _kind_of(plan: Plan) -> Kind:
-    return "nvrtc" if plan.kind == "nvrtc" else "nvcc"
-
-
 @functools.lru_cache(maxsize=8)
-def _toolchain(kind: Kind, nvcc: str | None, deep_gemm: str | None) -> Toolchain:
-    return toolchains.find(kind, os.environ, nvcc, deep_gemm)
+def _checked(pinned: Pinned, nvcc: str | None, deep_gemm: str | None) -> Toolchain:
+    found = toolchains.find(pinned.kind, os.environ, nvcc, deep_gemm)
+    toolchains.check(found, pinned)
+    return found

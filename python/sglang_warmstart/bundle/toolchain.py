@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sglang_warmstart.kernels import compiler as compilers
 from sglang_warmstart.kernels.compiler import Compiler, CompilerError, Kind
@@ -40,6 +42,24 @@ class Toolchain:
         return self.deep_gemm / "include"
 
 
+class Pinned(msgspec.Struct, frozen=True):
+    """What a plan asks for of a machine: little, so that it can go along with each kernel.
+
+    Args:
+        compiler, kind, headers, deep_gemm: as of :class:`Plan`.
+    """
+
+    compiler: str
+    kind: Kind
+    headers: str
+    deep_gemm: str
+
+    @classmethod
+    def of(cls, plan: Plan) -> Pinned:
+        """That of a plan."""
+        return cls(plan.compiler, "nvrtc" if plan.kind == "nvrtc" else "nvcc", plan.headers, plan.deep_gemm)
+
+
 def find(kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm: str | None) -> Toolchain:
     """Look for the compiler and the headers.
 
@@ -53,14 +73,15 @@ def find(kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm
         ToolchainError: one of them is not there; says where it was looked for.
     """
     if nvcc is not None:
-        environment = {
-            **environment,
-            "DG_JIT_NVCC_COMPILER": str(Path(nvcc).absolute()),
-            "CUDA_HOME": "",
-            "CUDA_PATH": "",
-        }
+        path = str(Path(nvcc).absolute())
+        # What was named and is not there is not looked for elsewhere.
+        if shutil.which(path) is None:
+            raise ToolchainError(f"{path} is not there, or is no program: name another nvcc with --nvcc")
+        environment = {**environment, "DG_JIT_NVCC_COMPILER": path, "CUDA_HOME": "", "CUDA_PATH": ""}
+    else:
+        environment = _with_packaged_cuda(environment)
     try:
-        found = compilers.find(_with_packaged_cuda(environment), kind)
+        found = compilers.find(environment, kind)
     except CompilerError as error:
         raise ToolchainError(f"{error}: install nvidia-cuda-nvcc, or name one with --nvcc") from error
     package = Path(deep_gemm).absolute() if deep_gemm is not None else installed_deep_gemm()
@@ -71,23 +92,24 @@ def find(kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm
     return Toolchain(found, package)
 
 
-def check(toolchain: Toolchain, plan: Plan) -> None:
+def check(toolchain: Toolchain, pinned: Pinned) -> None:
     """Refuse a toolchain whose kernels would be others than the plan's.
 
     Raises:
         ToolchainError: names what the plan asks for and what is here.
     """
-    asked = Compiler("", plan.compiler).release
-    if toolchain.compiler.release != asked:
+    asked, here = _release_of(pinned.compiler), _release_of(toolchain.compiler.version)
+    if here != asked:
         raise ToolchainError(
-            f"the plan is for nvcc {asked}, {toolchain.compiler.path} is nvcc {toolchain.compiler.release}: "
-            f"install nvidia-cuda-nvcc=={asked}, or record the plan anew"
+            f"the plan is for {asked}, {toolchain.compiler.path} is {here}: "
+            "install what `plan requirements` says, or record the plan anew"
         )
-    if _headers(toolchain.deep_gemm) != plan.headers:
+    headers = headers_hash(toolchain.deep_gemm)
+    if headers != pinned.headers:
         here = distribution_of(toolchain.deep_gemm) or "a DeepGEMM of unknown version"
         raise ToolchainError(
-            f"the plan is for {plan.deep_gemm or 'another build of DeepGEMM'} (headers {plan.headers[:12]}), "
-            f"{toolchain.deep_gemm} has {here} (headers {_headers(toolchain.deep_gemm)[:12]}): "
+            f"the plan is for {pinned.deep_gemm or 'another build of DeepGEMM'} (headers {pinned.headers[:12]}), "
+            f"{toolchain.deep_gemm} has {here} (headers {headers[:12]}): "
             "install the one of the plan, or record the plan anew"
         )
 
@@ -130,6 +152,7 @@ def _with_packaged_cuda(environment: Mapping[str, str]) -> Mapping[str, str]:
     return environment
 
 
-@functools.cache
-def _headers(deep_gemm: Path) -> str:
-    return headers_hash(deep_gemm)
+def _release_of(version: str) -> str:
+    # NVRTC's own version stands in a line after nvcc's.
+    own = [line for line in version.splitlines() if line.startswith("NVRTC ")]
+    return ", ".join([f"nvcc {Compiler('', version).release}", *own])
