@@ -43,7 +43,7 @@ def cpu_server_args(model: Path, port: int, nccl_port: int) -> dict[str, object]
     }
 
 
-def _as_options(server_args: Mapping[str, object]) -> list[str]:
+def as_options(server_args: Mapping[str, object]) -> list[str]:
     options: list[str] = []
     for name, value in server_args.items():
         options.append("--" + name.replace("_", "-"))
@@ -68,7 +68,7 @@ class Server(ServerProcess):
     ) -> None:
         port, nccl_port = free_ports(2)
         super().__init__(
-            [*_command(launch), *_as_options(cpu_server_args(model, port, nccl_port)), *arguments],
+            [*_command(launch), *as_options(cpu_server_args(model, port, nccl_port)), *arguments],
             port,
             child_environment({"PYTHONUNBUFFERED": "1", **(environment or {})}),
             log_file=log_file,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -137,7 +137,8 @@ def pack(
     wanted = _wanted(include)
     private_key = PrivateKey.load(key) if key is not None else None
     with tempfile.TemporaryDirectory(prefix="warmstart-pack-") as directory:
-        plan, cubins, caches, notes = _sources(cache or default_cache(os.environ), base, identity, Path(directory))
+        sources = _sources(cache or default_cache(os.environ), base, identity, Path(directory))
+        plan, cubins, caches, notes = sources.plan, sources.cubins, sources.caches, sources.notes
         for library in wanted:
             collected = libraries.collect(library, os.environ)
             notes += collected.notes
@@ -145,7 +146,7 @@ def pack(
                 caches[library.name] = (collected.cache, collected.contents)
             else:
                 notes.append(f"{library.name}: nothing in {library.root(os.environ)}")
-        contents = packing.contents_of(plan, cubins, caches=caches.values())
+        contents = packing.contents_of(plan, cubins, failed=sources.failed, caches=caches.values())
         archive.write(output, contents.manifest, contents.open, sign=private_key.sign if private_key else None)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
@@ -157,25 +158,33 @@ def pack(
     raise typer.Exit(EXIT_FAILED if plan.left_out or len(cubins) < len(plan.kernels) else 0)
 
 
-_Caches = dict[str, tuple[LibraryCache, dict[str, Path]]]
+@dataclass
+class _Sources:
+    """What a bundle is made from."""
+
+    plan: Plan
+    cubins: dict[str, Path]
+    failed: dict[str, str] = field(default_factory=dict)
+    caches: dict[str, tuple[LibraryCache, dict[str, Path]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def _sources(
-    root: Path, base: str | None, identity: str, directory: Path
-) -> tuple[Plan, dict[str, Path], _Caches, list[str]]:
-    """Plan, cubins and caches that a bundle is made from, and notes."""
+def _sources(root: Path, base: str | None, identity: str, directory: Path) -> _Sources:
     if base is None:
         exported = packing.export(root, identity)
-        return exported.plan, packing.cubins_in(root, exported), {}, list(exported.notes)
+        return _Sources(exported.plan, packing.cubins_in(root, exported), notes=list(exported.notes))
     with source.opened(base) as stream:
         manifest = archive.read(stream)
         archive.extract(stream, manifest, directory)
-    cubins = {name: directory / sha256 for name, sha256 in manifest.cubins.items()}
-    caches = {
-        cache.library: (cache, {file.sha256: directory / file.sha256 for file in cache.files})
-        for cache in manifest.caches
-    }
-    return manifest.plan, cubins, caches, []
+    return _Sources(
+        manifest.plan,
+        {name: directory / sha256 for name, sha256 in manifest.cubins.items()},
+        manifest.failed,
+        {
+            cache.library: (cache, {file.sha256: directory / file.sha256 for file in cache.files})
+            for cache in manifest.caches
+        },
+    )
 
 
 def _wanted(include: str | None) -> tuple[Library, ...]:
