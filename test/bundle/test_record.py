@@ -1,7 +1,7 @@
 """`sglang-warmstart record`: a server is started, what its ranks need is written down, and it is stopped again.
 
-Without a GPU no rank has anything to say. So a stand-in for the server's ranks says it, in a process that starts, answers
-and is stopped as a server is; and the real server is there for what it says where there is no GPU.
+Without a GPU no rank has anything to say. So a stand-in for the server's ranks says it, in a process that starts,
+answers and is stopped as a server is; and the real server is there for what it says where there is no GPU.
 """
 
 from __future__ import annotations
