@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from kit.toolchain import toolchain
 from sglang_warmstart.bundle import at_launch
 from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.marker import Markers
+
+BUNDLE = "SGLANG_WARMSTART_BUNDLE"
 
 
 def bundle() -> Bundle:
@@ -161,6 +165,31 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
         assert not server.cache.root.exists()
 
 
+def test_a_key_that_is_empty_is_no_leave_to_do_without(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bundle.tar.zst"
+    path.write_bytes(bundle().archive())
+    lock = at_launch.start(str(path), "", server.cache.root)
+    assert wait_until(lambda: is_over(lock), 30)
+    assert "the bundle is not restored: " in line_of(capfd)
+    assert not server.cache.root.exists()
+
+
+def test_what_is_secret_in_a_url_is_neither_logged_nor_among_the_arguments(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("aiohttp")
+    secret = uuid.uuid4().hex
+    lock = server.restore(f"http://user:{secret}@127.0.0.1:1/bundle.tar.zst?token={secret}")
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not any(secret in command for command in commands)
+    assert wait_until(lambda: is_over(lock), 30)
+    line = line_of(capfd)
+    assert "http://127.0.0.1:1/bundle.tar.zst: cannot be fetched: " in line
+    assert secret not in line
+
+
 def test_a_key_that_is_not_there_is_one_line(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lock = server.restore(tmp_path / "bundle.tar.zst", tmp_path / "no key")
     assert wait_until(lambda: is_over(lock), 30)
@@ -205,9 +234,9 @@ sys.stdin.read()
 def restorers(url: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
-        if url in command and "--directory" in command:
-            found.append(process)
+        with contextlib.suppress(psutil.Error):
+            if "--directory" in (process.info["cmdline"] or []) and process.environ().get(BUNDLE) == url:
+                found.append(process)
     return found
 
 
@@ -239,10 +268,10 @@ at_launch.main(sys.argv[1:])
 """
     (tmp_path / "own").mkdir()
     start = time.monotonic()
-    arguments = {"bundle": silent, "cache": server.cache.root, "directory": tmp_path / "own", "parent": os.getpid()}
+    arguments = {"cache": server.cache.root, "directory": tmp_path / "own", "parent": os.getpid()}
     done = subprocess.run(
         [sys.executable, "-c", code, *(f"--{name}={value}" for name, value in arguments.items())],
-        env={"PYTHONPATH": python_path(server.deep_gemm.parent)},
+        env={"PYTHONPATH": python_path(server.deep_gemm.parent), BUNDLE: silent},
         capture_output=True,
         text=True,
     )

@@ -207,8 +207,9 @@ def test_a_kernel_that_is_missing_in_the_bundle_and_there_in_the_cache_is_enough
 
 def test_a_stub_is_not_published(site: Site) -> None:
     plan = real_plan(SHAPES[:1])
-    with pytest.raises(BundleError, match="the cubin is not published: a recorder's stub"):
+    with pytest.raises(BundleError, match="a recorder's stub: none of its kernels is restored"):
         site.restore(bundle_of(plan, [cubin(b"sglang_warmstart_stub"), cubin()]))
+    assert site.files == {}
 
 
 def test_another_build_of_deep_gemm_is_refused_with_both_named_before_anything_is_written(
@@ -392,5 +393,5 @@ def test_a_cubin_that_is_none_is_found_by_verifying(site: Site, tmp_path: Path) 
         manifest = archive.read(stream)
         (tmp_path / "files").mkdir()
         archive.extract(stream, manifest, tmp_path / "files")
-    defects = restoring.defects_of(manifest, tmp_path / "files")
+    defects = restoring.defects_of(manifest, manifest.cubins, tmp_path / "files")
     assert [defect.split(": ")[1] for defect in defects] == ["not a 64-bit ELF file", "a recorder's stub"]

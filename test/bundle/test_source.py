@@ -66,7 +66,7 @@ def test_one_that_a_web_server_does_not_have_is_one_line(web: str) -> None:
     pytest.importorskip("aiohttp")
     with pytest.raises(BundleError) as caught:
         read(f"{web}/another.tar.zst")
-    assert str(caught.value).startswith(f"{web}/another.tar.zst: cannot be fetched: FileNotFoundError")
+    assert str(caught.value).startswith(f"{web}/another.tar.zst: cannot be fetched: ClientResponseError: 404, ")
     assert "\n" not in str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/bundle.tar.zst"
-        with pytest.raises(BundleError, match="cannot be fetched: ") as caught:
+        with pytest.raises(BundleError, match="cannot be fetched: ClientConnectorError: ") as caught:
             read(url)
     assert "\n" not in str(caught.value)
 
@@ -128,6 +128,27 @@ except BundleError as error:
     said = run_python(code, package, f"{scheme}://bucket/bundle.tar.zst")
     assert said.count("\n") == 1
     assert said.rstrip().endswith(f"pip install 'sglang-warmstart[{extra}]'")
+
+
+def test_a_proxy_that_the_environment_names_is_used(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+    # The web server as a proxy: it does not have the file, and says so in place of a host that is not there.
+    monkeypatch.setenv("http_proxy", web)
+    with pytest.raises(BundleError, match="cannot be fetched: ClientResponseError: 404"):
+        read("http://is.not.there.invalid/another.tar.zst")
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("/a/path?b", "/a/path?b"),
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("https://user:pw@host:8080/a/b.zst?X-Signature=1#c", "https://host:8080/a/b.zst"),
+        ("http://[broken?secret", "http://[broken"),
+    ],
+)
+def test_what_is_shown_of_a_place_has_no_secrets(place: str, expected: str) -> None:
+    assert source.shown(place) == expected
 
 
 def test_nothing_stays_behind(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

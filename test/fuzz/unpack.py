@@ -37,12 +37,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import msgspec
 import zstandard
-from kit.bundles import LAUNCH, Bundle, Member, bomb, bundle_of, compressed, identity, member, sha256, tar_of
+from kit.bundles import LAUNCH, Bundle, Member, bomb, bundle_of, compressed, cubin, identity, member, sha256, tar_of
 from rich.console import Console
 from rich.progress import track
-from sglang_warmstart.bundle import archive
+from sglang_warmstart.bundle import archive, libraries
 from sglang_warmstart.bundle import manifest as manifests
 from sglang_warmstart.bundle.manifest import BundleError, LibraryCache
+from sglang_warmstart.bundle.restore import Place, restore
+from sglang_warmstart.kernels.cache import CUBIN, KernelCache
 from sglang_warmstart.kernels.plan import Planner
 from sglang_warmstart.kernels.recorder import RecordedKernel
 from sglang_warmstart.kernels.targets import Target
@@ -99,13 +101,15 @@ def input_of(seed: int) -> tuple[str, bytes]:
 def _bundle(rng: random.Random) -> Bundle:
     """A whole one, of names that nobody would choose."""
     kernels = [
-        RecordedKernel(f"kernel.{rng.choice(['a', 'ä', '-', 'x' * 250])}.{'0' * 32}", f"// {m}", "-I{include}", m)
+        RecordedKernel(f"kernel.{rng.choice(['a', 'b_1', '-', 'x' * 215])}.{'0' * 32}", f"// {m}", "-I{include}", m)
         for m in range(1, rng.randint(1, 4))
     ]
     target = Target(kernel_type=rng.choice(NAMES), n=1, k=1, num_groups=1, num_sms=1, m_max=9)
     planner = Planner(identity(), "", "0")
     planner.add(identity(), LAUNCH, [(target, kernels)] if kernels else [])
     contents = [rng.randbytes(rng.choice([0, 1, 64, 511, 512, 513, 2000])) for _ in range(3)]
+    # Most of them are whole cubins, so that kernels are published too.
+    contents = [cubin(content) if rng.random() < 0.8 else content for content in contents]
     cached = {"/".join(rng.choices(NAMES, k=rng.randint(1, 3))): rng.choice(contents) for _ in range(rng.randint(0, 3))}
     bundle = bundle_of(planner.plan(), contents[: rng.randint(0, 3)], cached)
     others = tuple(LibraryCache(library, {}, ()) for library in set(rng.choices(NAMES, k=rng.randint(0, 2))))
@@ -316,7 +320,9 @@ class Watch:
             return
         if event == "open":
             flags = arguments[2] if isinstance(arguments[2], int) else 0
-            if flags & self._WRITING:
+            # A relative one may be relative to a descriptor, of which the event does not tell: the working directory,
+            # which is empty, shows the others.
+            if flags & self._WRITING and (isinstance(arguments[0], int) or os.fsdecode(arguments[0]).startswith("/")):
                 self._check(event, arguments[0], follows=not flags & (os.O_EXCL | os.O_NOFOLLOW))
         elif event in self._PATHS:
             for path, directory in self._PATHS[event]:
@@ -341,24 +347,55 @@ class Watch:
             self.outside.append(f"{event} {found}")
 
 
-def unpack(data: bytes, directory: Path) -> None:
-    """Check an archive and unpack it.
+def unpack(data: bytes, directory: Path) -> str | None:
+    """Check an archive, unpack it, and restore it as a server would.
 
     Args:
         directory: an empty one, of this input.
+
+    Returns:
+        Why it was not restored, though the archive is what it should be; None if it was.
 
     Raises:
         BundleError: it is refused.
     """
     stream = io.BytesIO(data)
     manifest = archive.read(stream)
-    archive.extract(stream, manifest, directory)
-    found = {path.name: path.read_bytes() for path in directory.iterdir()}
+    files = directory / "files"
+    files.mkdir()
+    archive.extract(stream, manifest, files)
+    found = {path.name: path.read_bytes() for path in files.iterdir()}
     for name, content in found.items():
         if hashlib.sha256(content).hexdigest() != name:
             raise AssertionError(f"{name} is there and is not what it should be")
     if {name: len(content) for name, content in found.items()} != manifest.files:
         raise AssertionError("what is there is not what the manifest says")
+    return _restored(stream, manifest, found, directory / "server")
+
+
+def _restored(
+    stream: io.BytesIO, manifest: manifests.Manifest, contents: dict[str, bytes], directory: Path
+) -> str | None:
+    place = Place(
+        directory / "cache", Path("/nonexistent/deep_gemm"), {"CUDA_HOME": "/none", "HOME": str(directory / "home")}
+    )
+    refusal = None
+    try:
+        restore(stream, place)
+    except BundleError as error:
+        if not str(error).isprintable():
+            raise AssertionError(f"not a printable line: {str(error)!r}") from error
+        refusal = str(error)
+    for cache in (KernelCache(place.cache), KernelCache(place.cache / "nvrtc")):
+        if cache.broken():
+            raise AssertionError(f"half a kernel: {cache.broken()}")
+        for name, directory_name in manifest.plan.directories(place.deep_gemm / "include").items():
+            path = cache.path(directory_name) / CUBIN
+            if path.exists() and path.read_bytes() != contents[manifest.cubins[name]]:
+                raise AssertionError(f"{name} is not the bundle's")
+    if any((place.cache / "tmp").glob("*")):
+        raise AssertionError("something of the staging is left")
+    return refusal
 
 
 @dataclass
@@ -366,7 +403,7 @@ class Result:
     """What became of all inputs.
 
     Args:
-        refused, accepted: by level.
+        refused, accepted, not_restored: by level; those that were not restored were accepted.
         reasons: what was said of those that were refused.
         failed: what went wrong, by seed.
         slowest: seconds, and whose.
@@ -374,6 +411,7 @@ class Result:
 
     refused: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
+    not_restored: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     crashes: dict[int, str] = field(default_factory=dict)
     outside: dict[int, list[str]] = field(default_factory=dict)
@@ -389,8 +427,11 @@ class Result:
         start = time.perf_counter()
         try:
             with watch.over(directory):
-                unpack(data, directory)
+                refusal = unpack(data, directory)
             self.accepted[level] += 1
+            if refusal is not None:
+                self.not_restored[level] += 1
+                self.reasons[f"not restored: {_kind_of(refusal)}"] += 1
         except BundleError as error:
             self.refused[level] += 1
             self.reasons[_kind_of(str(error))] += 1
@@ -405,8 +446,8 @@ class Result:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         self.slowest = max(self.slowest, (time.perf_counter() - start, seed))
-        if watch.outside:
-            self.outside[seed] = list(watch.outside)
+        if watch.outside or os.listdir():  # noqa: PTH208
+            self.outside[seed] = [*watch.outside, *os.listdir()]  # noqa: PTH208
         shutil.rmtree(directory)
 
     def as_json(self) -> dict[str, object]:
@@ -415,6 +456,7 @@ class Result:
             "inputs": self.refused.total() + self.accepted.total() + len(self.crashes),
             "refused": dict(sorted(self.refused.items())),
             "accepted": dict(sorted(self.accepted.items())),
+            "of them not restored": dict(sorted(self.not_restored.items())),
             "crashes": self.crashes,
             "writes outside": self.outside,
             "slowest input in s": round(self.slowest[0], 4),
@@ -434,17 +476,20 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="that of the first; the others follow it")
     parser.add_argument("--only", type=int, help="the one input of this seed")
-    parser.add_argument("--json", type=Path, help="where to write what was found")
+    parser.add_argument("--json", type=lambda name: Path(name).absolute(), help="where to write what was found")
     arguments = parser.parse_args()
 
     signal.signal(signal.SIGALRM, _too_slow)
+    # No key of an input is that of this machine, and what comes after the key is to be seen too.
+    libraries.mismatch = lambda *_: None  # type: ignore[assignment]
     console = Console(stderr=True)
     result, watch = Result(), Watch()
     seeds = range(arguments.seed, arguments.seed + arguments.inputs)
     if arguments.only is not None:
         seeds = range(arguments.only, arguments.only + 1)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as empty:
+        os.chdir(empty)
         for seed in track(seeds, "unpacking", console=console, disable=not console.is_terminal):
             result.add(seed, watch, Path(root))
     report = {"seed": seeds.start, **result.as_json(), "wall clock in s": round(time.monotonic() - start, 1)}
@@ -455,7 +500,8 @@ def main() -> int:
         print(f"seed {seed}: {found}\nagain: {sys.executable} {' '.join(sys.argv[:1])} --only {seed}", file=sys.stderr)
     print(
         f"{report['inputs']} inputs: {result.refused.total()} refused for {len(result.reasons)} kinds of reasons, "
-        f"{result.accepted.total()} accepted, {len(result.crashes)} crashes, {len(result.outside)} writes outside; "
+        f"{result.accepted.total()} accepted ({result.not_restored.total()} of them not restored), "
+        f"{len(result.crashes)} crashes, {len(result.outside)} writes outside; "
         f"slowest {result.slowest[0]:.3f} s (seed {result.slowest[1]}), peak RSS {report['peak RSS in MiB']} MiB, "
         f"{report['wall clock in s']} s"
     )

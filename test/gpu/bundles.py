@@ -87,6 +87,25 @@ def bundle(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     return result
 
 
+def elsewhere(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """On another machine than `bundle`: a first start from the bundle that was packed there, with its caches, and one
+    with half of that bundle.
+
+    The scratch directory has to be the same as there: paths of caches are in the keys of other libraries.
+    """
+    path, home = Path(os.environ[BUNDLE]), scratch / "bundle-home"
+    half = scratch / "half.tar.zst"
+    half.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result: dict[str, Any] = {"runs": [], "bundle_bytes": path.stat().st_size}
+    for name, bundle_path in (("restored", path), ("damaged", half)):
+        environment = {**kernels_of(name, scratch), "SGLANG_WARMSTART_BUNDLE": str(bundle_path)}
+        run = start(Run(f"elsewhere-{name}", [], environment, home), model, logs, "0")
+        said = [line.split("warmstart bundle: ")[1] for line in run.log.splitlines() if "warmstart bundle: " in line]
+        result["runs"].append({**warmup_of(run), "state": name, "bundle_said": said})
+        checkpoint("bundle_elsewhere", result)
+    return result
+
+
 def packed(path: Path, environment: dict[str, str], *arguments: str) -> dict[str, Any]:
     """Pack a cache."""
     seconds, done = command("bundle", "pack", "-o", path, "--json", *arguments, **environment)

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import torch
-from bundles import bundle, record
+from bundles import bundle, elsewhere, record
 from runs import HERE, Run, checkpoint, compiler, kernels_of, outcome, start, warmup_of
 
 
@@ -376,10 +376,11 @@ CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
     "pp": (pp, 2),
     "record": (record, 1),
     "bundle": (bundle, 1),
+    "bundle_elsewhere": (elsewhere, 1),
 }
 
 # What needs something from elsewhere is measured if it is named.
-BY_NAME = {"bundle"}
+BY_NAME = {"bundle", "bundle_elsewhere"}
 
 
 @contextlib.contextmanager

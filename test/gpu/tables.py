@@ -187,13 +187,65 @@ def nvrtc_kernels() -> str:
     return table(["target", "M", "nvcc, us", "NVRTC, us", "ratio"], cells)
 
 
+def bundle_starts() -> str:
+    """Starts of the server with bundles and without."""
+    runs = result("bundle")["runs"]
+
+    def of(state: str, key: str) -> str:
+        values = [each[key] for each in runs if each["state"] == state]
+        median = statistics.median(values)
+        if len(values) == 1 or min(values) == max(values):
+            return f"{median:.{PLACES[key]}f}"
+        return f"{median:.{PLACES[key]}f} ({min(values):.{PLACES[key]}f} to {max(values):.{PLACES[key]}f})"
+
+    states = ("all cold", "all restored", "cold", "bundle", "warm")
+    rows = [[what, *(of(state, key) for state in states)] for key, what in BUNDLE_ROWS.items()]
+    titles = ["", "all cold", "all from a bundle", "DeepGEMM cold", "DeepGEMM from a bundle", "all warm"]
+    return table(titles, rows)
+
+
+BUNDLE_ROWS = {
+    "compiler_runs": "runs of nvcc for DeepGEMM",
+    "warmup_s": "seconds in DeepGEMM's warm-up",
+    "ready_s": "seconds to ready",
+}
+PLACES = {"compiler_runs": 0, "warmup_s": 2, "ready_s": 1}
+
+
+def bundle_files() -> str:
+    """Bundles on disk: what they weigh, and how long they take."""
+    hosts = result("bundle_files")
+    titles, columns = [""], []
+    for host, found in hosts.items():
+        for name, each in found["bundles"].items():
+            titles.append(f"{host}: {BUNDLE_NAMES[name]}")
+            columns.append(each)
+
+    def seconds(ours: str, others: str) -> list[str]:
+        return [f"{each['median_s'][ours]:.3f} ({each['median_s'][others]:.3f})" for each in columns]
+
+    rows = [
+        ["kernels of DeepGEMM", *(f"{each['kernels']}" for each in columns)],
+        ["files", *(f"{each['files']}" for each in columns)],
+        ["KiB unpacked", *(f"{each['unpacked_bytes'] / 1024:.0f}" for each in columns)],
+        ["KiB (tar and zstd)", *(f"{each['bytes'] / 1024:.0f} ({each['tar_bytes'] / 1024:.0f})" for each in columns)],
+        ["pack, s (tar and zstd)", *seconds("pack", "tar_pack")],
+        ["verify, s (zstd's own test)", *seconds("verify", "tar_test")],
+        ["unpack, s (tar and zstd)", *seconds("unpack", "tar_unpack")],
+    ]
+    return table(titles, rows)
+
+
+BUNDLE_NAMES = {"kernels": "kernels", "kernels-and-caches": "kernels and caches"}
+
+
 def table(titles: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("|  |", "| |")
 
 
-TABLES = (start_up, criteria, patched, nvrtc, nvrtc_kernels)
+TABLES = (start_up, criteria, patched, nvrtc, nvrtc_kernels, bundle_starts, bundle_files)
 
 if __name__ == "__main__":
     for make in TABLES:

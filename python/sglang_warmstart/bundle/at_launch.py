@@ -25,6 +25,7 @@ from sglang_warmstart.bundle.restore import restore
 from sglang_warmstart.bundle.show import restored_in_words
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.kernels.launch import ALIVE, PREFIX
+from sglang_warmstart.switches import BUNDLE
 
 # A store that does not answer is not waited for. Below the time that the ranks wait for this process.
 LIMIT_S = 120.0
@@ -52,8 +53,8 @@ def start(bundle: str, key: str | None, cache: Path) -> Path:
     try:
         # By the path of this process: it is to find the DeepGEMM that the ranks import.
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
-        command = [sys.executable, "-c", code, "--bundle", bundle, "--cache", str(cache), "--directory", str(directory)]
-        command += ["--parent", str(os.getpid()), *(["--key", key] if key else [])]
+        command = [sys.executable, "-c", code, "--cache", str(cache), "--directory", str(directory)]
+        command += ["--parent", str(os.getpid()), *([f"--key={key}"] if key is not None else [])]
         with (directory / "fresh").open("wb") as alive:
             fcntl.flock(alive, fcntl.LOCK_EX)
             (directory / "fresh").rename(directory / ALIVE)  # nobody is to find it without the lock
@@ -61,7 +62,8 @@ def start(bundle: str, key: str | None, cache: Path) -> Path:
                 command,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "TMPDIR": str(directory)},
+                # Not among the arguments, which everybody can read: a URL may have a password in it.
+                env={**os.environ, "TMPDIR": str(directory), BUNDLE.name: bundle},
                 pass_fds=(alive.fileno(),),
             )
     except BaseException:
@@ -72,23 +74,25 @@ def start(bundle: str, key: str | None, cache: Path) -> Path:
 
 def run(bundle: str, key: str | None, cache: Path, environment: Mapping[str, str]) -> int:
     """Restore a bundle, and say what came of it in one line. Returns the exit status."""
+    name = source.shown(bundle)
     try:
-        public_key = PublicKey.load(Path(key)) if key else None
+        # An empty one is one that somebody meant to set.
+        public_key = PublicKey.load(Path(key)) if key is not None else None
         place = place_of(environment, cache, None)
         with source.opened(bundle) as stream:
             restored = restore(stream, place, public_key)
     except BundleError as error:
         # An error of the source names it already.
-        where = "" if str(error).startswith(bundle) else f"{bundle}: "
+        where = "" if str(error).startswith(name) else f"{name}: "
         logger.warning("the bundle is not restored: %s%s", where, error)
         return 1
     except Exception as error:
         # It is a help for the server, and not to be in its way.
-        logger.warning("the bundle is not restored: %s: %s: %s", bundle, type(error).__name__, error)
+        logger.warning("the bundle is not restored: %s: %s: %s", name, type(error).__name__, error)
         return 1
     for note in restored.notes:
-        logger.warning("%s: %s", bundle, note)
-    logger.info("%s: %s", bundle, restored_in_words(restored))
+        logger.warning("%s: %s", name, note)
+    logger.info("%s: %s", name, restored_in_words(restored))
     return 0
 
 
@@ -100,7 +104,7 @@ def _end_with(parent: int, bundle: str, directory: Path) -> None:
         while os.getppid() == parent and time.monotonic() < end:
             time.sleep(_PARENT_CHECK_S)
         if os.getppid() == parent:
-            logger.warning("the bundle is not restored: %s: it takes more than %g s", bundle, LIMIT_S)
+            logger.warning("the bundle is not restored: %s: it takes more than %g s", source.shown(bundle), LIMIT_S)
         # What is published is whole, and the rest goes with the directory.
         shutil.rmtree(directory, ignore_errors=True)
         os._exit(1)
@@ -109,17 +113,17 @@ def _end_with(parent: int, bundle: str, directory: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the process."""
+    """Entry point of the process. Which bundle it is, the environment says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--directory", type=Path, required=True, help="of this process alone; removed at the end")
     parser.add_argument("--parent", type=int, required=True, help="the process to end with")
     parser.add_argument("--key")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="[%(asctime)s] warmstart bundle: %(message)s", level=logging.INFO)
-    _end_with(options.parent, options.bundle, options.directory)
-    status = run(options.bundle, options.key, options.cache, os.environ)
+    bundle = os.environ[BUNDLE.name]
+    _end_with(options.parent, bundle, options.directory)
+    status = run(bundle, options.key, options.cache, os.environ)
     shutil.rmtree(options.directory, ignore_errors=True)
     # Not to wait for threads of a store that hang.
     logging.shutdown()

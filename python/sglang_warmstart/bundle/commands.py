@@ -63,7 +63,7 @@ def verify(bundle: _Bundle, signer: _Signer = None, as_json: _AsJson = False) ->
     with source.opened(bundle) as stream, tempfile.TemporaryDirectory(prefix="warmstart-verify-") as directory:
         manifest = archive.read(stream, is_signed_by=_key(signer))
         archive.extract(stream, manifest, Path(directory), set(manifest.cubins.values()))
-        defects = defects_of(manifest, Path(directory))
+        defects = defects_of(manifest, manifest.cubins, Path(directory))
     missing = len(manifest.plan.kernels) - len(manifest.cubins)
     if as_json:
         report = {"ok": not defects, "kernels": len(manifest.cubins), "missing": missing, "defects": defects}
@@ -122,6 +122,12 @@ def pack(
     include: Annotated[
         str | None, typer.Option(metavar="LIBRARIES", help="Take these caches along, with commas between them, or all.")
     ] = None,
+    signer: Annotated[
+        Path | None,
+        typer.Option(
+            "--require-signature", metavar="PUBKEY", help="Refuse that bundle unless this Ed25519 key has signed it."
+        ),
+    ] = None,
     key: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign it with this Ed25519 key (PEM).")
     ] = None,
@@ -137,7 +143,10 @@ def pack(
     wanted = _wanted(include)
     private_key = PrivateKey.load(key) if key is not None else None
     with tempfile.TemporaryDirectory(prefix="warmstart-pack-") as directory:
-        sources = _sources(cache or default_cache(os.environ), base, identity, Path(directory))
+        if base is None:
+            sources = _of_cache(cache or default_cache(os.environ), identity)
+        else:
+            sources = _of_bundle(base, _key(signer), Path(directory))
         plan, cubins, caches, notes = sources.plan, sources.cubins, sources.caches, sources.notes
         for library in wanted:
             collected = libraries.collect(library, os.environ)
@@ -169,12 +178,14 @@ class _Sources:
     notes: list[str] = field(default_factory=list)
 
 
-def _sources(root: Path, base: str | None, identity: str, directory: Path) -> _Sources:
-    if base is None:
-        exported = packing.export(root, identity)
-        return _Sources(exported.plan, packing.cubins_in(root, exported), notes=list(exported.notes))
-    with source.opened(base) as stream:
-        manifest = archive.read(stream)
+def _of_cache(root: Path, identity: str) -> _Sources:
+    exported = packing.export(root, identity)
+    return _Sources(exported.plan, packing.cubins_in(root, exported), notes=list(exported.notes))
+
+
+def _of_bundle(place: str, signer: PublicKey | None, directory: Path) -> _Sources:
+    with source.opened(place) as stream:
+        manifest = archive.read(stream, is_signed_by=signer)
         archive.extract(stream, manifest, directory)
     return _Sources(
         manifest.plan,

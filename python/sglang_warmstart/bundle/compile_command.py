@@ -62,10 +62,13 @@ class Bundle:
             return
         try:
             with self.path.open("rb") as stream:
-                manifest = archive.read(stream)
+                # What is taken over is signed with the rest: so it has to be this key's own.
+                manifest = archive.read(stream, is_signed_by=self.key.public_key if self.key else None)
                 old = manifest.plan
                 if any(getattr(old, part) != getattr(self.plan, part) for part in ("compiler", "kind", "headers")):
                     raise BundleError("of another compiler or another DeepGEMM")
+                if manifest.cubins and not manifest.cubins.keys() & self.plan.kernels.keys():
+                    raise BundleError("of another plan, it has no kernel of this one")
                 archive.extract(stream, manifest, directory)
         except (BundleError, OSError) as error:
             raise BundleError(f"{self.path} is there, and is not gone on with: {error}: remove it first") from error
@@ -168,7 +171,8 @@ def compile_plan(
         try:
             with _workers(plan, jobs, address, nvcc, deep_gemm) as workers, view.over(workers):
                 compile_all(plan, missing, workers.executor, progress, nvcc=nvcc, deep_gemm=deep_gemm)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
+            # Ctrl-C; or whoever has read the lines is gone: rich ends a program for that.
             interrupted = True
         with held_off():
             if bundle.cubins:

@@ -61,7 +61,7 @@ def record(
     arguments = list(context.args)
     if "--help" in arguments or not _has(arguments, "--model-path", "--model"):
         raise typer.BadParameter("name the model: --model-path M, and the arguments of the server")
-    if _has(arguments, "--nnodes"):
+    if _value(arguments, "--nnodes") not in (None, "1"):
         raise PlanError(
             "a server of several nodes is not recorded: start it once, and take `plan export` of each node's cache"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,8 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     try:
         with _staging(place.cache) as staging:
             archive.extract(stream, manifest, Path(staging), wanted)
+            if defects := defects_of(manifest, missing, Path(staging)):
+                raise BundleError(f"{defects[0]}: none of its kernels is restored")
             restored.kernels = _publish(cache, manifest, {name: names[name] for name in missing}, Path(staging))
             for library, files in caches.items():
                 root = libraries.LIBRARIES[library].root(place.environment)
@@ -127,11 +129,12 @@ def _checked(plan: Plan, place: Place, notes: list[str]) -> str:
         notes.append(f"there is no {place.deep_gemm} yet: whether that DeepGEMM is the bundle's could not be seen")
     try:
         compiler = compilers.find(place.environment, "nvrtc" if plan.kind == "nvrtc" else "nvcc")
-    except CompilerError as error:
+        signature = digest.signature_of(compiler.version)
+    except (CompilerError, ValueError) as error:
         notes.append(f"the server's compiler is taken to be the bundle's: {error}")
         return plan.compiler
     planned = Compiler("", plan.compiler)
-    if digest.signature_of(planned.version) != digest.signature_of(compiler.version):
+    if digest.signature_of(planned.version) != signature:
         raise BundleError(
             f"it is for another compiler: nvcc {planned.release}, {compiler.path} is nvcc {compiler.release}"
         )
@@ -221,15 +224,16 @@ def _name(launch: PlannedLaunch) -> str:
     return f"rank {launch.launch.get('rank', '?')} on {launch.gpu}"
 
 
-def defects_of(manifest: Manifest, contents: Path) -> list[str]:
+def defects_of(manifest: Manifest, names: Iterable[str], contents: Path) -> list[str]:
     """What is wrong with the cubins of a bundle beyond checksums: one that is no whole cubin, or a recorder's stub.
 
     Args:
+        names: of the kernels to look at.
         contents: where :func:`.archive.extract` has put them.
     """
     defects = []
-    for name, sha256 in sorted(manifest.cubins.items()):
-        data = (contents / sha256).read_bytes()
+    for name in sorted(names):
+        data = (contents / manifest.cubins[name]).read_bytes()
         defect = "a recorder's stub" if stub.is_stub(data) else cubin.defect_of(data)
         if defect is not None:
             defects.append(f"{name}: {defect}")

@@ -105,6 +105,19 @@ class PrivateKey:
             raise BundleError(f"{path} has a private key that is not of Ed25519: {_NEW_KEY}")
         return cls(key.private_bytes_raw())
 
+    @property
+    def public_key(self) -> PublicKey:
+        """What tells its signatures from others.
+
+        Raises:
+            BundleError: ``cryptography`` is not installed.
+        """
+        try:
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        except ImportError as error:
+            raise BundleError(_INSTALL) from error
+        return PublicKey(Ed25519PrivateKey.from_private_bytes(self.raw).public_key().public_bytes_raw())
+
     def sign(self, manifest: bytes) -> bytes:
         """The signature of these bytes: 64 bytes.
 

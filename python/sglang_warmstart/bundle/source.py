@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +15,8 @@ from sglang_warmstart.bundle.manifest import BundleError
 
 _PIECE = 1 << 20
 _LIMIT = 64 << 30
+# In what a store says: user and password of a URL, and its query.
+_SECRETS = re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")
 
 
 @contextlib.contextmanager
@@ -38,28 +42,42 @@ def opened(place: str, limit_bytes: int = _LIMIT) -> Iterator[BinaryIO]:
         yield file
 
 
+def shown(place: str) -> str:
+    """A path or URL as it may be logged: without a password and without a query, which may have a signature in it."""
+    if "://" not in place:
+        return place
+    try:
+        parts = urllib.parse.urlsplit(place)
+    except ValueError:
+        return place.partition("?")[0]
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def _fetched(url: str, scheme: str, limit_bytes: int) -> BinaryIO:
     import fsspec
 
     target = tempfile.TemporaryFile(prefix="warmstart-bundle-")  # noqa: SIM115  (handed to the caller)
     try:
-        with fsspec.open(url, "rb") as remote:
+        # Through the proxies that the environment names, as other programs do.
+        options = {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
+        with fsspec.open(url, "rb", **options) as remote:
             while piece := remote.read(_PIECE):
                 if target.tell() + len(piece) > limit_bytes:
-                    raise BundleError(f"{url}: larger than {limit_bytes} bytes")
+                    raise BundleError(f"{shown(url)}: larger than {limit_bytes} bytes")
                 target.write(piece)
     except BundleError:
         target.close()
         raise
     except ImportError as error:
         target.close()
-        raise BundleError(f"{url}: {_line(error)}: pip install 'sglang-warmstart[{_extra_of(scheme)}]'") from error
+        reason = _line(error)
+        raise BundleError(f"{shown(url)}: {reason}: pip install 'sglang-warmstart[{_extra_of(scheme)}]'") from error
     except Exception as error:
         # Each store has errors of its own, and all of them mean the same here.
         target.close()
         room = shutil.disk_usage(tempfile.gettempdir()).free
         full = f" ({tempfile.gettempdir()} is full: set TMPDIR)" if room < _PIECE else ""
-        raise BundleError(f"{url}: cannot be fetched: {_line(error)}{full}") from error
+        raise BundleError(f"{shown(url)}: cannot be fetched: {_line(error)}{full}") from error
     target.seek(0)
     return target
 
@@ -69,5 +87,7 @@ def _extra_of(scheme: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    # Some stores say no more than that it was not found, where the cause is that nobody answered.
+    cause = error.__cause__ or error
+    text = _SECRETS.sub(r"\1\2", " ".join(str(cause).split()))
+    return f"{type(cause).__name__}: {text[:300]}" if text else type(cause).__name__

@@ -27,10 +27,10 @@ def start_restoring(server_args: Any) -> None:
         from sglang_warmstart.bundle import at_launch
         from sglang_warmstart.bundle.places import default_cache
 
-        lock = at_launch.start(bundle, os.environ.get(BUNDLE_KEY.name) or None, default_cache(os.environ))
+        lock = at_launch.start(bundle, os.environ.get(BUNDLE_KEY.name), default_cache(os.environ))
     except Exception as error:
         # Whatever it is, the server starts without.
-        logger.warning("warmstart: the bundle is not restored: %s: %s", bundle, error)
+        logger.warning("warmstart: the bundle is not restored: %s", error)
     else:
         os.environ[RESTORING] = str(lock)
 

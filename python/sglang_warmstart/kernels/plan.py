@@ -253,6 +253,10 @@ def check(plan: Plan) -> None:
     Raises:
         PlanError: it does not.
     """
+    try:
+        digest.signature_of(plan.compiler)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
     for name, kernel in plan.kernels.items():
         if len(name) > _NAME_LIMIT:
             raise PlanError(f"{name[:_NAME_LIMIT]}...: too long for the name of a directory")
