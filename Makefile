@@ -35,8 +35,9 @@ test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 test-patched: .venv-patched/.patched .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
 	.venv-patched/bin/python -m pytest $(BEHAVIOUR)
 
+# Bundles know nothing of SGLang but how they are restored at its launch, and the tests of that are among the features'.
 test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.23
-	.venv-$(NEWEST)/bin/python -m pytest test
+	.venv-$(NEWEST)/bin/python -m pytest test --ignore test/bundle --ignore test/simulation
 
 test-matrix: ## run the tests on SGLang 0.5.12, with the plugin and patched, and on 0.5.23
 	@declare -A result=(); failed=0; \

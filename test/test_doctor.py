@@ -16,6 +16,7 @@ from kit.release import installed_release
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "sglang-warmstart"))
 FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather", "exact-warmup"]
+FEATURES += ["bundle-restore"]
 SWITCHES = [
     "SGLANG_WARMSTART",
     "SGLANG_WARMSTART_STRICT",
@@ -24,6 +25,8 @@ SWITCHES = [
     "SGLANG_JIT_DEEPGEMM_PRECOMPILE",
     "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS",
     "SGLANG_WARMSTART_COMPILER",
+    "SGLANG_WARMSTART_BUNDLE",
+    "SGLANG_WARMSTART_BUNDLE_KEY",
     "SGLANG_PLUGINS",
 ]
 
@@ -105,7 +108,7 @@ def test_on_0_5_12_every_feature_is_ours_and_active(healthy: Visit) -> None:
 
 @pytest.mark.release("0.5.23")
 def test_on_0_5_23_it_names_the_definition_by_which_a_feature_is_built_in(healthy: Visit) -> None:
-    ours = {"fast-warmup": "active", "exact-warmup": "active"}
+    ours = dict.fromkeys(("fast-warmup", "exact-warmup", "bundle-restore"), "active")
     assert healthy.states == {**dict.fromkeys(FEATURES, "built in"), **ours}
     details = {each["name"]: each["detail"] for each in healthy.report["features"]}
     assert "pp_parallel_deep_gemm_warmup" in details["pp-parallel-warmup"]
@@ -170,7 +173,8 @@ def test_a_plugin_list_with_us_is_fine() -> None:
     assert visit.report["problems"] == []
 
 
-@pytest.mark.parametrize("switch", SWITCHES[:-1])
+# A path is not a word, and so is no list.
+@pytest.mark.parametrize("switch", [name for name in SWITCHES if "BUNDLE" not in name and name != "SGLANG_PLUGINS"])
 def test_an_unknown_word_in_a_switch_is_named_and_no_reason_to_fail(switch: str) -> None:
     visit = doctor("--json", **{switch: "maybe"})
     assert visit.status == 0

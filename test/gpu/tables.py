@@ -187,16 +187,58 @@ def nvrtc_kernels() -> str:
     return table(["target", "M", "nvcc, us", "NVRTC, us", "ratio"], cells)
 
 
+def bundles() -> str:
+    """Bundles: what they weigh, how long they take, and what a start of the server takes with them and without."""
+    titles, columns, starts = [""], [], []
+    for host, found in result("bundle_files").items():
+        for name, each in found["bundles"].items():
+            titles.append(f"{host}: {BUNDLES[name][0]}")
+            columns.append(each)
+            # Where there is no GPU, no server starts.
+            starts.append(BUNDLES[name][1:] if "GPU" not in host else ("", "", ""))
+
+    def seconds(ours: str, others: str) -> list[str]:
+        return [f"{each['median_s'][ours]:.3f} ({each['median_s'][others]:.3f})" for each in columns]
+
+    def ready(state: str) -> str:
+        return f"{statistics.median(starts_of(state, 'ready_s')):.1f}" if state else "-"
+
+    rows = [
+        ["kernels of DeepGEMM", *(f"{each['kernels']}" for each in columns)],
+        ["files", *(f"{each['files']}" for each in columns)],
+        ["KiB unpacked", *(f"{each['unpacked_bytes'] / 1024:.0f}" for each in columns)],
+        ["KiB (tar and zstd)", *(f"{each['bytes'] / 1024:.0f} ({each['tar_bytes'] / 1024:.0f})" for each in columns)],
+        ["pack, s (tar and zstd)", *seconds("pack", "tar_pack")],
+        ["verify, s (zstd's own test)", *seconds("verify", "tar_test")],
+        ["unpack, s (tar and zstd)", *seconds("unpack", "tar_unpack")],
+        ["start of the server without it, s to ready", *(ready(each[0]) for each in starts)],
+        ["with it", *(ready(each[1]) for each in starts)],
+        ["with warm caches", *(ready(each[2]) for each in starts)],
+    ]
+    return table(titles, rows)
+
+
+# What a bundle is called, and the starts without it, with it, and with caches that are warm.
+BUNDLES = {
+    "kernels": ("kernels", "cold", "bundle", "warm"),
+    "kernels-and-caches": ("kernels and caches", "all cold", "all restored", "warm"),
+}
+
+
+def starts_of(state: str, key: str) -> list[float]:
+    """A figure of the starts of one kind."""
+    return [each[key] for each in result("bundle")["runs"] if each["state"] == state]
+
+
 def bundle_starts() -> str:
-    """Starts of the server with bundles and without."""
-    runs = result("bundle")["runs"]
+    """Starts of the server with bundles and without, in more detail."""
 
     def of(state: str, key: str) -> str:
-        values = [each[key] for each in runs if each["state"] == state]
+        values, places = starts_of(state, key), PLACES[key]
         median = statistics.median(values)
-        if len(values) == 1 or min(values) == max(values):
-            return f"{median:.{PLACES[key]}f}"
-        return f"{median:.{PLACES[key]}f} ({min(values):.{PLACES[key]}f} to {max(values):.{PLACES[key]}f})"
+        if min(values) == max(values):
+            return f"{median:.{places}f}"
+        return f"{median:.{places}f} ({min(values):.{places}f} to {max(values):.{places}f})"
 
     states = ("all cold", "all restored", "cold", "bundle", "warm")
     rows = [[what, *(of(state, key) for state in states)] for key, what in BUNDLE_ROWS.items()]
@@ -212,40 +254,13 @@ BUNDLE_ROWS = {
 PLACES = {"compiler_runs": 0, "warmup_s": 2, "ready_s": 1}
 
 
-def bundle_files() -> str:
-    """Bundles on disk: what they weigh, and how long they take."""
-    hosts = result("bundle_files")
-    titles, columns = [""], []
-    for host, found in hosts.items():
-        for name, each in found["bundles"].items():
-            titles.append(f"{host}: {BUNDLE_NAMES[name]}")
-            columns.append(each)
-
-    def seconds(ours: str, others: str) -> list[str]:
-        return [f"{each['median_s'][ours]:.3f} ({each['median_s'][others]:.3f})" for each in columns]
-
-    rows = [
-        ["kernels of DeepGEMM", *(f"{each['kernels']}" for each in columns)],
-        ["files", *(f"{each['files']}" for each in columns)],
-        ["KiB unpacked", *(f"{each['unpacked_bytes'] / 1024:.0f}" for each in columns)],
-        ["KiB (tar and zstd)", *(f"{each['bytes'] / 1024:.0f} ({each['tar_bytes'] / 1024:.0f})" for each in columns)],
-        ["pack, s (tar and zstd)", *seconds("pack", "tar_pack")],
-        ["verify, s (zstd's own test)", *seconds("verify", "tar_test")],
-        ["unpack, s (tar and zstd)", *seconds("unpack", "tar_unpack")],
-    ]
-    return table(titles, rows)
-
-
-BUNDLE_NAMES = {"kernels": "kernels", "kernels-and-caches": "kernels and caches"}
-
-
 def table(titles: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("|  |", "| |")
 
 
-TABLES = (start_up, criteria, patched, nvrtc, nvrtc_kernels, bundle_starts, bundle_files)
+TABLES = (start_up, criteria, patched, nvrtc, nvrtc_kernels, bundles, bundle_starts)
 
 if __name__ == "__main__":
     for make in TABLES:

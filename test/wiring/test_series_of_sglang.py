@@ -213,7 +213,9 @@ def test_the_plugin_leaves_alone_what_a_tree_has_and_adds_the_rest(number: int, 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     states = {each["name"]: each["state"] for each in json.loads(done.stdout)["features"]}
-    assert states == {name: "built in" if number >= patch else "active" for name, patch in FEATURES.items()}
+    found = {name: "built in" if number >= patch else "active" for name, patch in FEATURES.items()}
+    # Which no patch has.
+    assert states == {**found, "bundle-restore": "active"}
 
 
 def test_a_patched_server_with_the_plugin_says_so_and_answers_as_ever(fork: Fork, tiny_model: Path) -> None:
@@ -225,4 +227,5 @@ def test_a_patched_server_with_the_plugin_says_so_and_answers_as_ever(fork: Fork
     said = [line for line in server.log.splitlines() if "on SGLang 0.5.12: " in line]
     assert len(said) == 2, "in the main process, and in the scheduler"
     for line in said:
-        assert line.endswith(f"on SGLang 0.5.12: built in: {', '.join(sorted(FEATURES, key=line.index))}")
+        built_in = ", ".join(sorted(FEATURES, key=line.index))
+        assert line.endswith(f"on SGLang 0.5.12: active: bundle-restore; built in: {built_in}")

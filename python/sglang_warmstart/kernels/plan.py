@@ -241,7 +241,7 @@ def decode(data: bytes) -> Plan:
         if head.format != FORMAT:
             raise PlanError(f"a plan of format {head.format}, this version reads format {FORMAT}")
         plan = msgspec.json.decode(data, type=Plan)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(f"not a plan: {error}") from error
     check(plan)
     return plan
