@@ -118,6 +118,10 @@ SERVICE = Commit(
         recording goes on. A marker in the cache, under all that could change kernels (GPU, DeepGEMM's build and place,
         compiler and flags, DG_* settings), lets a restart skip both. It ends with its parent, however that ends.
 
+        Two things are for tools outside this tree. Told so, it compiles nothing and writes plans instead: what the
+        ranks need, without a path of this machine, for another one to compile. And it answers once a process that
+        restores such kernels into the cache has let go of a lock.
+
         {_NOTHING_NEW}
     """,
     off=_NOT_USED_YET,
