@@ -15,10 +15,20 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from sglang_warmstart import __version__, plugin
+from sglang_warmstart.bundle.source import shown
 from sglang_warmstart.features import FEATURES
 from sglang_warmstart.features.feature import Installation, State
 from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.switches import PLUGIN_NAME, PLUGINS, SWITCHES, WARMSTART, complaint_about, is_on, left_out_by
+from sglang_warmstart.switches import (
+    PLUGIN_NAME,
+    PLUGINS,
+    SWITCHES,
+    WARMSTART,
+    Switch,
+    complaint_about,
+    is_on,
+    left_out_by,
+)
 
 ENTRY_POINT_GROUP = "sglang.srt.plugins"
 CONFIGURER = "sglang.srt.layers.deep_gemm_wrapper.configurer"
@@ -80,7 +90,7 @@ def examine() -> Report:
     """Look at this environment. Imports SGLang (not its plugins) where it is there."""
     report = Report()
     report.switches = [
-        SwitchValue(switch.name, os.environ.get(switch.name), switch.default, switch.meaning) for switch in SWITCHES
+        SwitchValue(switch.name, _value_of(switch), switch.default, switch.meaning) for switch in SWITCHES
     ]
     complaints = (complaint_about(switch, os.environ) for switch in SWITCHES)
     report.notes += [complaint for complaint in complaints if complaint]
@@ -90,6 +100,12 @@ def examine() -> Report:
     report.found.append(_find_gpu(report))
     _examine_entry_point(report)
     return report
+
+
+def _value_of(switch: Switch) -> str | None:
+    value = os.environ.get(switch.name)
+    # What the doctor says is shown to others, and a URL may have a password in it.
+    return value if value is None else shown(value)
 
 
 def find_compiler() -> Found:

@@ -6,11 +6,13 @@ answers and is stopped as a server is; and the real server is there for what it 
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sysconfig
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200 if asked[0] >= 3 and self.path == "/health" else 503)
         self.end_headers()
 
-port = int(sys.argv[sys.argv.index("--port") + 1])
+port = int(sys.argv[-1 - sys.argv[::-1].index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
@@ -136,18 +138,35 @@ def test_the_plans_of_all_ranks_become_one_and_the_server_is_stopped(recorded: R
     arguments = recorded.seen["arguments"]
     assert isinstance(arguments, list)
     assert arguments[:4] == ["--model-path", "/a/model", "--tp", "2"]
-    assert arguments[4:7] == ["--trust-remote-code", "--load-format", "dummy"]
+    assert arguments[4:9] == ["--trust-remote-code", "--load-format", "dummy", "--host", "127.0.0.1"]
 
 
 def test_what_the_user_says_is_not_said_again(recorded: Recording) -> None:
     recorded.plan_of_a_rank(0, plan_of("0"))
-    given = ["--model-path=/a/model", "--load-format=auto", "--port", str(free_port())]
+    given = ["--model-path=/a/model", "--load-format=auto", "--host", "0.0.0.0"]
     assert recorded.run(*given)[0] == 0
-    assert recorded.seen["arguments"] == given
+    arguments = recorded.seen["arguments"]
+    assert isinstance(arguments, list)
+    # But for the address: nobody else is to ask it, and the last one counts.
+    assert arguments[:-1] == [*given, "--host", "127.0.0.1", "--port"]
 
 
-def free_port() -> int:
-    return free_ports(1)[0]
+def test_another_server_on_the_users_port_is_not_taken_for_it(recorded: Recording) -> None:
+    recorded.plan_of_a_rank(0, plan_of("0"))
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as other:
+        assert recorded.run("--model-path", "m", "--port", str(other.server_port))[0] == 0
+
+
+def test_a_rank_that_has_recorded_nothing_is_named_and_the_status_says_so(recorded: Recording) -> None:
+    planner = Planner(identity_in(Path("/opt/deep_gemm")), "", "")
+    planner.add(identity_in(Path("/opt/deep_gemm")), {"rank": "1", "tp_size": "2", "pp_size": "2"}, [])
+    recorded.plan_of_a_rank(0, planner.plan())
+    status, _, err = recorded.run("--model-path", "m")
+    assert status == 1
+    assert "nothing was recorded by rank 0, 2, 3: its log says why" in err
+    assert recorded.output.exists()
+    log = next(line for line in err.splitlines() if line.startswith("its log is "))
+    Path(log.removeprefix("its log is ")).unlink()
 
 
 def test_the_switches_are_those_that_a_recording_needs(recorded: Recording) -> None:
@@ -203,11 +222,14 @@ def test_a_server_that_is_never_ready_is_stopped(recorded: Recording, tmp_path: 
     assert "warmstart: hello" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_stops_the_server_too(number: signal.Signals, recorded: Recording) -> None:
     recorded.script("hangs")
     with recorded.start("--model-path", "m") as process:
         assert wait_until(lambda: (recorded.directory / "child").exists())
+        process.send_signal(number)
+        # Impatience does not leave the server behind.
+        time.sleep(0.1)
         process.send_signal(number)
         assert process.wait(30) == 130
     assert wait_until(lambda: recorded.is_gone)
@@ -219,7 +241,7 @@ def test_ctrl_c_stops_the_server_too(number: signal.Signals, recorded: Recording
     [
         (["--tp", "2"], "name the model"),
         (["--model-path", "m", "--nnodes", "2"], "a server of several nodes is not recorded"),
-        (["--model-path", "m", "--port", "many"], "--port many: not a number"),
+        (["--model-path", "m", "--ssl-keyfile", "k"], "leave out --ssl-"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_before_anything_is_started(

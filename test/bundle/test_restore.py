@@ -22,6 +22,7 @@ from sglang_warmstart.bundle.restore import Place, Restored, restore
 from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.identity import Gpu
 from sglang_warmstart.kernels.marker import Markers
+from sglang_warmstart.kernels.plan import Planner
 from sglang_warmstart.kernels.protocol import Answer, Hello, Warmed, Welcome
 from sglang_warmstart.kernels.targets import KernelUse
 
@@ -153,6 +154,19 @@ def test_a_kernel_that_is_there_stays(site: Site) -> None:
     assert site.markers.load(LAUNCH) is not None
 
 
+@pytest.mark.parametrize("damage", [b"", b"no cubin", cubin()[:40]])
+def test_a_cubin_that_is_none_is_no_good_entry_and_is_replaced(damage: bytes, site: Site) -> None:
+    site.restore(bundle())
+    first, *_ = site.expected(SHAPES[0])
+    path = site.cache.path(first.directory) / "kernel.cubin"
+    whole = path.read_bytes()
+    path.write_bytes(damage)
+    restored = site.restore(bundle())
+    assert (restored.kernels, restored.kept) == (1, 2)
+    assert path.read_bytes() == whole
+    assert site.markers.load(LAUNCH) is not None
+
+
 def test_half_a_kernel_is_none(site: Site) -> None:
     first, *_ = site.expected(SHAPES[0])
     site.cache.path(first.directory).mkdir(parents=True)
@@ -190,14 +204,19 @@ def test_markers_go_on_being_good_when_a_kernel_that_was_gone_is_back_with_other
 # What is not whole, or not for this machine
 
 
-def test_a_target_that_lacks_a_kernel_has_no_marker_and_the_others_have(site: Site) -> None:
+def test_a_launch_that_lacks_a_kernel_is_not_taken_for_warmed_and_its_whole_targets_are_known(site: Site) -> None:
     restored = site.restore(bundle(kernels=2))
     assert (restored.kernels, restored.targets) == (2, 1)
     (note,) = restored.notes
     assert note == f"rank 0 on {recording().gpu}: 1 of 2 targets lack kernels"
-    marker = site.markers.load(LAUNCH)
-    assert marker is not None
-    assert len(marker.targets) == 1
+    # A server finds out its targets, and those that are whole are known.
+    assert site.markers.load(LAUNCH) is None
+    known = [site.markers.find(recording().of_target(*shape, site.deep_gemm / "include")[0]) for shape in SHAPES]
+    assert [each is not None for each in known].count(True) == 1
+    assert restored.launches == 0
+    # With the rest of it, it is warmed.
+    site.restore(bundle())
+    assert site.markers.load(LAUNCH) is not None
 
 
 def test_a_kernel_that_is_missing_in_the_bundle_and_there_in_the_cache_is_enough(site: Site) -> None:
@@ -284,6 +303,38 @@ def test_files_of_another_librarys_cache_come_along_where_its_key_is_the_same(si
     other = site.restore(whole)
     assert other.libraries == {}
     assert other.notes[0].startswith("triton: not restored: ")
+
+
+def test_a_librarys_cache_that_cannot_be_written_is_a_note_and_deep_gemm_has_its_markers(
+    site: Site, tmp_path: Path
+) -> None:
+    from sglang_warmstart.bundle.libraries import LIBRARIES
+
+    (tmp_path / ".triton").write_text("a file where a directory should be")
+    whole = bundle_of(real_plan(SHAPES[:1]), [cubin(b"1"), cubin(b"2")], {"HASH/kernel.cubin": b"compiled"})
+    (cache,) = whole.manifest.caches
+    mine = msgspec.structs.replace(cache, key=LIBRARIES["triton"].key(site.environment))
+    restored = site.restore(Bundle(msgspec.structs.replace(whole.manifest, caches=(mine,)), whole.contents))
+    (note,) = restored.notes
+    assert note.startswith("triton: not all of it is restored: ")
+    assert site.markers.load(LAUNCH) is not None
+
+
+def test_what_a_bundle_says_of_itself_cannot_forge_a_line_of_the_log(site: Site) -> None:
+    planner = Planner(identity_in(Path("/opt/deep_gemm")), "sgl-deep-gemm 0.1.0", "0")
+    targets = [recording().of_target(*SHAPES[0], Path("/opt/deep_gemm/include"))]
+    planner.add(identity_in(Path("/opt/deep_gemm")), {"rank": "0\n[now] all is well \x1b[31m"}, targets)
+    (note,) = site.restore(bundle_of(planner.plan(), [])).notes
+    assert note.isprintable()
+
+
+def test_what_was_left_by_one_that_was_killed_long_ago_is_removed(site: Site) -> None:
+    for name in ("warmstart-bundle-old", "warmstart-old", "warmstart-bundle-fresh", "of others"):
+        (site.cache.root / "tmp" / name).mkdir(parents=True)
+        if "fresh" not in name:
+            os.utime(site.cache.root / "tmp" / name, (0, 0))
+    site.restore(bundle())
+    assert {path.name for path in (site.cache.root / "tmp").iterdir()} == {"warmstart-bundle-fresh", "of others"}
 
 
 def test_a_library_that_is_not_known_is_a_note(site: Site) -> None:

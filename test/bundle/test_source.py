@@ -145,6 +145,7 @@ def test_a_proxy_that_the_environment_names_is_used(web: str, monkeypatch: pytes
         ("s3://bucket/key", "s3://bucket/key"),
         ("https://user:pw@host:8080/a/b.zst?X-Signature=1#c", "https://host:8080/a/b.zst"),
         ("http://[broken?secret", "http://[broken"),
+        ("simplecache::https://u:p@ss@host/a?token", "simplecache::https://host/a"),
     ],
 )
 def test_what_is_shown_of_a_place_has_no_secrets(place: str, expected: str) -> None:

@@ -134,6 +134,19 @@ def test_plans_of_several_ranks_become_one() -> None:
     assert plans.merged({"a": both, "b": half(0)}) == both
 
 
+def test_what_one_plan_has_of_a_rank_and_what_another_has_become_all_that_is_known_of_it() -> None:
+    planners = [Planner(identity(), "sgl-deep-gemm 0.1.0", "4567") for _ in range(2)]
+    targets = everything(Path(recording().installed_in, "include"))
+    planners[0].add(identity(), LAUNCH, targets[:5])
+    planners[0].leave_out(str(targets[7][0]), "no reason")
+    planners[1].add(identity(), LAUNCH, targets[3:])
+    for order in (planners, planners[::-1]):
+        both = plans.merged({str(number): planner.plan() for number, planner in enumerate(order)})
+        (launch,) = both.launches
+        assert [each.target for each in launch.targets] == sorted(target for target, _ in targets)
+        assert both.left_out == ()
+
+
 def test_plans_with_flags_of_their_own_keep_them() -> None:
     planner = Planner(identity(), "sgl-deep-gemm 0.1.0", "4567")
     targets = [

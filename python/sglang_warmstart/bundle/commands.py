@@ -74,9 +74,8 @@ def verify(bundle: _Bundle, signer: _Signer = None, as_json: _AsJson = False) ->
         lacking = f", {missing} of its plan are not compiled" if missing else ""
         files, total = len(manifest.files), size(sum(manifest.files.values()))
         signed = ", signed by the required key" if signer else ""
-        typer.echo(
-            f"{bundle}: {files} files ({total}) as they should be, {len(manifest.cubins)} kernels{lacking}{signed}"
-        )
+        kernels = f"{len(manifest.cubins)} kernels{lacking}{signed}"
+        typer.echo(f"{source.shown(bundle)}: {files} files ({total}) as they should be, {kernels}")
     raise typer.Exit(EXIT_FAILED if defects else 0)
 
 

@@ -19,18 +19,25 @@ _TEXT_LIMIT = 16 << 20
 _LINE_LIMIT = 1000
 
 
+def printable(message: str) -> str:
+    """A line that may quote a bundle, for a terminal: a bundle may come from anybody.
+
+    What is not printable is escaped, and the middle of a long line left out.
+    """
+    if len(message) > _LINE_LIMIT:
+        message = f"{message[: _LINE_LIMIT // 2]} ... {message[-_LINE_LIMIT // 3 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+
+
 class BundleError(Exception):
-    """What is wrong with a bundle, in one line. Nothing of it has been written.
+    """What is wrong with a bundle, in one line.
 
     Args:
-        message: may quote the bundle. What is not printable is escaped and the middle of a long message left out.
+        message: may quote the bundle.
     """
 
     def __init__(self, message: str) -> None:
-        if len(message) > _LINE_LIMIT:
-            message = f"{message[: _LINE_LIMIT // 2]} ... {message[-_LINE_LIMIT // 3 :]}"
-        # A bundle may come from anybody, and what it says ends up in a terminal.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 class CachedFile(msgspec.Struct, frozen=True, order=True):

@@ -7,6 +7,7 @@ warm, and the node's service writes down which kernels that needs. Once it is re
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sglang_warmstart.bundle.commanding import EXIT_FAILED, command, read_plans
-from sglang_warmstart.bundle.compile_command import interruptible
+from sglang_warmstart.bundle.compile_command import held_off, interruptible
 from sglang_warmstart.bundle.plan_commands import write_plan
 from sglang_warmstart.kernels.plan import Plan, PlanError
 from sglang_warmstart.rank.exact_warmup import PLANS
@@ -55,34 +56,60 @@ def record(
     """Record the plan of a server: sglang-warmstart record -o plan.json --model-path M, and the server's own arguments.
 
     Needs the GPUs and the SGLang of that server, and nvcc; no weights (--load-format dummy is added if no format is
-    named), and DeepGEMM compiles nothing. Exit status 0 when all targets are in the plan, 1 when some are not or the
+    named), and no kernel of a target is compiled. Exit status 0 when all targets are in the plan, 1 when some are not or the
     server did not start, 2 when it cannot be recorded so.
     """
     arguments = list(context.args)
     if "--help" in arguments or not _has(arguments, "--model-path", "--model"):
         raise typer.BadParameter("name the model: --model-path M, and the arguments of the server")
+    if _has(arguments, "--ssl-keyfile", "--ssl-certfile"):
+        raise PlanError("a server that is recorded is asked over plain HTTP on this machine: leave out --ssl-...")
     if _value(arguments, "--nnodes") not in (None, "1"):
         raise PlanError(
             "a server of several nodes is not recorded: start it once, and take `plan export` of each node's cache"
         )
-    kept = log or Path(tempfile.mkstemp(prefix="warmstart-record-", suffix=".log")[1])
-    with tempfile.TemporaryDirectory(prefix="warmstart-plans-") as directory, interruptible():
+    kept = log or _new_log()
+    failed = True
+    with (
+        tempfile.TemporaryDirectory(prefix="warmstart-plans-", ignore_cleanup_errors=True) as directory,
+        interruptible(),
+    ):
         try:
             _start_and_stop(arguments, Path(directory), kept, Console(stderr=True), limit_s)
             plan = _plan_in(Path(directory), kept)
+            failed = bool(silent := _silent_ranks(plan))
         except ServerError as error:
-            typer.echo(f"{error}\nits log is {kept}", err=True)
+            typer.echo(str(error), err=True)
             raise typer.Exit(EXIT_FAILED) from error
-    if log is None:
-        kept.unlink()
+        finally:
+            if failed:
+                typer.echo(f"its log is {kept}", err=True)
+            elif log is None:
+                kept.unlink()
+    if silent:
+        typer.echo(f"nothing was recorded by rank {', '.join(silent)}: its log says why", err=True)
     write_plan(output, plan)
+    raise typer.Exit(EXIT_FAILED if silent else 0)
+
+
+def _new_log() -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="warmstart-record-", suffix=".log")
+    os.close(descriptor)
+    return Path(name)
+
+
+def _silent_ranks(plan: Plan) -> list[str]:
+    """The ranks of the server that the plan has nothing of."""
+    launches = [launch.launch for launch in plan.launches]
+    count = max((int(each.get("tp_size", 1)) * int(each.get("pp_size", 1)) for each in launches), default=1)
+    return sorted({str(rank) for rank in range(count)} - {each.get("rank", "0") for each in launches}, key=int)
 
 
 def _start_and_stop(arguments: Sequence[str], plans: Path, log: Path, console: Console, limit_s: float) -> None:
     """Start a server, and stop it with all that it has started once it is ready, or cannot be."""
     arguments, port = _completed(arguments)
     command_line = [sys.executable, "-m", "sglang.launch_server", *arguments]
-    with log.open("wb") as file:
+    with log.open("wb") as file, held_off():
         # A session of its own: it is stopped as a whole, and Ctrl-C in the terminal is for this process.
         process = subprocess.Popen(
             command_line,
@@ -96,7 +123,9 @@ def _start_and_stop(arguments: Sequence[str], plans: Path, log: Path, console: C
         with console.status("starting the server, to record what it needs"):
             _wait_until_ready(process, port, log, console, limit_s)
     finally:
-        _stop(process)
+        # Nobody else would end it: whoever is impatient waits for that.
+        with held_off():
+            _stop(process)
 
 
 def _completed(arguments: Sequence[str]) -> tuple[list[str], int]:
@@ -104,15 +133,11 @@ def _completed(arguments: Sequence[str]) -> tuple[list[str], int]:
     completed = list(arguments)
     if not _has(completed, "--load-format"):
         completed += ["--load-format", "dummy"]
-    port = _value(completed, "--port")
-    if port is None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        completed += ["--port", port]
-    if not port.isdigit():
-        raise PlanError(f"--port {port}: not a number")
-    return completed, int(port)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    # The last one counts. Nobody else is to ask a server whose answers are made of zeros.
+    return [*completed, "--host", "127.0.0.1", "--port", str(port)], port
 
 
 def _environment(environment: Mapping[str, str], plans: Path) -> dict[str, str]:
@@ -144,7 +169,7 @@ def _is_ready(opener: urllib.request.OpenerDirector, port: int) -> bool:
         # 503 as long as the server starts, its own first request included.
         with opener.open(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

@@ -6,6 +6,8 @@ they are given theirs here, with the markers that let a server start without ask
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sglang_warmstart.bundle import archive, entries, libraries
-from sglang_warmstart.bundle.manifest import BundleError, CachedFile, Manifest
+from sglang_warmstart.bundle.manifest import BundleError, CachedFile, Manifest, printable
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.kernels import compiler as compilers
 from sglang_warmstart.kernels import cubin, digest, stub
-from sglang_warmstart.kernels.cache import CacheError, KernelCache
+from sglang_warmstart.kernels.cache import CUBIN, CacheError, KernelCache, KernelFile
 from sglang_warmstart.kernels.compiler import Compiler, CompilerError
 from sglang_warmstart.kernels.identity import build_hash, distribution_of
 from sglang_warmstart.kernels.marker import Launch, Markers, TargetKernels
@@ -28,6 +30,9 @@ from sglang_warmstart.kernels.targets import Target
 
 # Publishing waits for the disk, mostly.
 _THREADS = 8
+_LEFT_BEHIND_S = 3600.0
+# In the key of a marker that no server's launch has: what it knows is known, and the launch is not taken for warmed.
+_PARTIAL = {"from a bundle": "not all targets"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Restored:
     Args:
         kernels, kept: kernels that were published; those that were there.
         targets: that markers name now, of all ranks together.
-        launches: ranks that have a marker now.
+        launches: ranks all of whose targets are among them.
         libraries: files that were published and that were kept, by library.
         notes: what was left out, and why.
         seconds: from beginning to end.
@@ -78,8 +83,8 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
         public_key: whose signature it must bear.
 
     Raises:
-        BundleError: it is damaged, not signed by them, or not for the DeepGEMM or compiler of this place. Nothing has
-            been written, but where the disk is the cause.
+        BundleError: it is damaged, not signed by them, or not for the DeepGEMM or compiler of this place, and nothing
+            has been written; or the cache cannot be written, and what is there is whole.
     """
     start = time.monotonic()
     manifest = archive.read(stream, is_signed_by=public_key)
@@ -87,28 +92,45 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     compiler = _checked(manifest.plan, place, restored.notes)
     cache = KernelCache(place.cache / "nvrtc" if manifest.plan.kind == "nvrtc" else place.cache)
     names = manifest.plan.directories(place.deep_gemm / "include")
-    missing = [name for name in manifest.cubins if not cache.has(names[name])]
     caches = _caches(manifest, place, restored.notes)
-    wanted = {manifest.cubins[name] for name in missing}
-    wanted |= {file.sha256 for files in caches.values() for file in files}
     try:
+        missing = [name for name in manifest.cubins if not _has_good(cache, names[name])]
+        wanted = {manifest.cubins[name] for name in missing}
+        wanted |= {file.sha256 for files in caches.values() for file in files}
         with _staging(place.cache) as staging:
             archive.extract(stream, manifest, Path(staging), wanted)
             if defects := defects_of(manifest, missing, Path(staging)):
                 raise BundleError(f"{defects[0]}: none of its kernels is restored")
             restored.kernels = _publish(cache, manifest, {name: names[name] for name in missing}, Path(staging))
+            restored.kept = len(manifest.cubins) - restored.kernels
+            _mark(cache, manifest.plan, place, compiler, names, {names[name] for name in missing}, restored)
+            # Last, and each for itself: DeepGEMM's kernels do not need them.
             for library, files in caches.items():
                 root = libraries.LIBRARIES[library].root(place.environment)
-                published = entries.publish(root, files, Path(staging))
-                restored.libraries[library] = (published.new, published.kept)
-        restored.kept = len(manifest.cubins) - restored.kernels
-        _mark(cache, manifest.plan, place, compiler, names, {names[name] for name in missing}, restored)
+                try:
+                    published = entries.publish(root, files, Path(staging))
+                except BundleError as error:
+                    restored.notes.append(f"{library}: not all of it is restored: {error}")
+                else:
+                    restored.libraries[library] = (published.new, published.kept)
     except CacheError as error:
         raise BundleError(str(error)) from error
     except OSError as error:
         raise BundleError(f"{place.cache}: {error.strerror or error}") from error
+    restored.notes = [printable(note) for note in restored.notes]
     restored.seconds = time.monotonic() - start
     return restored
+
+
+def _has_good(cache: KernelCache, directory: str) -> bool:
+    """Whether a kernel is there. One whose cubin is none is moved away: power may have failed while it was written."""
+    if not cache.has(directory):
+        return False
+    data = (cache.path(directory) / CUBIN).read_bytes()
+    if not stub.is_stub(data) and cubin.defect_of(data) is None:
+        return True
+    cache.set_aside(directory)
+    return False
 
 
 def _checked(plan: Plan, place: Place, notes: list[str]) -> str:
@@ -160,6 +182,11 @@ def _caches(manifest: Manifest, place: Place, notes: list[str]) -> dict[str, tup
 def _staging(root: Path) -> tempfile.TemporaryDirectory[str]:
     directory = root / "tmp"
     directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob("warmstart-*"):
+        # Of one that was killed. None takes as long as that.
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_BEHIND_S:
+                shutil.rmtree(left, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix="warmstart-bundle-", dir=directory, ignore_cleanup_errors=True)
 
 
@@ -196,20 +223,28 @@ def _mark(
         for marker in markers.all():
             # One that names a kernel which was gone has the checksum of that.
             stale = [each for each in marker.targets if not published.isdisjoint(_directories(each))]
-            if stale and all(map(cache.has, (file.directory for file in marker.files))):
+            if stale and all(file.directory in published or _is_unchanged(cache, file) for file in marker.files):
                 markers.add(marker.launch, stale)
-        known = _known(markers, launch.launch)
+        lacking = len(targets) - len(complete)
+        key = launch.launch if not lacking else {**launch.launch, **_PARTIAL}
+        known = _known(markers, key)
         if fresh := [each for each in complete if each.target not in known]:
-            markers.add(launch.launch, fresh)
+            markers.add(key, fresh)
         restored.targets += len(complete)
-        restored.launches += bool(complete)
-        if len(complete) < len(launch.targets):
-            count = len(launch.targets) - len(complete)
-            restored.notes.append(f"{_name(launch)}: {count} of {len(launch.targets)} targets lack kernels")
+        restored.launches += not lacking
+        if lacking:
+            restored.notes.append(f"{_name(launch)}: {lacking} of {len(targets)} targets lack kernels")
 
 
 def _is_there(cache: KernelCache, each: TargetKernels) -> bool:
     return all(map(cache.has, _directories(each)))
+
+
+def _is_unchanged(cache: KernelCache, file: KernelFile) -> bool:
+    try:
+        return cache.describe(file.directory) == file
+    except OSError:
+        return False
 
 
 def _directories(each: TargetKernels) -> list[str]:

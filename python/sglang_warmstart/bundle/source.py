@@ -6,7 +6,6 @@ import contextlib
 import re
 import shutil
 import tempfile
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +14,8 @@ from sglang_warmstart.bundle.manifest import BundleError
 
 _PIECE = 1 << 20
 _LIMIT = 64 << 30
-# In what a store says: user and password of a URL, and its query.
-_SECRETS = re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")
+# Of a URL, the user and the password in it, and the query.
+_SECRETS = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")
 
 
 @contextlib.contextmanager
@@ -44,13 +43,7 @@ def opened(place: str, limit_bytes: int = _LIMIT) -> Iterator[BinaryIO]:
 
 def shown(place: str) -> str:
     """A path or URL as it may be logged: without a password and without a query, which may have a signature in it."""
-    if "://" not in place:
-        return place
-    try:
-        parts = urllib.parse.urlsplit(place)
-    except ValueError:
-        return place.partition("?")[0]
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return _SECRETS.sub(r"\1\2", place)
 
 
 def _fetched(url: str, scheme: str, limit_bytes: int) -> BinaryIO:

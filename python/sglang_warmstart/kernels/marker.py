@@ -169,7 +169,8 @@ class Markers:
                 continue
             if self.cache.path(file.directory).exists():
                 defects.append(f"{file.directory} is not what it was ({what})")
-                self._set_aside(file.directory)
+                if not self._is_known(file.directory):
+                    self._set_aside(file.directory)
             else:
                 defects.append(f"{file.directory} is not in the cache")
         return defects
@@ -184,6 +185,14 @@ class Markers:
         if found != file:
             return "changed"
         return None if self.cache.has(file.directory) else "no source"
+
+    def _is_known(self, directory: str) -> bool:
+        """Whether another marker knows a kernel as it is now: it was compiled, or restored, once more."""
+        try:
+            found = self.cache.describe(directory)
+        except OSError:
+            return False
+        return self.cache.has(directory) and any(found in marker.files for marker in self.all())
 
     def _set_aside(self, directory: str) -> None:
         # A cubin that is not what it was must not be loaded; where it cannot be moved, DeepGEMM will say so itself.

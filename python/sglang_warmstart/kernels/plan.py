@@ -214,8 +214,12 @@ def merged(plans: Mapping[str, Plan]) -> Plan:
         flags += [line for line in plan.flags if line not in flags]
         for kernel, planned in plan.kernels.items():
             kernels.setdefault(kernel, PlannedKernel(flags.index(plan.flags[planned.flags]), planned.source))
-        launches |= {_key(each): each for each in plan.launches}
+        for each in plan.launches:
+            known = launches.get(_key(each))
+            launches[_key(each)] = each if known is None else _united(known, each)
         left_out |= set(plan.left_out)
+    there = {str(each.target) for launch in launches.values() for each in launch.targets}
+    left_out = {each for each in left_out if each.target not in there}
     return msgspec.structs.replace(
         first,
         flags=tuple(flags),
@@ -277,6 +281,11 @@ def check(plan: Plan) -> None:
 
 class _Head(msgspec.Struct):
     format: int
+
+
+def _united(first: PlannedLaunch, second: PlannedLaunch) -> PlannedLaunch:
+    targets = {each.target: each for each in (*first.targets, *second.targets)}
+    return msgspec.structs.replace(first, targets=tuple(targets[target] for target in sorted(targets)))
 
 
 def _key(launch: PlannedLaunch) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from sglang_warmstart.kernels import plan as plans
@@ -30,10 +31,16 @@ class RankPlan:
     def add(self, target: Target, kernels: list[RecordedKernel]) -> None:
         """Add a target and its kernels."""
         self._targets[target] = kernels
+        self._left_out.pop(str(target), None)
 
     def leave_out(self, target: str, reason: str) -> None:
         """Say why a target is not in it."""
         self._left_out[target] = reason
+
+    @cached_property
+    def _tools(self) -> tuple[str, str]:
+        deep_gemm = Path(self._identity.installed_in)
+        return distribution_of(deep_gemm), headers_hash(deep_gemm)
 
     def write(self) -> None:
         """Write the file anew.
@@ -41,8 +48,7 @@ class RankPlan:
         Raises:
             OSError: it cannot be written.
         """
-        deep_gemm = Path(self._identity.installed_in)
-        planner = Planner(self._identity, distribution_of(deep_gemm), headers_hash(deep_gemm))
+        planner = Planner(self._identity, *self._tools)
         planner.add(self._identity, self._launch, self._targets.items())
         for target, reason in self._left_out.items():
             planner.leave_out(target, reason)

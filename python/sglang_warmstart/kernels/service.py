@@ -27,7 +27,7 @@ from sglang_warmstart.kernels.cache import CacheError, KernelCache
 from sglang_warmstart.kernels.compiler import Compiler, CompilerError
 from sglang_warmstart.kernels.identity import identity_of
 from sglang_warmstart.kernels.launch import remove_directory
-from sglang_warmstart.kernels.marker import MarkerError, Markers, TargetKernels, targets_kernels
+from sglang_warmstart.kernels.marker import Marker, MarkerError, Markers, TargetKernels, targets_kernels
 from sglang_warmstart.kernels.pool import CompilePool, KernelError, RenewedExecutor
 from sglang_warmstart.kernels.progress import Progress
 from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, LeftOut, Restore, Warm, Warmed, Welcome
@@ -74,6 +74,7 @@ class Rank:
     hello: Hello
     shop: Workshop
     plan: RankPlan | None
+    notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
 
 
 class Service:
@@ -187,7 +188,7 @@ class Service:
     async def _prepare_to_record(self, rank: Rank) -> None:
         """Where there is no marker there is work ahead, and the rank is about to find out which."""
         await self._wait_for_restoring()
-        if rank.plan is not None or not await asyncio.to_thread(rank.shop.markers.path(rank.hello.launch).exists):
+        if rank.plan is not None or await self._marker(rank) is None:
             self._stub(rank)
             self.prepare()
 
@@ -228,14 +229,17 @@ class Service:
         await self._wait_for_restoring()
         if rank.plan is not None:
             return Answer(())
+        marker = await self._marker(rank)
+        targets = () if marker is None else marker.targets
+        notes, rank.notes[:] = tuple(rank.notes), []
+        return Answer(tuple(Warmed(each.target, each.kernels) for each in targets), notes=notes)
+
+    async def _marker(self, rank: Rank) -> Marker | None:
         try:
-            marker = await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
-            notes: tuple[str, ...] = ()
+            return await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
         except (MarkerError, OSError) as error:
-            marker, notes = None, (f"the marker is not used: {error}",)
-        if marker is None:
-            return Answer((), notes=notes)
-        return Answer(tuple(Warmed(each.target, each.kernels) for each in marker.targets))
+            rank.notes.append(f"the marker is not used: {error}")
+            return None
 
     async def _told(self, rank: Rank | None, message: Announce | LeftOut) -> None:
         if rank is None:
@@ -313,7 +317,8 @@ class Service:
 
     async def _new_target(self, rank: Rank, target: Target, free_bytes: int) -> TargetKernels:
         kernels, compiles = await self._record(rank, target, free_bytes)
-        rank.shop.recorded[target] = kernels
+        if rank.plan is not None:
+            rank.shop.recorded[target] = kernels
         ended = await asyncio.gather(*compiles, return_exceptions=True)
         failures = [each for each in ended if each is not None]
         for each in failures:
@@ -409,6 +414,8 @@ def _mend(cache: KernelCache) -> list[str]:
     """Move aside what would make DeepGEMM abort. Returns a line for each."""
     notes = []
     for directory in cache.broken():
+        if cache.has(directory):
+            continue  # somebody has just published it
         try:
             aside = cache.set_aside(directory)
         except CacheError as error:

@@ -95,7 +95,7 @@ class Rank:
             self._leave(unseen, "it is called by another function than those that are known")
         if key in self._left_to_sglang:
             self.seen.add(key)
-            self.sweep(*key[:4], self._left_to_sglang.pop(key))
+            self._sweep_if_left(key)
         elif key[0] not in GEMMS:
             self.seen.add(key)
             self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
