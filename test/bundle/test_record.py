@@ -31,7 +31,7 @@ from sglang_warmstart.kernels.plan import Plan, Planner
 COMMAND = str(Path(sysconfig.get_path("scripts"), "sglang-warmstart"))
 
 _SERVER = """
-import http.server, json, os, pathlib, subprocess, sys, time
+import http.server, json, os, pathlib, signal, subprocess, sys, time
 here = pathlib.Path(__file__).parents[1]
 script = json.loads((here / "script.json").read_text())
 names = [name for name in os.environ if name.startswith("SGLANG")]
@@ -40,6 +40,8 @@ seen = {"arguments": sys.argv[1:], "environment": {name: os.environ[name] for na
 print("[now] warmstart: hello", flush=True)
 if "dies" in script:
     sys.exit("I cannot go on")
+if "is stubborn" in script:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen(["sleep", "1000"])
 (here / "child").write_text(str(child.pid))
 if "hangs" in script:
@@ -228,12 +230,20 @@ def test_ctrl_c_stops_the_server_too(number: signal.Signals, recorded: Recording
     with recorded.start("--model-path", "m") as process:
         assert wait_until(lambda: (recorded.directory / "child").exists())
         process.send_signal(number)
-        # Impatience does not leave the server behind.
-        time.sleep(0.1)
-        process.send_signal(number)
         assert process.wait(30) == 130
     assert wait_until(lambda: recorded.is_gone)
     assert not recorded.output.exists()
+
+
+def test_impatience_does_not_leave_the_server_behind(recorded: Recording) -> None:
+    recorded.script("hangs", "is stubborn")
+    with recorded.start("--model-path", "m") as process:
+        assert wait_until(lambda: (recorded.directory / "child").exists())
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert process.wait(60) != 0
+    assert wait_until(lambda: recorded.is_gone)
 
 
 @pytest.mark.parametrize(

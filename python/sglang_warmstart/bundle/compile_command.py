@@ -29,7 +29,7 @@ from sglang_warmstart.kernels.plan import Plan
 # A bundle is written anew as kernels come, so that little is lost whatever happens, and rarely enough to cost nothing.
 _WRITE_AGAIN_S = 10.0
 _WRITE_SHARE = 0.05
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -207,12 +207,15 @@ def _workers(
     return cluster.of_this_machine(plan, limits.compile_workers(jobs), nvcc, deep_gemm)
 
 
+def _heard() -> list[signal.Signals]:
+    # Who was started by nohup does not want to hear of SIGHUP.
+    return [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a terminal that is gone, do what Ctrl-C does."""
-    # Who was started by nohup does not want to hear of the latter.
-    others = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
-    before = {each: signal.signal(each, signal.default_int_handler) for each in others}
+    before = {each: signal.signal(each, signal.default_int_handler) for each in _heard() if each != signal.SIGINT}
     try:
         yield
     finally:
@@ -225,7 +228,7 @@ def held_off() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait: the last bundle is being written."""
     came: list[int] = []
     # Not by a mask: a thread without it, such as one of dask's, would take the signal for all.
-    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _SIGNALS}
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _heard()}
     try:
         yield
     finally:

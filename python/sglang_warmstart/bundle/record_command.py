@@ -56,8 +56,8 @@ def record(
     """Record the plan of a server: sglang-warmstart record -o plan.json --model-path M, and the server's own arguments.
 
     Needs the GPUs and the SGLang of that server, and nvcc; no weights (--load-format dummy is added if no format is
-    named), and no kernel of a target is compiled. Exit status 0 when all targets are in the plan, 1 when some are not or the
-    server did not start, 2 when it cannot be recorded so.
+    named), and no kernel of a target is compiled. Exit status 0 when all targets are in the plan, 1 when some are not
+    or the server did not start, 2 when it cannot be recorded so.
     """
     arguments = list(context.args)
     if "--help" in arguments or not _has(arguments, "--model-path", "--model"):
