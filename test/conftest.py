@@ -1,5 +1,6 @@
 """Makes SGLang importable without a GPU, and skips what this environment cannot run."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from kit.release import installed_release, is_patched
 
 # Here and not in a fixture: test modules import SGLang at their top, while they are collected.
 environment.in_process()
+# Behind a shell's `&`, or nohup, it is ignored, and would be by all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

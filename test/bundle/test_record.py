@@ -86,13 +86,18 @@ class Recording:
         (self.directory / f"plan-{number}.json").write_bytes(plans.encode(plan))
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [COMMAND, "record", "-o", str(self.output), *arguments],
-            env={**os.environ, "PYTHONPATH": python_path(self.directory), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        # Behind nohup it is ignored, and would be there.
+        before = signal.signal(signal.SIGHUP, lambda *_: None)
+        try:
+            return subprocess.Popen(
+                [COMMAND, "record", "-o", str(self.output), *arguments],
+                env={**os.environ, "PYTHONPATH": python_path(self.directory), **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         process = self.start(*arguments, **environment)
