@@ -237,7 +237,7 @@ def _mark(
 
 
 def _is_there(cache: KernelCache, each: TargetKernels) -> bool:
-    return all(map(cache.has, _directories(each)))
+    return all(_has_good(cache, directory) for directory in _directories(each))
 
 
 def _is_unchanged(cache: KernelCache, file: KernelFile) -> bool:
