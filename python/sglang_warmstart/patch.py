@@ -150,6 +150,9 @@ class Patch:
                 setattr(owner, name, old)
                 if isinstance(owner, ModuleType):
                     mend_copies(new, old)
+            else:
+                # It does nothing from now on, and is not in the way of another installation.
+                _unmark(new)
 
         self._undo.append(undo)
 
@@ -213,6 +216,12 @@ def _dotted(owner: Owner, name: str) -> str:
     if isinstance(owner, ModuleType):
         return f"{owner.__name__}.{name}"
     return f"{owner.__module__}.{owner.__qualname__}.{name}"
+
+
+def _unmark(value: object) -> None:
+    function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    if isinstance(function, FunctionType) and hasattr(function, "__warmstart__"):
+        del function.__warmstart__
 
 
 def _mark(value: object, feature: str) -> None:
