@@ -356,6 +356,16 @@ class TestUndo:
         upper.undo()
         assert library.double(1) == 2
 
+    def test_below_the_hook_of_another_feature_a_hook_that_is_over_is_not_in_the_way_of_a_new_one(
+        self, library: ModuleType
+    ) -> None:
+        lower, upper = Patch("lower"), Patch("upper")
+        lower.wrap(library, "double", lambda original, number: 100 * original(number), "number")
+        upper.wrap(library, "double", negated, "number")
+        lower.undo()
+        lower.wrap(library, "double", lambda original, number: 10 * original(number), "number")
+        assert library.double(1) == -20
+
     def test_everything_is_the_original_again_by_identity(self, library: ModuleType) -> None:
         module = dict(vars(library))
         runner = dict(vars(library.Runner))
