@@ -1,0 +1,121 @@
+"""Read the events of a run back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from sglang_warmstart.kernels.events import Event, Process
+
+
+class NoEventsError(Exception):
+    """There are no events to read; says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one process did, in the order of time."""
+
+    process: Process
+    events: list[Event]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a server, or of ``sglang-warmstart compile``.
+
+    Args:
+        name: of its directory.
+        lanes: a lane for each process, the main one first, then ranks in their order.
+        unreadable: a line for each file that could be read in part only, or not at all.
+    """
+
+    name: str
+    lanes: list[Lane]
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def start(self) -> float:
+        """When its first process was started."""
+        return min(lane.process.started for lane in self.lanes)
+
+    @property
+    def ready(self) -> float | None:
+        """When the server was ready, if it was."""
+        times = [event.at for lane in self.lanes for event in lane.events if event.kind == "ready"]
+        return min(times, default=None)
+
+
+def read_run(directory: Path) -> Run:
+    """The events of a run's directory.
+
+    Raises:
+        NoEventsError: it has none.
+    """
+    lanes: dict[tuple[str, int], Lane] = {}
+    unreadable: list[str] = []
+    for path in sorted(directory.glob("*.jsonl"), key=_number_of):
+        try:
+            process, events, bad = _read_file(path)
+        except (OSError, ValueError) as error:
+            unreadable.append(f"{path.name}: {error}")
+            continue
+        if bad:
+            unreadable.append(f"{path.name}: {bad} lines cannot be read")
+        lanes.setdefault((process.role, process.pid), Lane(process, [])).events.extend(events)
+    if not lanes:
+        raise NoEventsError(f"no events in {directory}: name the directory of a run, or one that has runs in it")
+    for lane in lanes.values():
+        lane.events.sort(key=lambda event: event.at)
+    return Run(directory.name, sorted(lanes.values(), key=_order), unreadable)
+
+
+def find_run(directory: Path, name: str | None = None) -> Path:
+    """The directory of a run: ``directory`` itself, or the newest (or the named) one below it.
+
+    Raises:
+        NoEventsError: there is none.
+    """
+    if name is None and any(directory.glob("*.jsonl")):
+        return directory
+    runs = sorted(path for path in directory.glob(name or "*") if any(path.glob("*.jsonl")))
+    if not runs:
+        raise NoEventsError(f"no events in {directory}: start a server with the plugin, or name another directory")
+    return runs[-1]
+
+
+def _read_file(path: Path) -> tuple[Process, list[Event], int]:
+    lines = _lines(path)
+    header = next(lines, b"")
+    process = msgspec.json.decode(header, type=Process)
+    decoder = msgspec.json.Decoder(Event)
+    events, bad = [], 0
+    for line in lines:
+        try:
+            events.append(decoder.decode(line))
+        except msgspec.DecodeError:
+            bad += 1
+    return process, events, bad
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from file
+
+
+def _number_of(path: Path) -> tuple[str, int]:
+    stem, _, number = path.name.removesuffix(".jsonl").partition(".")
+    return stem, int(number) if number.isdecimal() else 0
+
+
+_ROLES = ("main", "rank", "service", "restore", "compile")
+
+
+def _order(lane: Lane) -> tuple[int, list[int], int]:
+    process = lane.process
+    role = _ROLES.index(process.role) if process.role in _ROLES else len(_ROLES)
+    ranks = [int(process.labels.get(name, "0")) for name in ("dp_rank", "pp_rank", "tp_rank")]
+    return role, ranks, process.pid
