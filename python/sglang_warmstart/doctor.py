@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from sglang_warmstart import __version__, plugin
 from sglang_warmstart.bundle.source import shown
-from sglang_warmstart.features import FEATURES
+from sglang_warmstart.features import FEATURES, chosen_features
 from sglang_warmstart.features.feature import Installation, State
 from sglang_warmstart.kernels import compiler as compilers
 from sglang_warmstart.switches import (
@@ -92,7 +92,7 @@ def examine() -> Report:
     report.switches = [
         SwitchValue(switch.name, _value_of(switch), switch.default, switch.meaning) for switch in SWITCHES
     ]
-    complaints = (complaint_about(switch, os.environ) for switch in SWITCHES)
+    complaints = [*(complaint_about(switch, os.environ) for switch in SWITCHES), chosen_features(os.environ)[1]]
     report.notes += [complaint for complaint in complaints if complaint]
     report.found = [_find_package(name) for name in _DISTRIBUTIONS]
     report.found.append(find_compiler())

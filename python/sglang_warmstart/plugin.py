@@ -20,7 +20,7 @@ import wrapt
 from sglang_warmstart import __version__
 from sglang_warmstart.announce import Announcer, logging_is_set_up
 from sglang_warmstart.errors import StandsAsideError
-from sglang_warmstart.features import FEATURES
+from sglang_warmstart.features import chosen_features
 from sglang_warmstart.features.envs import ENVIRON, declare_bool
 from sglang_warmstart.features.feature import Feature, Installation, State, Step, find_built_in
 from sglang_warmstart.patch import Patch
@@ -145,9 +145,10 @@ def register() -> None:
 
     import sglang
 
-    _loaded = Plugin(FEATURES, Announcer())
-    if complaint:
-        _loaded.announcer.warn(f"warmstart: {complaint}")
+    features, no_features = chosen_features(os.environ)
+    _loaded = Plugin(features, Announcer())
+    for each in filter(None, (complaint, no_features)):
+        _loaded.announcer.warn(f"warmstart: {each}")
     try:
         declare_switches()
     except StandsAsideError as error:

@@ -19,7 +19,7 @@ class Switch:
     # The feature that it switches; empty for the plugin as a whole, None for a switch that is SGLang's own.
     feature: str | None = ""
     # What it takes: a boolean word, or any other that ``check`` knows.
-    kind: Literal["boolean", "number", "nvcc or nvrtc", "list", "text"] = "boolean"
+    kind: Literal["boolean", "number", "nvcc or nvrtc", "warn or error or off", "features", "list", "text"] = "boolean"
 
 
 WARMSTART = Switch("SGLANG_WARMSTART", "1", "0 leaves SGLang exactly as it is, whatever else is set")
@@ -62,9 +62,36 @@ BUNDLE_KEY = Switch(
     "bundle-restore",
     "text",
 )
+JIT_MONITOR = Switch(
+    "SGLANG_WARMSTART_JIT_MONITOR",
+    "warn",
+    "a kernel that is compiled while serving is reported (warn), makes its call fail (error), or is not watched (off)",
+    "jit-monitor",
+    "warn or error or off",
+)
+ONLY = Switch(
+    "SGLANG_WARMSTART_ONLY",
+    "",
+    "the features to install, with commas; jit-monitor,start-up-events watch a server that is otherwise SGLang's own",
+    "",
+    "features",
+)
 PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them", None, "list")
 
-SWITCHES = (WARMSTART, STRICT, PP_PARALLEL, FAST_WARMUP, PRECOMPILE, WORKERS, COMPILER, BUNDLE, BUNDLE_KEY, PLUGINS)
+SWITCHES = (
+    WARMSTART,
+    ONLY,
+    STRICT,
+    PP_PARALLEL,
+    FAST_WARMUP,
+    PRECOMPILE,
+    WORKERS,
+    COMPILER,
+    BUNDLE,
+    BUNDLE_KEY,
+    JIT_MONITOR,
+    PLUGINS,
+)
 
 PLUGIN_NAME = "warmstart"
 
@@ -89,7 +116,7 @@ def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | N
 
 def complaint_about(switch: Switch, environment: Mapping[str, str]) -> str | None:
     """What is wrong with the value of a switch, in one line that names it, or None."""
-    if switch.kind in ("list", "text"):
+    if switch.kind in ("list", "text", "features"):
         return None
     if switch.kind == "boolean":
         return is_on(switch, environment)[1]

@@ -6,13 +6,11 @@ Whatever goes wrong with the bundle, the server starts as without it, and one li
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -24,7 +22,8 @@ from sglang_warmstart.bundle.places import place_of
 from sglang_warmstart.bundle.restore import restore
 from sglang_warmstart.bundle.show import restored_in_words
 from sglang_warmstart.bundle.signature import PublicKey
-from sglang_warmstart.kernels.launch import ALIVE, PREFIX
+from sglang_warmstart.kernels.events import open_log, timed
+from sglang_warmstart.kernels.private_directory import ALIVE, make_directory
 from sglang_warmstart.switches import BUNDLE
 
 # A store that does not answer is not waited for. Below the time that the ranks wait for this process.
@@ -48,16 +47,13 @@ def start(bundle: str, key: str | None, cache: Path) -> Path:
     Raises:
         OSError: no directory or no process can be made.
     """
-    # A directory as the service has one: what a killed process leaves is removed by the next service that starts.
-    directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+    directory, alive = make_directory()
     try:
         # By the path of this process: it is to find the DeepGEMM that the ranks import.
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
         command = [sys.executable, "-c", code, "--cache", str(cache), "--directory", str(directory)]
         command += ["--parent", str(os.getpid()), *([f"--key={key}"] if key is not None else [])]
-        with (directory / "fresh").open("wb") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)
-            (directory / "fresh").rename(directory / ALIVE)  # nobody is to find it without the lock
+        with alive:
             subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -79,8 +75,9 @@ def run(bundle: str, key: str | None, cache: Path, environment: Mapping[str, str
         # An empty one is one that somebody meant to set.
         public_key = PublicKey.load(Path(key)) if key is not None else None
         place = place_of(environment, cache, None)
-        with source.opened(bundle) as stream:
+        with timed("restore", name, library="deep-gemm", kernels=0) as details, source.opened(bundle) as stream:
             restored = restore(stream, place, public_key)
+            details["kernels"] = restored.kernels
     except BundleError as error:
         # An error of the source names it already.
         where = "" if str(error).startswith(name) else f"{name}: "
@@ -122,6 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="[%(asctime)s] warmstart bundle: %(message)s", level=logging.INFO)
     bundle = os.environ[BUNDLE.name]
+    open_log("restore", os.environ)
     _end_with(options.parent, bundle, options.directory)
     status = run(bundle, options.key, options.cache, os.environ)
     shutil.rmtree(options.directory, ignore_errors=True)

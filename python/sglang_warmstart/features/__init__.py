@@ -2,10 +2,13 @@
 
 The order is that of installation. Hooks on one function stack in it, the later one outside: ``mhc-prewarm`` comes
 before ``pp-parallel-warmup`` so that the latter's forwards are the last thing in ``ModelRunner.kernel_warmup``, and
-``bundle-restore`` after ``exact-warmup`` so that restoring has begun when the service is started.
+``bundle-restore`` after ``exact-warmup`` so that restoring has begun when the service is started. What watches comes
+last: ``jit-monitor`` before ``start-up-events``, whose run begins before all else, and whose steps hold all else.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from sglang_warmstart.features.attn_tp_gather import ATTN_TP_GATHER
 from sglang_warmstart.features.bundle_restore import BUNDLE_RESTORE
@@ -13,8 +16,11 @@ from sglang_warmstart.features.exact_warmup import EXACT_WARMUP
 from sglang_warmstart.features.fast_warmup import FAST_WARMUP
 from sglang_warmstart.features.feature import Feature
 from sglang_warmstart.features.hc_prenorm import HC_PRENORM
+from sglang_warmstart.features.jit_monitor import JIT_MONITORING
 from sglang_warmstart.features.mhc_prewarm import MHC_PREWARM
 from sglang_warmstart.features.pp_parallel_warmup import PP_PARALLEL_WARMUP
+from sglang_warmstart.features.start_up_events import START_UP_EVENTS
+from sglang_warmstart.switches import ONLY
 
 FEATURES: tuple[Feature, ...] = (
     FAST_WARMUP,
@@ -24,4 +30,20 @@ FEATURES: tuple[Feature, ...] = (
     ATTN_TP_GATHER,
     EXACT_WARMUP,
     BUNDLE_RESTORE,
+    JIT_MONITORING,
+    START_UP_EVENTS,
 )
+
+
+def chosen_features(environment: Mapping[str, str]) -> tuple[tuple[Feature, ...], str | None]:
+    """The features to install: all, or those that ``SGLANG_WARMSTART_ONLY`` names.
+
+    Returns:
+        The features, and a complaint (one line) about names that are none.
+    """
+    wanted = [name.strip() for name in environment.get(ONLY.name, "").split(",") if name.strip()]
+    known = {feature.name for feature in FEATURES}
+    strange = [name for name in wanted if name not in known]
+    complaint = f"{ONLY.name}: no feature {', '.join(strange)}: choose among {', '.join(sorted(known))}"
+    chosen = tuple(feature for feature in FEATURES if not wanted or feature.name in wanted)
+    return chosen, complaint if strange else None

@@ -7,12 +7,14 @@ written, that is said once, and the rest of the process's events are lost.
 
 from __future__ import annotations
 
+import heapq
+import importlib.util
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,8 @@ import msgspec
 
 # The directory of the run, for every process of a server; set by the one that starts them.
 EVENTS = "SGLANG_WARMSTART_EVENTS"
+# The file of a module with a ``Listener``, which every process of the server gives its events; set likewise.
+LISTENER = "SGLANG_WARMSTART_LISTENER"
 # In that directory: there as soon as the server is ready.
 READY = "ready"
 
@@ -66,13 +70,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         at: when it began, in seconds of CLOCK_MONOTONIC.
         seconds: how long it took.
         phase: "serving" from when the server was ready.
-        library: "deep_gemm", "triton", "flashinfer", "tilelang" or "tvm_ffi".
+        library: "deep-gemm", "triton", "flashinfer", "tilelang" or "tvm-ffi".
         lane: which of those that work side by side in this process, such as "worker 3".
         shape: of the call that needed it, as far as it is known.
         target: that a kernel was compiled for, if it was one.
-        kernels: how many it was about, where that is not one.
+        kernels: how many it was about, where that is not one; targets, where it discovers those.
         cached: nothing was compiled: the library's cache had it.
         error: why it failed, if it did.
+        remedy: what would have covered a compile that should not have happened.
     """
 
     kind: Kind
@@ -87,6 +92,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kernels: int = 1
     cached: bool = False
     error: str = ""
+    remedy: str = ""
 
 
 class EventLog:
@@ -100,6 +106,7 @@ class EventLog:
 
     def __init__(self, directory: Path, process: Process, file_limit: int = FILE_LIMIT) -> None:
         self.directory = directory
+        self.process = process
         self.listeners: list[Callable[[Event], None]] = []
         self._header = msgspec.json.encode(process) + b"\n"
         self._stem = f"{process.role}-{process.pid}"
@@ -121,9 +128,14 @@ class EventLog:
             listener(event)
 
     @property
+    def ready_file(self) -> Path:
+        """There as soon as the server is ready."""
+        return self.directory / READY
+
+    @property
     def phase(self) -> Phase:
         """Whether the server has been ready. A look at the file system, until it has."""
-        self._ready = self._ready or (self.directory / READY).exists()
+        self._ready = self._ready or self.ready_file.exists()
         return "serving" if self._ready else "startup"
 
     def close(self) -> None:
@@ -168,13 +180,37 @@ class EventLog:
 _log: EventLog | None = None
 
 
-def open_log(directory: Path, role: str, **labels: str) -> EventLog:
-    """Have the events of this process recorded from now on. A second call in a process changes nothing."""
+def open_log(role: str, environment: Mapping[str, str], **labels: str) -> EventLog | None:
+    """Have the events of this process recorded from now on, if its environment says where.
+
+    Args:
+        role: as of :class:`Process`.
+        labels: likewise.
+    """
     global _log
-    if _log is None or _log.directory != directory:
+    directory = environment.get(EVENTS)
+    if directory is None:
+        return None
+    if _log is None or _log.directory != Path(directory):
         close_log()
-        _log = EventLog(directory, this_process(role, **labels))
+        _log = EventLog(Path(directory), this_process(role, **labels))
+        if LISTENER in environment:
+            try:
+                _log.listeners.append(_listener_of(Path(environment[LISTENER])))
+            except Exception as error:
+                # It is a help for the server, and not to be in its way.
+                logger.warning("warmstart: no metrics: %s: %s", type(error).__name__, error)
     return _log
+
+
+def _listener_of(path: Path) -> Callable[[Event], None]:
+    # By its file: the service has no more of the package at hand than what it needs.
+    spec = importlib.util.spec_from_file_location("warmstart_listener", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    listener: Callable[[Event], None] = module.Listener()
+    return listener
 
 
 def close_log() -> None:
@@ -188,6 +224,25 @@ def close_log() -> None:
 def log_of_process() -> EventLog | None:
     """What this process records its events in, if it does."""
     return _log
+
+
+class Lanes:
+    """Numbers for those that work side by side: the lowest one that is free. Used from one thread."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._made = 0
+
+    def take(self) -> int:
+        """A number that nobody else has."""
+        if self._free:
+            return heapq.heappop(self._free)
+        self._made += 1
+        return self._made
+
+    def give_back(self, number: int) -> None:
+        """It is free again."""
+        heapq.heappush(self._free, number)
 
 
 def now() -> float:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
-import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_warmstart.kernels.private_directory import make_directory, remove_abandoned, remove_directory
 from sglang_warmstart.kernels.recording import LIBRARY
-
-PREFIX = "sglang-warmstart-"
-# A Unix socket's path has room for 107 bytes, and the sockets of multiprocessing lie two levels deeper.
-_PATH_LIMIT = 70
-# Locked as long as the service lives. A process number would say nothing to those in another container.
-ALIVE = "alive"
 
 
 @dataclass
@@ -56,8 +47,8 @@ def start_service(library: str = LIBRARY, restoring: Path | None = None, plans: 
     Raises:
         OSError: no directory or no process can be made.
     """
-    _remove_abandoned()
-    directory = _make_directory()
+    remove_abandoned()
+    directory, alive = make_directory()
     socket = directory / "service.sock"
     try:
         modules = str(_lay_out_modules(directory))
@@ -77,9 +68,7 @@ def start_service(library: str = LIBRARY, restoring: Path | None = None, plans: 
             # The forkserver of Python before 3.13 knows no other path.
             "PYTHONPATH": os.pathsep.join(filter(None, (modules, os.environ.get("PYTHONPATH")))),
         }
-        with (directory / "fresh").open("wb") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)
-            (directory / "fresh").rename(directory / ALIVE)  # nobody is to find it without the lock
+        with alive:
             # A session of its own: Ctrl-C in the terminal is for the server.
             process = subprocess.Popen(
                 command,
@@ -94,12 +83,6 @@ def start_service(library: str = LIBRARY, restoring: Path | None = None, plans: 
     started = ServiceProcess(socket, process)
     atexit.register(_stop_at_exit, started, os.getpid())
     return started
-
-
-def remove_directory(directory: Path) -> None:
-    """Remove the private directory of a service, and never another one."""
-    if directory.name.startswith(PREFIX):
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _lay_out_modules(directory: Path) -> Path:
@@ -122,25 +105,3 @@ def _stop_at_exit(service: ServiceProcess, owner: int) -> None:
     # A fork of the owner inherits this call, and has no service to stop.
     if os.getpid() == owner:
         service.stop()
-
-
-def _make_directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix=PREFIX))
-    # DeepGEMM quotes nothing in the command line of its compiler, and that of a recording lies here.
-    if len(str(directory)) > _PATH_LIMIT or shlex.quote(str(directory)) != str(directory):
-        directory.rmdir()
-        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
-    return directory
-
-
-def _remove_abandoned() -> None:
-    """Remove what services that were killed have left of their private directories."""
-    for place in {tempfile.gettempdir(), "/tmp"}:
-        for directory in Path(place).glob(f"{PREFIX}*"):
-            try:
-                if directory.stat().st_uid == os.getuid():
-                    with (directory / ALIVE).open("rb") as alive:
-                        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        remove_directory(directory)
-            except OSError:
-                continue  # in use, or somebody else is removing it

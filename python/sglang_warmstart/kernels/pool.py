@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from sglang_warmstart.kernels.cache import CacheError, KernelCache
 from sglang_warmstart.kernels.compiler import CompileJob, Compiler, CompilerError, compile_kernel
 from sglang_warmstart.kernels.digest import name_of
+from sglang_warmstart.kernels.events import Lanes, emit, first_line, now
 from sglang_warmstart.kernels.recorder import RecordedKernel
 
 # How often somebody else's lock is tried again.
@@ -75,23 +76,28 @@ class CompilePool:
         self._limit_s = limit_s
         self._places = _Places(workers)
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._lanes = Lanes()
 
-    async def ensure(self, kernel: RecordedKernel) -> None:
+    async def ensure(self, kernel: RecordedKernel, target: str = "") -> None:
         """Return when the kernel is in the cache.
+
+        Args:
+            target: that it is for; the kernel's event names it.
 
         Raises:
             KernelError: it could not be compiled or published.
         """
         task = self._under_way.get(kernel.directory)
         if task is None:
-            task = asyncio.create_task(self._ensure(kernel))
+            task = asyncio.create_task(self._ensure(kernel, target))
             self._under_way[kernel.directory] = task
             task.add_done_callback(lambda _: self._under_way.pop(kernel.directory, None))
         # One that waits may give up: the work goes on for the others.
         await asyncio.shield(task)
 
-    async def _ensure(self, kernel: RecordedKernel) -> None:
+    async def _ensure(self, kernel: RecordedKernel, target: str) -> None:
         if self._cache.has(kernel.directory):
+            emit("compile", shown(kernel.directory), now(), library="deep-gemm", target=target, cached=True)
             return
         self._watcher.planned()
         try:
@@ -100,7 +106,7 @@ class CompilePool:
                 async with self._places.one_for(size_of(kernel.source)):
                     if _take(lock):
                         try:
-                            await self._compile(kernel)
+                            await self._compile(kernel, target)
                         finally:
                             lock.release()
                         return
@@ -122,17 +128,32 @@ class CompilePool:
                 raise KernelError(f"{kernel.directory}: {message}")
             await asyncio.sleep(_TRY_AGAIN_S)
 
-    async def _compile(self, kernel: RecordedKernel) -> None:
+    async def _compile(self, kernel: RecordedKernel, target: str) -> None:
         # Its last holder may have published it since we looked.
         if self._cache.has(kernel.directory):
             return
         job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
         future = self._executor.submit(_compile_named, name_of(kernel.directory), job)
         self._watcher.started()
+        at, lane, failure = now(), self._lanes.take(), ""
         try:
             data = await asyncio.wrap_future(future)
+        except Exception as error:
+            failure = first_line(error)
+            raise
         finally:
             self._watcher.ended()
+            self._lanes.give_back(lane)
+            emit(
+                "compile",
+                shown(kernel.directory),
+                at,
+                now() - at,
+                library="deep-gemm",
+                lane=f"worker {lane}",
+                target=target,
+                error=failure,
+            )
         # In a thread: the cache may be on a slow disk, and it is told to write at once.
         await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data)
         self.compiled += 1
@@ -194,6 +215,12 @@ class _Places:
                 if not turn.cancelled():
                     self._free -= 1
                     turn.set_result(None)
+
+
+def shown(directory: str) -> str:
+    """A kernel as a person is to read it: its name, and enough of its digest to tell it from others."""
+    name = name_of(directory)
+    return f"{name}.{directory.removeprefix(f'kernel.{name}.')[:8]}"
 
 
 def size_of(source: str) -> int:

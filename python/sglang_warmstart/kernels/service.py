@@ -25,10 +25,11 @@ from sglang_warmstart.kernels import compiler as compilers
 from sglang_warmstart.kernels import limits, protocol, stub
 from sglang_warmstart.kernels.cache import CacheError, KernelCache
 from sglang_warmstart.kernels.compiler import Compiler, CompilerError
+from sglang_warmstart.kernels.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.kernels.identity import identity_of
-from sglang_warmstart.kernels.launch import remove_directory
 from sglang_warmstart.kernels.marker import Marker, MarkerError, Markers, TargetKernels, targets_kernels
 from sglang_warmstart.kernels.pool import CompilePool, KernelError, RenewedExecutor
+from sglang_warmstart.kernels.private_directory import remove_directory
 from sglang_warmstart.kernels.progress import Progress
 from sglang_warmstart.kernels.protocol import Announce, Answer, Hello, LeftOut, Restore, Warm, Warmed, Welcome
 from sglang_warmstart.kernels.rank_plan import RankPlan
@@ -102,6 +103,7 @@ class Service:
         self._stopped = threading.Event()
         self._room = asyncio.Condition()
         self._recording = 0
+        self._lanes = Lanes()
         self._prepared = False
         self._context.set_forkserver_preload([self._library, record.__module__])
 
@@ -220,7 +222,8 @@ class Service:
         # By nvcc in any case, and of the rank's architecture.
         compiler = Compiler(shop.compiler.path, shop.compiler.version)
         job = compilers.CompileJob(stub.SOURCE, " ".join(stub.flags_for(capability)), compiler, COMPILE_LIMIT_S)
-        data = await asyncio.to_thread(compilers.compile_kernel, job)
+        with timed("compile", "the stub", library="deep-gemm", lane="stub"):
+            data = await asyncio.to_thread(compilers.compile_kernel, job)
         path = self._directory / f"stub-{shop.markers.identity.digest}.cubin"
         await asyncio.to_thread(path.write_bytes, data)
         return path
@@ -231,6 +234,9 @@ class Service:
             return Answer(())
         marker = await self._marker(rank)
         targets = () if marker is None else marker.targets
+        if targets:
+            names = {use.directory for each in targets for use in each.kernels}
+            emit("restore", "from the marker", now(), kernels=len(names), cached=True)
         notes, rank.notes[:] = tuple(rank.notes), []
         return Answer(tuple(Warmed(each.target, each.kernels) for each in targets), notes=notes)
 
@@ -349,32 +355,37 @@ class Service:
             kernels.append(kernel)
             if rank.plan is None:
                 # It compiles while the sweep goes on.
-                compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel)))
+                compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel, str(target))))
 
         def sweep() -> None:
             for kernel in record(self._context, order, RECORD_LIMIT_S, self._stopped.is_set):
                 loop.call_soon_threadsafe(found, kernel)
 
-        async with self._place(free_bytes):
-            try:
-                await loop.run_in_executor(self._children, sweep)
-            except RecordingProblem:
-                # What was found compiles on: it is of use to the next start.
-                for each in compiles:
-                    each.add_done_callback(asyncio.Task.exception)
-                raise
+        async with self._place(free_bytes) as lane:
+            with timed("record", str(target), library="deep-gemm", lane=lane, kernels=0) as details:
+                try:
+                    await loop.run_in_executor(self._children, sweep)
+                except RecordingProblem:
+                    # What was found compiles on: it is of use to the next start.
+                    for each in compiles:
+                        each.add_done_callback(asyncio.Task.exception)
+                    raise
+                finally:
+                    details["kernels"] = len(kernels)
         return kernels, compiles
 
     @contextlib.asynccontextmanager
-    async def _place(self, free_bytes: int) -> AsyncIterator[None]:
-        """A place for a recording child: no more of them than the GPU's free memory carries."""
+    async def _place(self, free_bytes: int) -> AsyncIterator[str]:
+        """A place for a recording child, and what it is called: no more than the GPU's free memory carries."""
         places = max(1, min(CHILDREN_MAX, int(free_bytes * CHILDREN_SHARE) // CHILD_BYTES))
         async with self._room:
             await self._room.wait_for(lambda: self._recording < places)
             self._recording += 1
+        lane = self._lanes.take()
         try:
-            yield
+            yield f"recorder {lane}"
         finally:
+            self._lanes.give_back(lane)
             async with self._room:
                 self._recording -= 1
                 self._room.notify_all()
@@ -464,6 +475,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plans", type=Path, help="record plans into this directory, and compile nothing")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="[%(asctime)s] warmstart service: %(message)s", level=logging.INFO)
+    open_log("service", os.environ)
     if options.socket.exists():
         print(f"warmstart service: {options.socket} is taken: name another --socket", file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 from sglang_warmstart.kernels.calls import Door, OnCall, answer_with_zeros, check_names
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
+from sglang_warmstart.kernels.events import emit, now, timed
 from sglang_warmstart.kernels.gemms import GEMMS, Gemm, UnsupportedCallError
 from sglang_warmstart.kernels.load import load
 from sglang_warmstart.kernels.marker import TargetKernels
@@ -28,6 +28,9 @@ from sglang_warmstart.rank.log import LOGGER_NAME
 FORWARD_WAIT_S = 200.0
 # For the wait before the first forward, when no other rank waits in a collective.
 START_WAIT_S = 900.0
+
+# What would have covered a target that is met while serving.
+_LATE_REMEDY = "no dry forward met it and no marker knew it; the marker does now, and the next start loads its kernels"
 
 # Of the GPU's free memory, what the calls that load kernels may take.
 _LOAD_SHARE = 0.8
@@ -146,13 +149,30 @@ class Rank:
         except UnsupportedCallError as error:
             self._leave(key, str(error))
         else:
-            start = time.monotonic()
-            try:
-                self.warm([target], self._wait_left_s)
-            finally:
-                self._wait_left_s -= time.monotonic() - start
+            self._warm_late(target)
         self._sweep_if_left(key)
         return call()
+
+    def _warm_late(self, target: Target) -> None:
+        """Warm a target whose first call is under way. A server that serves stalls meanwhile, and a monitor hears."""
+        start = now()
+        try:
+            self.warm([target], self._wait_left_s)
+        finally:
+            seconds = now() - start
+            self._wait_left_s -= seconds
+        # What the service compiled for it has events of its own.
+        emit(
+            "jit",
+            "a new target",
+            start,
+            seconds,
+            library="deep-gemm",
+            shape=str(target),
+            target=str(target),
+            kernels=0,
+            remedy=_LATE_REMEDY,
+        )
 
     def _answer_dry(self, gemm: Gemm, arguments: dict[str, Any], call: Callable[[], Any]) -> None:
         answer_with_zeros(gemm, arguments)
@@ -186,7 +206,8 @@ class Rank:
             WarmupError: strict mode is on, and a target could not be warmed.
         """
         try:
-            answer = self.client.warm(targets, self.free_bytes(), limit_s)
+            with timed("step", "wait for kernels", kernels=len(targets)):
+                answer = self.client.warm(targets, self.free_bytes(), limit_s)
         except ServiceGoneError as error:
             answer = Answer(tuple(Warmed(target, error=str(error)) for target in targets))
         self.compiled = max(self.compiled, answer.compiled)
@@ -208,8 +229,9 @@ class Rank:
         self.seen.update(key_of(each.target) for each in targets)
         if not targets or self.only_plans:
             return
-        with self.outside_symmetric_memory():
+        with timed("load", f"{len(targets)} targets", library="deep-gemm") as details, self.outside_symmetric_memory():
             loaded = load(targets, lambda: int(self.free_bytes() * _LOAD_SHARE))
+            details["kernels"] = loaded.calls
         for target, error in loaded.failed:
             message = f"{target}: its kernels cannot be loaded: {_first_line(error)}"
             if self.strict:

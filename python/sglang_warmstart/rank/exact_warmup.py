@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.kernels.compiler import Kind
+from sglang_warmstart.kernels.events import timed
 from sglang_warmstart.kernels.identity import Gpu
 from sglang_warmstart.kernels.launch import start_service
 from sglang_warmstart.kernels.marker import Launch, TargetKernels
@@ -338,7 +339,9 @@ def warm_all(rank: Rank, model_runner: Any) -> None:
         rank.load(restored)
         how, count = "restored from the marker", len(restored)
     else:
-        targets = found_dry(rank, model_runner)
+        with timed("discover", "dry forwards", library="deep-gemm") as details:
+            targets = found_dry(rank, model_runner)
+            details["kernels"] = len(targets)
         dry_done = time.perf_counter()
         rank.warm(targets, START_WAIT_S)
         how, count = "found by dry forwards", len(targets)

@@ -1,0 +1,159 @@
+"""A kernel that is compiled while serving is reported or refused (:mod:`sglang_warmstart.monitor.jit`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Any, Literal, cast
+
+from sglang_warmstart.errors import StandsAsideError
+from sglang_warmstart.features.envs import ENVIRON, declare_text
+from sglang_warmstart.features.fast_warmup import COMPILE_UTILS
+from sglang_warmstart.features.feature import Feature, Step
+from sglang_warmstart.features.start_up_events import SCHEDULER
+from sglang_warmstart.kernels.compiler import CompilerError
+from sglang_warmstart.kernels.events import log_of_process
+from sglang_warmstart.monitor import watch_ninja, watch_tilelang, watch_triton
+from sglang_warmstart.monitor.jit import MODES, JitMonitor, JitWhileServingError, Mode
+from sglang_warmstart.monitor.watch_deep_gemm import DeepGemmWatch
+from sglang_warmstart.patch import Patch, class_of
+from sglang_warmstart.rank.exact_warmup import SERVICE, logger
+from sglang_warmstart.rank.settings import one_of
+from sglang_warmstart.switches import JIT_MONITOR
+
+
+def mode_of(environment: dict[str, str] | os._Environ[str]) -> Mode:
+    """What is to become of a JIT compile while serving."""
+    word, complaint = one_of(JIT_MONITOR.name, MODES, environment)
+    if complaint:
+        logger.warning("warmstart: %s", complaint)
+    return cast(Mode, word)
+
+
+def install_switch(patch: Patch, environ: ModuleType) -> None:
+    """Declare the switch on ``Envs``."""
+    declare_text(patch, environ, JIT_MONITOR)
+
+
+def install_listener(patch: Patch, scheduler: ModuleType) -> None:
+    """In a rank, hear of every compile from when its events are recorded."""
+
+    def run_event_loop(original: Callable[..., None], self: Any) -> None:
+        mode = mode_of(os.environ)
+        log = log_of_process()
+        if mode != "off" and log is not None:
+            further = self.server_args.node_rank > 0
+            if mode == "error" and further:
+                logger.warning(
+                    "warmstart: on further nodes JIT is reported and not refused: they are not told when the server is "
+                    "ready"
+                )
+            log.listeners.append(JitMonitor("warn" if further else mode))
+        original(self)
+
+    patch.wrap(class_of(scheduler, "Scheduler"), "run_event_loop", run_event_loop, "self")
+
+
+def _watching(library: str, install: Callable[[Patch, ModuleType], None]) -> Callable[[Patch, ModuleType], None]:
+    """A step that watches a library. Where that looks different it is not watched, which is said; the others are."""
+
+    def install_watch(patch: Patch, module: ModuleType) -> None:
+        if mode_of(os.environ) == "off":
+            return
+        try:
+            install(patch, module)
+        except StandsAsideError as error:
+            logger.warning("warmstart: the JIT monitor does not watch %s: %s: %s", library, error.target, error.reason)
+
+    return install_watch
+
+
+def watch_triton_here(patch: Patch, triton: ModuleType) -> None:
+    """Watch Triton by its listener."""
+    patch.made("triton.knobs.compilation.listener", watch_triton.watch(triton))
+
+
+def watch_deep_gemm_here(patch: Patch, compile_utils: ModuleType) -> None:
+    """Stand before DeepGEMM's compiler in each rank, once that has said hello to the service with the real one."""
+    refuse = mode_of(os.environ) == "error"
+    watch: DeepGemmWatch | None = None
+
+    def update_deep_gemm_config(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        nonlocal watch
+        original(*args, **kwargs)
+        log = log_of_process()
+        if watch is not None or log is None or not compile_utils.ENABLE_JIT_DEEPGEMM:
+            return
+        try:
+            watch = DeepGemmWatch(log, os.environ, refuse=refuse, exact=SERVICE in os.environ)
+        except (CompilerError, OSError) as error:
+            logger.warning("warmstart: the JIT monitor does not watch deep-gemm: %s", error)
+        else:
+            patch.also_undo(watch.stop)
+
+    def deep_gemm_execution_hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inside = original(*args, **kwargs)
+        return inside if watch is None else _Refusing(inside, watch)
+
+    patch.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
+    if refuse:
+        # DeepGEMM's own error does not say what failed, and why. Not in the default mode: it is on every call's path.
+        patch.wrap(
+            compile_utils, "deep_gemm_execution_hook", deep_gemm_execution_hook, "m, n, k, num_groups, kernel_type"
+        )
+
+
+@dataclass
+class _Refusing(AbstractContextManager[None]):
+    """What SGLang puts around a GEMM, and an error that says why if the GEMM was made to fail."""
+
+    inside: AbstractContextManager[None]
+    watch: DeepGemmWatch
+
+    def __enter__(self) -> None:
+        self.inside.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        try:
+            self.inside.__exit__(kind, error, traceback)
+        finally:
+            if isinstance(error, RuntimeError) and not isinstance(error, JitWhileServingError):
+                refusal = self.watch.refusal()
+                if refusal is not None:
+                    raise refusal from error
+        return False
+
+
+JIT_MONITORING = Feature(
+    name="jit-monitor",
+    gains="a kernel that is compiled while serving is reported, or refused, with what would have covered it",
+    hooks={
+        f"{ENVIRON}.Envs.{JIT_MONITOR.name}": "the switch, beside its neighbours",
+        f"{SCHEDULER}.Scheduler.run_event_loop": "a rank that begins to serve hears of compiles from now on",
+        f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before DeepGEMM asks for its compiler; wrapped "
+        "after exact-warmup, which tells the service of the real one",
+        f"{COMPILE_UTILS}.deep_gemm_execution_hook": "in mode error only: around every wrapped GEMM, so that one that "
+        "is refused says why",
+        "triton.knobs.compilation.listener": "Triton's own hook, called after each compile",
+        "flashinfer.jit.core.JitSpec.build": "FlashInfer has no hook; this is called once per module that is loaded",
+        "tvm_ffi.cpp.extension.build_ninja": "nor has tvm-ffi, by which SGLang's own JIT kernels are built; likewise",
+        "tilelang.jit.kernel.JITKernel.__init__": "nor has TileLang; it compiles here what its cache does not have",
+    },
+    upstream="none",
+    drop_when="upstream reports what is compiled while serving",
+    built_in_as=(),
+    steps=(
+        Step((ENVIRON,), install_switch),
+        Step((SCHEDULER,), install_listener, required=False),
+        Step((COMPILE_UTILS,), _watching("deep-gemm", watch_deep_gemm_here), required=False),
+        Step(("triton",), _watching("triton", watch_triton_here), required=False),
+        Step(("flashinfer.jit.core",), _watching("flashinfer", watch_ninja.watch_flashinfer), required=False),
+        Step(("tvm_ffi.cpp.extension",), _watching("tvm-ffi", watch_ninja.watch_tvm_ffi), required=False),
+        Step(("tilelang.jit.kernel",), _watching("tilelang", watch_tilelang.watch), required=False),
+    ),
+)

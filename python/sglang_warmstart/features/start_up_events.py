@@ -1,0 +1,185 @@
+"""What a start-up went to is recorded as events (:mod:`sglang_warmstart.kernels.events`), and counted in metrics."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sglang_warmstart.bundle.places import default_cache
+from sglang_warmstart.errors import StandsAsideError
+from sglang_warmstart.features.exact_warmup import ENGINE
+from sglang_warmstart.features.feature import Feature, Step
+from sglang_warmstart.features.pp_parallel_warmup import MODEL_RUNNER
+from sglang_warmstart.kernels.events import (
+    EVENTS,
+    LISTENER,
+    close_log,
+    emit,
+    log_of_process,
+    now,
+    open_log,
+    timed,
+)
+from sglang_warmstart.monitor import runs
+from sglang_warmstart.patch import Patch, class_of
+from sglang_warmstart.rank.exact_warmup import logger
+
+HTTP_SERVER = "sglang.srt.entrypoints.http_server"
+SCHEDULER = "sglang.srt.managers.scheduler"
+_METRICS = Path(runs.__file__).with_name("metrics.py")
+
+# The steps of a rank's start-up: method of ModelRunner -> what it is called. A release has some of them.
+STEPS = {
+    "init_torch_distributed": "distributed",
+    "load_model": "load weights",
+    "init_memory_pool": "memory pool",
+    "init_attention_backend": "attention backend",
+    "init_attention_backends": "attention backend",
+    "kernel_warmup": "kernel warm-up",
+    "init_device_graphs": "CUDA graphs",
+    "init_cuda_graphs": "CUDA graphs",
+    "init_piecewise_cuda_graphs": "piecewise CUDA graphs",
+}
+
+
+def begin_run(server_args: Any) -> None:
+    """Make the directory of this run, for this process and those that it starts."""
+    directory, problem = runs.new_run(default_cache(os.environ))
+    if problem:
+        logger.warning("warmstart: events of this run are not kept: %s", problem)
+    os.environ[EVENTS] = str(directory)
+    os.environ.pop(LISTENER, None)
+    if server_args.enable_metrics and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        os.environ[LISTENER] = str(_METRICS)
+    log = open_log("main", os.environ)
+    if log is not None:
+        emit("step", "imports", log.process.started, now() - log.process.started)
+
+
+def server_is_ready() -> None:
+    """From now on, what is compiled is compiled while serving. Every process of the node learns of it."""
+    log = log_of_process()
+    if log is not None:
+        emit("ready", "server", now())
+        runs.say_ready(log.directory)
+
+
+def install_run(patch: Patch, engine: ModuleType) -> None:
+    """Begin a run with the first thing that belongs to it, and end its start-up where no HTTP server does."""
+
+    def launch_scheduler_processes(
+        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        begin_run(server_args)
+        with timed("step", "launch"):
+            return original(cls, server_args, *args, **kwargs)
+
+    def __init__(original: Callable[..., None], self: Any, **kwargs: Any) -> None:
+        original(self, **kwargs)
+        server_is_ready()
+
+    cls = class_of(engine, "Engine")
+    patch.wrap(
+        cls,
+        "_launch_scheduler_processes",
+        launch_scheduler_processes,
+        "cls, server_args, port_args, run_scheduler_process_func",
+        "cls, server_args, port_args, run_scheduler_process_func, placement_group",
+    )
+    patch.wrap(cls, "__init__", __init__, "self")
+    patch.also_undo(close_log)
+
+
+def install_ready(patch: Patch, http_server: ModuleType) -> None:
+    """The server is ready when its own warm-up has ended."""
+
+    def _wait_and_warmup(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        with timed("step", "server warm-up"):
+            original(*args, **kwargs)
+        server_is_ready()
+
+    patch.wrap(http_server, "_wait_and_warmup", _wait_and_warmup, "server_args, launch_callback, execute_warmup_func")
+
+
+def install_rank(patch: Patch, scheduler: ModuleType) -> None:
+    """A scheduler's process is a rank."""
+    cls = class_of(scheduler, "Scheduler")
+    signature = inspect.signature(vars(cls)["__init__"])
+
+    def __init__(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        log = open_log("rank", os.environ, **_labels(signature.bind(*args, **kwargs).arguments))
+        if log is not None:
+            emit("step", "imports", log.process.started, now() - log.process.started)
+        with timed("step", "scheduler"):
+            original(*args, **kwargs)
+
+    def run_event_loop(original: Callable[..., None], self: Any) -> None:
+        # Further nodes have no HTTP server, and nobody tells them when that of the first one is ready.
+        if self.server_args.node_rank > 0:
+            server_is_ready()
+        original(self)
+
+    patch.wrap(cls, "__init__", __init__, "self, server_args, port_args")
+    patch.wrap(cls, "run_event_loop", run_event_loop, "self")
+
+
+def install_steps(patch: Patch, model_runner: ModuleType) -> None:
+    """Record how long each step of a rank's start-up takes."""
+    cls = class_of(model_runner, "ModelRunner")
+    there = [name for name in STEPS if name in vars(cls)]
+    if not there:
+        raise StandsAsideError(f"{MODEL_RUNNER}.ModelRunner", f"none of {', '.join(STEPS)} is there")
+    for name in there:
+        _record_step(patch, cls, name)
+
+
+def _record_step(patch: Patch, cls: type, name: str) -> None:
+    def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with timed("step", STEPS[name]):
+            return original(*args, **kwargs)
+
+    patch.wrap(cls, name, step, *_any_parameters(cls, name))
+
+
+def _any_parameters(cls: type, name: str) -> tuple[str, ...]:
+    """A step is timed whatever it takes: nothing that it is given is looked at."""
+    return (", ".join(inspect.signature(vars(cls)[name]).parameters),)
+
+
+def _labels(arguments: dict[str, Any]) -> dict[str, str]:
+    names = ("dp_rank", "pp_rank", "tp_rank")
+    given = {name: arguments[name] for name in names if name in arguments}
+    if not given:
+        # In 0.5.23 a rank finds its place by its runtime context.
+        from sglang.srt.runtime_context import get_parallel
+
+        given = {name: getattr(get_parallel(), name, None) for name in names}
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+START_UP_EVENTS = Feature(
+    name="start-up-events",
+    gains="what each second of a start-up went to, as events for `sglang-warmstart report`, and metrics",
+    hooks={
+        f"{ENGINE}.Engine._launch_scheduler_processes": "runs once per node before any rank; wrapped last, so that the "
+        "run begins before anything that has events",
+        f"{ENGINE}.Engine.__init__": "an engine without HTTP is ready when it has been made",
+        f"{HTTP_SERVER}._wait_and_warmup": "when it ends, the server is ready",
+        f"{SCHEDULER}.Scheduler.__init__": "the first thing in a rank that knows which one it is",
+        f"{SCHEDULER}.Scheduler.run_event_loop": "further nodes have nobody else who says that they are ready",
+        **{f"{MODEL_RUNNER}.ModelRunner.{name}": f"the step: {step}" for name, step in STEPS.items()},
+    },
+    upstream="none",
+    drop_when="upstream says what its start-up goes to",
+    built_in_as=(),
+    steps=(
+        Step((ENGINE,), install_run, required=False),
+        Step((HTTP_SERVER,), install_ready, required=False),
+        Step((SCHEDULER,), install_rank, required=False),
+        Step((MODEL_RUNNER,), install_steps, required=False),
+    ),
+)

@@ -1,0 +1,43 @@
+"""The compiler that DeepGEMM runs in a watched process: it runs the real one, and says so.
+
+A program of its own, started by the command that :mod:`.watch_deep_gemm` writes, once per kernel that is compiled. It
+imports nothing of this package, and little else: it is to start in milliseconds.
+
+Arguments: SOCKET READY REFUSE COMPILER, then what DeepGEMM gives its compiler.
+SOCKET gets a JSON object before and after each run. Where REFUSE is "1" and the file READY is there, it fails although
+the compiler did not: that is how a call of DeepGEMM is made to fail.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+
+
+def main() -> int:
+    path, ready, refuse, *command = sys.argv[1:]
+    source = command[1] if len(command) > 1 else ""
+    speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def say(**words: object) -> None:
+        with suppress(OSError):  # nobody listens any more: the kernel is compiled all the same
+            speaker.sendto(json.dumps({"run": os.getpid(), **words}).encode(), path)
+
+    at = time.monotonic()
+    say(begins=source)
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)[1])
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+        status = 127
+    refused = status == 0 and refuse == "1" and os.access(ready, os.F_OK)
+    say(at=at, seconds=time.monotonic() - at, status=status)
+    if refused:
+        print("refused: SGLANG_WARMSTART_JIT_MONITOR=error, and the server is serving", file=sys.stderr)
+    return 1 if refused or status < 0 else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

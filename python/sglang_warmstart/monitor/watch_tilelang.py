@@ -1,0 +1,55 @@
+"""TileLang's compiles, where it makes a kernel that its cache does not have. It has no hook for that.
+
+Source: ``JITKernel`` in TileLang's ``jit/kernel.py``: its constructor compiles, unless it is told that the kernel comes
+from the cache (``from_database``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from sglang_warmstart.kernels.events import timed
+from sglang_warmstart.patch import Patch, class_of
+
+REMEDY = (
+    "mhc-prewarm would have if this is mHC's and its token count lies within a prefill chunk, or TileLang's cache out "
+    "of a bundle (bundle pack --include tilelang)"
+)
+
+
+def watch(patch: Patch, kernel: ModuleType) -> None:
+    """Record what TileLang compiles.
+
+    Args:
+        kernel: ``tilelang.jit.kernel``.
+
+    Raises:
+        StandsAsideError: it looks different.
+    """
+    cls = class_of(kernel, "JITKernel")
+    signature = inspect.signature(vars(cls)["__init__"])
+
+    def __init__(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs).arguments
+        function = given.get("func")
+        if given.get("from_database"):
+            original(*args, **kwargs)
+            return
+        with timed("jit", _name(function), library="tilelang", shape=_shape(function), remedy=REMEDY):
+            original(*args, **kwargs)
+
+    patch.wrap(cls, "__init__", __init__, "self, func")
+
+
+def _name(function: Any) -> str:
+    attributes = getattr(function, "attrs", None)
+    return str(attributes["global_symbol"]) if attributes and "global_symbol" in attributes else "a kernel"
+
+
+def _shape(function: Any) -> str:
+    """The shapes of a kernel's tensors; a name stands for a size that it is not specialised on."""
+    buffers = getattr(function, "buffer_map", None) or {}
+    return ", ".join(f"{buffer.name}: ({', '.join(map(str, buffer.shape))})" for buffer in buffers.values())
