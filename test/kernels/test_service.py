@@ -128,6 +128,16 @@ def test_a_damaged_marker_is_reported_and_the_work_is_done_again(node: Node, pla
     assert "damaged" in answer.notes[0]
 
 
+def test_what_is_wrong_with_a_marker_is_said_once(node: Node, place: Place) -> None:
+    warm(place.rank(node), target())
+    (cubin, *_) = sorted((place.cache.root / "cache").glob("kernel.*/kernel.cubin"))
+    cubin.write_bytes(cubin.read_bytes()[:-1])
+    # The service looks at it when the rank has said hello, and again for each of these.
+    rank = place.rank(node)
+    (note,) = (*rank.restore().notes, *rank.restore().notes)
+    assert "the marker is not used" in note
+
+
 def test_a_half_kernel_is_out_of_the_way_before_the_rank_goes_on(node: Node, place: Place) -> None:
     (half, *_) = sources_of(target())
     place.cache.path(half).mkdir(parents=True)

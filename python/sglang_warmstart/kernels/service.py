@@ -76,6 +76,7 @@ class Rank:
     shop: Workshop
     plan: RankPlan | None
     notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # its marker
 
 
 class Service:
@@ -242,7 +243,10 @@ class Service:
 
     async def _marker(self, rank: Rank) -> Marker | None:
         try:
-            return await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
+            # When a rank has said hello, and when it asks. One that is damaged is set aside by the first of them, and
+            # is not there for the other.
+            async with rank.reading:
+                return await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
         except (MarkerError, OSError) as error:
             rank.notes.append(f"the marker is not used: {error}")
             return None
