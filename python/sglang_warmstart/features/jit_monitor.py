@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from sglang_warmstart.errors import StandsAsideError
 from sglang_warmstart.features.envs import ENVIRON, declare_text
+from sglang_warmstart.features.exact_warmup import server_arguments
 from sglang_warmstart.features.fast_warmup import COMPILE_UTILS
 from sglang_warmstart.features.feature import Feature, Step
 from sglang_warmstart.features.start_up_events import SCHEDULER
@@ -20,7 +21,7 @@ from sglang_warmstart.monitor import watch_ninja, watch_tilelang, watch_triton
 from sglang_warmstart.monitor.jit import MODES, JitMonitor, JitWhileServingError, Mode
 from sglang_warmstart.monitor.watch_deep_gemm import DeepGemmWatch
 from sglang_warmstart.patch import Patch, class_of
-from sglang_warmstart.rank.exact_warmup import SERVICE, logger
+from sglang_warmstart.rank.exact_warmup import SERVICE, is_wanted, logger
 from sglang_warmstart.rank.settings import one_of
 from sglang_warmstart.switches import JIT_MONITOR
 
@@ -81,14 +82,15 @@ def watch_deep_gemm_here(patch: Patch, compile_utils: ModuleType) -> None:
     refuse = mode_of(os.environ) == "error"
     watch: DeepGemmWatch | None = None
 
-    def update_deep_gemm_config(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def update_deep_gemm_config(original: Callable[..., None], gpu_id: int, *args: Any, **kwargs: Any) -> None:
         nonlocal watch
-        original(*args, **kwargs)
+        original(gpu_id, *args, **kwargs)
         log = log_of_process()
         if watch is not None or log is None or not compile_utils.ENABLE_JIT_DEEPGEMM:
             return
         try:
-            watch = DeepGemmWatch(log, os.environ, refuse=refuse, exact=SERVICE in os.environ)
+            further = server_arguments(*args, **kwargs).node_rank > 0
+            watch = DeepGemmWatch(log, os.environ, refuse=refuse and not further, exact=is_wanted() and SERVICE in os.environ)
         except (CompilerError, OSError) as error:
             logger.warning("warmstart: the JIT monitor does not watch deep-gemm: %s", error)
         else:

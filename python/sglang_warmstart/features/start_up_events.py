@@ -123,7 +123,7 @@ def install_rank(patch: Patch, scheduler: ModuleType) -> None:
             server_is_ready()
         original(self)
 
-    patch.wrap(cls, "__init__", __init__, "self, server_args, port_args")
+    patch.wrap(cls, "__init__", __init__, *_its_parameters(cls, "__init__"))
     patch.wrap(cls, "run_event_loop", run_event_loop, "self")
 
 
@@ -142,11 +142,11 @@ def _record_step(patch: Patch, cls: type, name: str) -> None:
         with timed("step", STEPS[name]):
             return original(*args, **kwargs)
 
-    patch.wrap(cls, name, step, *_any_parameters(cls, name))
+    patch.wrap(cls, name, step, *_its_parameters(cls, name))
 
 
-def _any_parameters(cls: type, name: str) -> tuple[str, ...]:
-    """A step is timed whatever it takes: nothing that it is given is looked at."""
+def _its_parameters(cls: type, name: str) -> tuple[str, ...]:
+    """What a method takes: a step is timed whatever it is given."""
     return (", ".join(inspect.signature(vars(cls)[name]).parameters),)
 
 

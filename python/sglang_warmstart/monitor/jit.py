@@ -38,7 +38,8 @@ class JitMonitor:
         if event.kind != "jit" or event.phase != "serving" or event.cached:
             return
         message = message_of(event)
-        if self.mode == "error":
+        # A call whose compile has failed fails by itself.
+        if self.mode == "error" and not event.error:
             raise JitWhileServingError(message)
         logger.warning("warmstart: %s", message)
 
@@ -46,5 +47,6 @@ class JitMonitor:
 def message_of(event: Event) -> str:
     """What is said of a JIT compile: library, kernel, shape, seconds, and what would have covered it."""
     shape = f" for {event.shape}" if event.shape else ""
-    what = f"{event.library} compiled {event.name}{shape} in {event.seconds:.2f} s"
-    return f"JIT while serving: {what}{f'; {event.remedy}' if event.remedy else ''}"
+    what = f"{event.library} {'failed to compile' if event.error else 'compiled'} {event.name}{shape}"
+    parts = [f"JIT while serving: {what} in {event.seconds:.2f} s", event.error, event.remedy]
+    return "; ".join(filter(None, parts))

@@ -41,14 +41,14 @@ exec {python} -IS {command} {socket} {ready} {refuse} {compiler} "$@"
 _MESSAGE_BYTES = 65536
 # How long a call that failed waits to be told that it was refused.
 _REFUSAL_WAIT_S = 2.0
-# How many callers of DeepGEMM are looked at for tensors.
-_DEPTH = 8
+# How far out from the innermost function a call is looked for.
+_DEPTH = 16
 
 logger = logging.getLogger(LOGGER_NAME)
 
 # SGLang's wrapped GEMMs, which exact warm-up covers.
 WRAPPED = "sglang.srt.layers.deep_gemm_wrapper.entrypoint"
-# Threads whose calls may need a kernel: one that is in here is not waiting for another one of them.
+# Whose calls may need a kernel.
 _CALLERS = ("sglang.srt.layers.", "sglang.srt.models.", "deep_gemm")
 
 
@@ -196,17 +196,18 @@ def call_under_way() -> Call:
     frames = sys._current_frames()
     threads = [threading.main_thread().ident, *frames]  # that one first: it runs most forwards
     for thread in threads:
-        frame = frames.get(thread) if thread is not None else None
-        if frame is not None and str(frame.f_globals.get("__name__")).startswith(_CALLERS):
-            return max(map(_described, _outwards(frame)), key=lambda call: (call.wrapped, bool(call.shape)))
+        calls = [_described(frame) for frame in _callers(frames.get(thread) if thread is not None else None)]
+        if calls:
+            return max(calls, key=lambda call: (call.wrapped, bool(call.shape)))
     return Call()
 
 
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     for _ in range(_DEPTH):
-        if frame is None or not str(frame.f_globals.get("__name__")).startswith(_CALLERS):
+        if frame is None:
             return
-        yield frame
+        if str(frame.f_globals.get("__name__")).startswith(_CALLERS):
+            yield frame
         frame = frame.f_back
 
 

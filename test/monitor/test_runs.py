@@ -1,0 +1,55 @@
+"""Each start has a directory of its own for its events, and old ones go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kit.confined import run_python
+from sglang_warmstart.kernels.events import READY
+from sglang_warmstart.monitor.runs import KEPT_RUNS, new_run, runs_of, say_ready
+
+
+def test_a_run_lies_in_the_cache_and_bears_its_process(tmp_path: Path) -> None:
+    directory, problem = new_run(tmp_path)
+    assert problem is None
+    assert directory.is_dir()
+    assert directory.parent == runs_of(tmp_path)
+    assert directory.name.endswith(f"-{os.getpid()}")
+
+
+def test_the_oldest_go_and_what_is_no_run_stays(tmp_path: Path) -> None:
+    place = runs_of(tmp_path)
+    for number in range(KEPT_RUNS + 5):
+        (place / f"20200101-0000{number:02}-7").mkdir(parents=True)
+    (place / "20200101-notes").mkdir()
+    directory, _ = new_run(tmp_path)
+    left = sorted(path.name for path in place.iterdir())
+    assert len(left) == KEPT_RUNS + 1
+    assert {"20200101-notes", directory.name} <= set(left)
+    assert "20200101-000005-7" not in left
+    assert "20200101-000006-7" in left
+
+
+_ELSEWHERE = """
+import sys
+from pathlib import Path
+from sglang_warmstart.monitor.runs import new_run
+directory, problem = new_run(Path(sys.argv[1]))
+assert directory.is_dir()
+print(directory)
+print(problem)
+"""
+
+
+def test_where_the_cache_cannot_be_written_a_run_ends_with_its_process(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    directory, problem = run_python(_ELSEWHERE, str(tmp_path / "file")).splitlines()
+    assert problem == f"{tmp_path / 'file' / 'warmstart' / 'events'} cannot be written: Not a directory"
+    assert not Path(directory).exists()
+
+
+def test_ready_is_a_file(tmp_path: Path) -> None:
+    say_ready(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [READY]
+    say_ready(tmp_path / "is not there")
