@@ -16,9 +16,10 @@ from kit.release import installed_release
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "sglang-warmstart"))
 FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather", "exact-warmup"]
-FEATURES += ["bundle-restore"]
+FEATURES += ["bundle-restore", "jit-monitor", "start-up-events"]
 SWITCHES = [
     "SGLANG_WARMSTART",
+    "SGLANG_WARMSTART_ONLY",
     "SGLANG_WARMSTART_STRICT",
     "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP",
     "SGLANG_JIT_DEEPGEMM_FAST_WARMUP",
@@ -27,6 +28,7 @@ SWITCHES = [
     "SGLANG_WARMSTART_COMPILER",
     "SGLANG_WARMSTART_BUNDLE",
     "SGLANG_WARMSTART_BUNDLE_KEY",
+    "SGLANG_WARMSTART_JIT_MONITOR",
     "SGLANG_PLUGINS",
 ]
 

@@ -59,6 +59,7 @@ ADDED = (
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_COMPILER",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUNDLE",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUNDLE_KEY",
+    f"{ENVIRON}:Envs.SGLANG_WARMSTART_JIT_MONITOR",
     f"{ENVIRON}:Envs.SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP",
     f"{SERVER_ARGS}:ServerArgs.disable_attn_tp_gather",
     f"{COMPILE_UTILS}:pp_parallel_deep_gemm_warmup",
@@ -84,8 +85,9 @@ CHANGED_IN_0_5_23 = {
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_COMPILER",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUNDLE",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUNDLE_KEY",
+    f"{ENVIRON}:Envs.SGLANG_WARMSTART_JIT_MONITOR",
 }
-OURS_IN_0_5_23 = {"fast-warmup", "exact-warmup", "bundle-restore"}
+OURS_IN_0_5_23 = {"fast-warmup", "exact-warmup", "bundle-restore", "jit-monitor", "start-up-events"}
 ALL_FEATURES = {*OURS_IN_0_5_23, "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather"}
 
 LOGGING_IS_CONFIGURED = "(logging is configured)"

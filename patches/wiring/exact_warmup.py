@@ -78,7 +78,8 @@ COMPILING = Commit(
         DeepGEMM's own cache under its own name: digest.py computes that as DeepGEMM does, cache.py renames a whole
         directory into place, and a lock per kernel keeps ranks and servers on one cache from doing the same work. The
         number of compilers follows the cores of the container and the memory that is free. What a killed compiler
-        leaves behind, and kernels that are damaged, are set aside: DeepGEMM aborts on them.
+        leaves behind, and kernels that are damaged, are set aside: DeepGEMM aborts on them. Where the environment names
+        a directory for that, each process writes what it did, and how long that took, as JSON lines (events.py).
 
         {_NOTHING_NEW} (msgspec, tqdm, and filelock, which torch brings.)
     """,
@@ -88,7 +89,18 @@ COMPILING = Commit(
         those of DeepGEMM itself.
     """,
     modules=_modules(
-        "__init__", "cache", "compiler", "cubin", "digest", "limits", "nvrtc", "pool", "progress", "recorder", "stub"
+        "__init__",
+        "cache",
+        "compiler",
+        "cubin",
+        "digest",
+        "events",
+        "limits",
+        "nvrtc",
+        "pool",
+        "progress",
+        "recorder",
+        "stub",
     ),
 )
 
@@ -129,7 +141,9 @@ SERVICE = Commit(
         real processes and signals: parents that are killed, ranks that leave, two servers on one cache, damaged
         markers, a service that is stopped in every phase.
     """,
-    modules=_modules("marker", "plan", "rank_plan", "restoring", "protocol", "client", "launch", "service"),
+    modules=_modules(
+        "marker", "plan", "rank_plan", "restoring", "protocol", "client", "private_directory", "launch", "service"
+    ),
 )
 
 EXACT_WARMUP = Commit(

@@ -17,7 +17,7 @@ class NoEventsError(Exception):
 
 @dataclass(frozen=True)
 class Lane:
-    """What one process did, in the order of time."""
+    """What one process did, in the order of time. All lanes of a run have the clock of its first one."""
 
     process: Process
     events: list[Event]
@@ -44,9 +44,15 @@ class Run:
 
     @property
     def ready(self) -> float | None:
-        """When the server was ready, if it was."""
-        times = [event.at for lane in self.lanes for event in lane.events if event.kind == "ready"]
-        return min(times, default=None)
+        """When the server was ready, if it was: its main process says so, or each rank of a node that has no server."""
+        times = [
+            (lane.process.role, event.at)
+            for lane in self.lanes
+            for event in [next((event for event in lane.events if event.kind == "ready"), None)]
+            if event is not None
+        ]
+        of_main = [at for role, at in times if role == "main"]
+        return min(of_main) if of_main else max((at for _, at in times), default=None)
 
 
 def read_run(directory: Path) -> Run:
@@ -55,7 +61,7 @@ def read_run(directory: Path) -> Run:
     Raises:
         NoEventsError: it has none.
     """
-    lanes: dict[tuple[str, int], Lane] = {}
+    lanes: dict[tuple[str, str, int], Lane] = {}
     unreadable: list[str] = []
     for path in sorted(directory.glob("*.jsonl"), key=_number_of):
         try:
@@ -65,12 +71,12 @@ def read_run(directory: Path) -> Run:
             continue
         if bad:
             unreadable.append(f"{path.name}: {bad} lines cannot be read")
-        lanes.setdefault((process.role, process.pid), Lane(process, [])).events.extend(events)
+        lanes.setdefault((process.boot, process.role, process.pid), Lane(process, [])).events.extend(events)
     if not lanes:
         raise NoEventsError(f"no events in {directory}: name the directory of a run, or one that has runs in it")
     for lane in lanes.values():
         lane.events.sort(key=lambda event: event.at)
-    return Run(directory.name, sorted(lanes.values(), key=_order), unreadable)
+    return Run(directory.name, _on_one_clock(sorted(lanes.values(), key=_order)), unreadable)
 
 
 def find_run(directory: Path, name: str | None = None) -> Path:
@@ -85,6 +91,19 @@ def find_run(directory: Path, name: str | None = None) -> Path:
     if not runs:
         raise NoEventsError(f"no events in {directory}: start a server with the plugin, or name another directory")
     return runs[-1]
+
+
+def _on_one_clock(lanes: list[Lane]) -> list[Lane]:
+    """The lanes of other hosts, or boots, with their times moved to the clock of the first lane."""
+    first = lanes[0].process
+    return [lane if lane.process.boot == first.boot else _moved(lane, lane.process.epoch - first.epoch) for lane in lanes]
+
+
+def _moved(lane: Lane, seconds: float) -> Lane:
+    process = msgspec.structs.replace(
+        lane.process, started=lane.process.started + seconds, epoch=lane.process.epoch - seconds
+    )
+    return Lane(process, [msgspec.structs.replace(event, at=event.at + seconds) for event in lane.events])
 
 
 def _read_file(path: Path) -> tuple[Process, list[Event], int]:
@@ -117,5 +136,9 @@ _ROLES = ("main", "rank", "service", "restore", "compile")
 def _order(lane: Lane) -> tuple[int, list[int], int]:
     process = lane.process
     role = _ROLES.index(process.role) if process.role in _ROLES else len(_ROLES)
-    ranks = [int(process.labels.get(name, "0")) for name in ("dp_rank", "pp_rank", "tp_rank")]
+    ranks = [_number(process.labels.get(name, "0")) for name in ("dp_rank", "pp_rank", "tp_rank")]
     return role, ranks, process.pid
+
+
+def _number(label: str) -> int:
+    return int(label) if label.isdecimal() else 0

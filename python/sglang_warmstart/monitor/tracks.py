@@ -1,0 +1,92 @@
+"""The events of a run as they are drawn: a track for each that works by itself, nested events in rows below each other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sglang_warmstart.kernels.events import Event, Process
+from sglang_warmstart.monitor.reading import Run
+
+# In this order below the process that they belong to.
+_LANES = ("", "stub", "recorder", "worker")
+
+
+@dataclass(frozen=True)
+class Track:
+    """What one process did, or one of those that work side by side in it.
+
+    Args:
+        title: what it is called; no two tracks of a run share one.
+        process: that did it.
+        events: in the order of time, those that contain others before them.
+        rows: of each event, from 0; those of one row do not overlap, and an event lies below all that contain it.
+    """
+
+    title: str
+    process: Process
+    events: list[Event]
+    rows: list[int]
+
+
+def tracks_of(run: Run) -> list[Track]:
+    """The tracks of a run: main, ranks, and then those that compile and restore."""
+    several_hosts = len({lane.process.host for lane in run.lanes}) > 1
+    found: list[tuple[str, Process, list[Event]]] = []
+    for lane in run.lanes:
+        by_lane: dict[str, list[Event]] = {}
+        for event in lane.events:
+            by_lane.setdefault(event.lane, []).append(event)
+        # A process that has said nothing yet was there all the same.
+        if not by_lane:
+            by_lane[""] = []
+        for name in sorted(by_lane, key=_natural):
+            title = name or title_of(lane.process)
+            found.append((f"{lane.process.host} {title}" if several_hosts else title, lane.process, by_lane[name]))
+    seen = Counter(title for title, _, _ in found)
+    return [
+        _track(title if seen[title] == 1 else f"{title} (pid {process.pid})", process, events)
+        for title, process, events in found
+    ]
+
+
+def title_of(process: Process) -> str:
+    """What a process is called: a rank by its place, such as "PP0 TP1"."""
+    names = ("dp_rank", "pp_rank", "tp_rank")
+    place = " ".join(f"{name[:2].upper()}{process.labels[name]}" for name in names if name in process.labels)
+    return place or process.role
+
+
+def rows_of(events: Iterable[Event]) -> list[int]:
+    """The row of each event: below all those that are under way when it begins.
+
+    Args:
+        events: in the order of :class:`Track`.
+    """
+    ends: list[float] = []
+    rows = []
+    for event in events:
+        while ends and ends[-1] <= event.at:
+            ends.pop()
+        rows.append(len(ends))
+        ends.append(event.at + max(event.seconds, 0.0))
+    return rows
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """By the time when they began; of those that began together, the longest first."""
+    return sorted(events, key=lambda event: (event.at, -event.seconds))
+
+
+def _track(title: str, process: Process, events: Sequence[Event]) -> Track:
+    ordered = in_order(events)
+    return Track(title, process, ordered, rows_of(ordered))
+
+
+def _natural(name: str) -> tuple[int, list[tuple[int, str]]]:
+    kind = name.partition(" ")[0]
+    # "worker 2" before "worker 10".
+    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return _LANES.index(kind) if kind in _LANES else len(_LANES), parts
