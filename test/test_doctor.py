@@ -183,6 +183,15 @@ def test_an_unknown_word_in_a_switch_is_named_and_no_reason_to_fail(switch: str)
     assert len([note for note in visit.report["notes"] if switch in note and '"maybe"' in note]) == 1
 
 
+def test_features_that_are_left_out_are_off() -> None:
+    visit = doctor("--json", SGLANG_WARMSTART_ONLY="start-up-events, jit-monitor,warmth")
+    assert visit.status == 0
+    off = {name for name, state in visit.states.items() if state == "off"}
+    assert off == {*FEATURES} - {"start-up-events", "jit-monitor"}
+    (note,) = [note for note in visit.report["notes"] if "SGLANG_WARMSTART_ONLY" in note]
+    assert '"warmth"' in note and "exact-warmup" in note
+
+
 @pytest.mark.release("0.5.12")
 def test_a_feature_that_stands_aside_is_a_problem(tmp_path: Path) -> None:
     # A sitecustomize is imported before all else: its hook runs before the plugin's.

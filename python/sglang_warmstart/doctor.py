@@ -20,6 +20,7 @@ from sglang_warmstart.features import FEATURES, chosen_features
 from sglang_warmstart.features.feature import Installation, State
 from sglang_warmstart.kernels import compiler as compilers
 from sglang_warmstart.switches import (
+    ONLY,
     PLUGIN_NAME,
     PLUGINS,
     SWITCHES,
@@ -159,8 +160,13 @@ def _examine_sglang(report: Report) -> None:
         plugin.register()
         loaded = plugin.loaded_plugin()
         assert loaded is not None  # it is on, and register() has just run
-        for installation in loaded.installations:
-            report.features.append(_examine_feature(report, installation))
+        chosen = {each.feature.name: each for each in loaded.installations}
+        for feature in FEATURES:
+            report.features.append(
+                _examine_feature(report, chosen[feature.name])
+                if feature.name in chosen
+                else FeatureState(feature.name, "off", f"{ONLY.name} does not name it")
+            )
         _note_deep_gemm(report)
 
 

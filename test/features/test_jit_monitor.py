@@ -317,7 +317,9 @@ def test_a_kernel_is_named_as_deep_gemm_names_it(tmp_path: Path) -> None:
     assert kernel_of(tmp_path / "nothing") == "a kernel"
 
 
-def test_the_log_level_is_a_warning(begin: Callable[..., None], log: EventLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_level_is_a_warning(
+    begin: Callable[..., None], log: EventLog, caplog: pytest.LogCaptureFixture
+) -> None:
     begin(exact=True)
     dense(m=5)
     levels = {record.levelno for record in caplog.records if "JIT while serving" in record.message}

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.environment import child_environment, python_path
 from sglang_warmstart.kernels.events import EVENTS, Event, open_log
 from sglang_warmstart.monitor.jit import JitMonitor
 from sglang_warmstart.monitor.reading import read_run
 from sglang_warmstart.monitor.runs import say_ready
+
+from kit.environment import child_environment, python_path
 
 _HERE = Path(__file__).parents[1]
 

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -47,7 +48,9 @@ def event_at(at: float, name: str = "a kernel") -> Event:
 
 
 @given(written=st.lists(EVENTS, max_size=20))
-def test_what_is_written_is_read_back_in_the_order_of_time(tmp_path_factory: pytest.TempPathFactory, written) -> None:
+def test_what_is_written_is_read_back_in_the_order_of_time(
+    tmp_path_factory: pytest.TempPathFactory, written: list[Event]
+) -> None:
     log = EventLog(tmp_path_factory.mktemp("run"), this_process("rank", pp_rank="1"))
     for each in written:
         log.emit(each)
@@ -179,7 +182,7 @@ def test_a_place_that_cannot_be_made_is_said_once(tmp_path: Path, caplog: pytest
 
 
 @pytest.fixture
-def of_process(tmp_path: Path) -> EventLog:
+def of_process(tmp_path: Path) -> Iterator[EventLog]:
     log = open_log("main", {events.EVENTS: str(tmp_path)})
     assert log is not None
     yield log
@@ -235,7 +238,7 @@ def test_a_listener_that_cannot_be_loaded_is_said_and_events_are_recorded(
 
 @given(steps=st.lists(st.booleans(), max_size=60))
 def test_a_lane_is_the_lowest_number_that_nobody_has(steps: list[bool]) -> None:
-    lanes, taken = Lanes(), set()
+    lanes, taken = Lanes(), set[int]()
     for give_back in steps:
         if give_back and taken:
             number = max(taken)

@@ -88,16 +88,14 @@ class TestTriton:
         assert "refused: JIT while serving: triton compiled add_one for x: *fp32" in watched.said
 
     def test_a_listener_that_was_there_hears_too(self, tmp_path: Path) -> None:
+        (tmp_path / "kernels_under_test.py").write_text(_TRITON_KERNEL)
         before = "import triton\ntriton.knobs.compilation.listener = lambda **told: print('heard', told['cache_hit'])\n"
-        place = tmp_path
-        (place / "kernels_under_test.py").write_text(_TRITON_KERNEL)
-        code = before + _BEGIN + _TRITON.format(place=str(place)) + "compile(64)"
-        watched = run_watched(code, place / "run", {"TRITON_CACHE_DIR": str(place / "cache")})
+        code = before + _BEGIN + _TRITON.format(place=str(tmp_path)) + "compile(64)"
+        watched = run_watched(code, tmp_path / "run", {"TRITON_CACHE_DIR": str(tmp_path / "cache")})
         assert "heard False" in watched.said
         assert len(watched.of("triton")) == 1
 
     def test_without_the_hook_it_is_said_that_triton_is_not_watched(self, tmp_path: Path) -> None:
-        code = "import triton\ntype(triton.knobs.compilation).listener = property()\n"
         code = "import triton\ndel type(triton.knobs.compilation).listener\n" + _BEGIN
         watched = run_watched(code, tmp_path / "run")
         assert (
@@ -157,7 +155,9 @@ class TestTileLang:
         assert (event.kind, event.name, event.phase) == ("jit", "add_one", "serving")
         assert event.shape == "a: (1024), b: (1024)"
         assert 0.1 < event.seconds < 120
-        assert "WARNING warmstart: JIT while serving: tilelang compiled add_one for a: (1024), b: (1024) in" in first.said
+        assert (
+            "WARNING warmstart: JIT while serving: tilelang compiled add_one for a: (1024), b: (1024) in" in first.said
+        )
         assert self.run("serve()\ncompile()", tmp_path, "again").of("tilelang") == []
 
     def test_it_is_refused(self, tmp_path: Path) -> None:
@@ -204,7 +204,10 @@ class TestTvmFfi:
         assert "JIT" not in watched.said
 
     def test_what_does_not_compile_fails_by_itself(self, tmp_path: Path) -> None:
-        code = "serve()\ntry: load_inline('wrong', cpp_sources='int add(', functions='add')\nexcept RuntimeError as error: print(error)"
+        code = (
+            "serve()\ntry: load_inline('wrong', cpp_sources='int add(', functions='add')\n"
+            "except RuntimeError as error: print(error)"
+        )
         watched = self.run(code, tmp_path, "run", SGLANG_WARMSTART_JIT_MONITOR="error")
         assert "WARNING warmstart: JIT while serving: tvm-ffi failed to compile wrong in" in watched.said
         assert "ninja" in watched.said

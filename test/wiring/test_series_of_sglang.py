@@ -215,7 +215,7 @@ def test_the_plugin_leaves_alone_what_a_tree_has_and_adds_the_rest(number: int, 
     states = {each["name"]: each["state"] for each in json.loads(done.stdout)["features"]}
     found = {name: "built in" if number >= patch else "active" for name, patch in FEATURES.items()}
     # Which no patch has.
-    assert states == {**found, "bundle-restore": "active"}
+    assert states == {**found, **dict.fromkeys(("bundle-restore", "jit-monitor", "start-up-events"), "active")}
 
 
 def test_a_patched_server_with_the_plugin_says_so_and_answers_as_ever(fork: Fork, tiny_model: Path) -> None:
@@ -228,4 +228,6 @@ def test_a_patched_server_with_the_plugin_says_so_and_answers_as_ever(fork: Fork
     assert len(said) == 2, "in the main process, and in the scheduler"
     for line in said:
         built_in = ", ".join(sorted(FEATURES, key=line.index))
-        assert line.endswith(f"on SGLang 0.5.12: active: bundle-restore; built in: {built_in}")
+        assert line.endswith(
+            f"on SGLang 0.5.12: active: bundle-restore, jit-monitor, start-up-events; built in: {built_in}"
+        )

@@ -36,7 +36,7 @@ FEATURES: tuple[Feature, ...] = (
 
 
 def chosen_features(environment: Mapping[str, str]) -> tuple[tuple[Feature, ...], str | None]:
-    """The features to install: all, or those that ``SGLANG_WARMSTART_ONLY`` names.
+    """The features to install: those that ``SGLANG_WARMSTART_ONLY`` names, or all where it names none.
 
     Returns:
         The features, and a complaint (one line) about names that are none.
@@ -44,6 +44,7 @@ def chosen_features(environment: Mapping[str, str]) -> tuple[tuple[Feature, ...]
     wanted = [name.strip() for name in environment.get(ONLY.name, "").split(",") if name.strip()]
     known = {feature.name for feature in FEATURES}
     strange = [name for name in wanted if name not in known]
-    complaint = f"{ONLY.name}: no feature {', '.join(strange)}: choose among {', '.join(sorted(known))}"
-    chosen = tuple(feature for feature in FEATURES if not wanted or feature.name in wanted)
+    words = ", ".join(f'"{name}"' for name in strange)
+    complaint = f"{ONLY.name}: there is no feature {words}: choose among {', '.join(sorted(known))}"
+    chosen = tuple(feature for feature in FEATURES if feature.name in wanted) or FEATURES
     return chosen, complaint if strange else None

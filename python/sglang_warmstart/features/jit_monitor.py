@@ -90,7 +90,9 @@ def watch_deep_gemm_here(patch: Patch, compile_utils: ModuleType) -> None:
             return
         try:
             further = server_arguments(*args, **kwargs).node_rank > 0
-            watch = DeepGemmWatch(log, os.environ, refuse=refuse and not further, exact=is_wanted() and SERVICE in os.environ)
+            watch = DeepGemmWatch(
+                log, os.environ, refuse=refuse and not further, exact=is_wanted() and SERVICE in os.environ
+            )
         except (CompilerError, OSError) as error:
             logger.warning("warmstart: the JIT monitor does not watch deep-gemm: %s", error)
         else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from sglang_warmstart.bundle.places import default_cache
@@ -78,11 +79,16 @@ def install_run(patch: Patch, engine: ModuleType) -> None:
         with timed("step", "launch"):
             return original(cls, server_args, *args, **kwargs)
 
-    def __init__(original: Callable[..., None], self: Any, **kwargs: Any) -> None:
-        original(self, **kwargs)
-        server_is_ready()
-
     cls = class_of(engine, "Engine")
+    constructor = inspect.unwrap(vars(cls)["__init__"]).__code__
+
+    def launch_subprocesses(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        launched = original(*args, **kwargs)
+        # It cannot be seen at the constructor itself: that is what loads plugins.
+        if any(frame.f_code is constructor for frame in _callers(sys._getframe())):
+            server_is_ready()
+        return launched
+
     patch.wrap(
         cls,
         "_launch_scheduler_processes",
@@ -90,7 +96,7 @@ def install_run(patch: Patch, engine: ModuleType) -> None:
         "cls, server_args, port_args, run_scheduler_process_func",
         "cls, server_args, port_args, run_scheduler_process_func, placement_group",
     )
-    patch.wrap(cls, "__init__", __init__, "self")
+    patch.wrap(cls, "_launch_subprocesses", launch_subprocesses, *_its_parameters(cls, "_launch_subprocesses"))
     patch.also_undo(close_log)
 
 
@@ -146,8 +152,15 @@ def _record_step(patch: Patch, cls: type, name: str) -> None:
 
 
 def _its_parameters(cls: type, name: str) -> tuple[str, ...]:
-    """What a method takes: a step is timed whatever it is given."""
-    return (", ".join(inspect.signature(vars(cls)[name]).parameters),)
+    """What a method takes: nothing is done with what it is given."""
+    method = vars(cls).get(name)
+    return (", ".join(inspect.signature(getattr(method, "__func__", method)).parameters) if method else "",)
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _labels(arguments: dict[str, Any]) -> dict[str, str]:
@@ -167,7 +180,8 @@ START_UP_EVENTS = Feature(
     hooks={
         f"{ENGINE}.Engine._launch_scheduler_processes": "runs once per node before any rank; wrapped last, so that the "
         "run begins before anything that has events",
-        f"{ENGINE}.Engine.__init__": "an engine without HTTP is ready when it has been made",
+        f"{ENGINE}.Engine._launch_subprocesses": "an engine without HTTP is ready when this ends; its constructor is "
+        "what loads plugins, and cannot be hooked by one",
         f"{HTTP_SERVER}._wait_and_warmup": "when it ends, the server is ready",
         f"{SCHEDULER}.Scheduler.__init__": "the first thing in a rank that knows which one it is",
         f"{SCHEDULER}.Scheduler.run_event_loop": "further nodes have nobody else who says that they are ready",
