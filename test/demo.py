@@ -32,8 +32,11 @@ from sglang_warmstart.kernels import limits, progress
 from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.compiler import CompileJob, Compiler
 from sglang_warmstart.kernels.digest import name_of
+from sglang_warmstart.kernels.events import EVENTS, close_log, open_log
 from sglang_warmstart.kernels.pool import CompilePool, KernelError
 from sglang_warmstart.kernels.recorder import RecordedKernel
+from sglang_warmstart.monitor.page import write_page
+from sglang_warmstart.monitor.reading import read_run
 
 FLAG = "--disable-attn-tp-gather"
 SWITCHES = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1", "SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
@@ -43,6 +46,7 @@ TARGET = ("GROUPED_GEMM_NT_F8F8BF16_CONTIG", 7168, 2048)
 # SGLang's logging puts the stage behind the time, and nothing there in the main process.
 LOG_LINE = re.compile(r"^\[[^\]]*?(?: (?P<stage>PP\d+))?\] (?P<text>.*)$")
 PROCESSES = ("main", "PP0", "PP1")
+PICTURE = Path(__file__).parents[1] / "build" / "demo" / "startup.html"
 
 
 class DemoFailedError(Exception):
@@ -84,12 +88,12 @@ class TimedThreads(ThreadPoolExecutor):
         return super().submit(timed)
 
 
-async def compile_all(pool: CompilePool, kernels: Sequence[RecordedKernel]) -> None:
-    await asyncio.gather(*(pool.ensure(kernel) for kernel in kernels))
+async def compile_all(pool: CompilePool, kernels: Sequence[RecordedKernel], target: str) -> None:
+    await asyncio.gather(*(pool.ensure(kernel, target) for kernel in kernels))
 
 
 def compile_into(
-    cache: KernelCache, compiler: Compiler, kernels: Sequence[RecordedKernel], workers: int
+    cache: KernelCache, compiler: Compiler, kernels: Sequence[RecordedKernel], target: str, workers: int
 ) -> tuple[int, float, dict[str, float]]:
     """How many had to be compiled, the seconds for all, and those for each source."""
     with TimedThreads(workers) as executor:
@@ -97,7 +101,7 @@ def compile_into(
         bar = progress.Progress(workers)
         pool = CompilePool(executor, cache, compiler, bar, limit_s=120, workers=workers)
         try:
-            asyncio.run(compile_all(pool, kernels))
+            asyncio.run(compile_all(pool, kernels, target))
         except KernelError as error:
             raise DemoFailedError(str(error)) from error
         except BaseException:
@@ -120,8 +124,10 @@ def show_compiling(console: Console, directory: Path) -> None:
         f"nvcc {compiler.release} compiles them into an empty cache, {workers} at once:",
         soft_wrap=True,
     )
-    compiled, seconds, each = compile_into(cache, compiler, kernels, workers)
-    again, seconds_again, _ = compile_into(cache, compiler, kernels, workers)
+    open_log("compile", {EVENTS: str(directory / "events")})
+    compiled, seconds, each = compile_into(cache, compiler, kernels, str(target), workers)
+    again, seconds_again, _ = compile_into(cache, compiler, kernels, str(target), workers)
+    close_log()
 
     right = [Column(title, justify="right") for title in ("from M", "seconds", "KiB")]
     table = Table(right[0], Column("kernel", overflow="fold"), *right[1:], box=box.SIMPLE_HEAD)
@@ -133,6 +139,13 @@ def show_compiling(console: Console, directory: Path) -> None:
     total = sum(each.values())
     console.print(f"[bold]{compiled} kernels compiled in {seconds:.1f} s[/]; their own seconds add up to {total:.1f}")
     console.print(f"[bold]{again} kernels compiled[/] when all are asked for again, in {seconds_again * 1000:.0f} ms\n")
+
+
+def write_picture(console: Console, directory: Path) -> None:
+    """The page of `sglang-warmstart report` about the compiles above."""
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    write_page([read_run(directory / "events")], PICTURE)
+    console.print(f"\n[bold]The picture of the compiles above[/]: {escape(str(PICTURE))}", soft_wrap=True)
 
 
 def plugin_lines(log: str) -> dict[str, list[str]]:
@@ -205,6 +218,7 @@ def run(console: Console, directory: Path, log_file: Path) -> None:
     console.print(entry, markup=False, soft_wrap=True)
     console.print("\n[bold]sglang-warmstart doctor[/]")
     show_doctor()
+    write_picture(console, directory)
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
-"""What DeepGEMM compiles while serving is reported or refused: with SGLang's wrapper, a real service, and a stand-in for
-DeepGEMM that runs its compiler as DeepGEMM does."""
+"""What DeepGEMM compiles while serving is reported or refused: with SGLang's wrapper, a real service, and a stand-in
+for DeepGEMM that runs its compiler as DeepGEMM does."""
 
 from __future__ import annotations
 
@@ -77,8 +77,7 @@ def log(tmp_path: Path) -> Iterator[EventLog]:
 
 @pytest.fixture
 def begin(log: EventLog, rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Bring the rank to where its event loop runs, with exact warm-up or without, and the server to where it is ready."""
-
+    """Bring the rank to its event loop, with exact warm-up or without, and the server to where it is ready."""
     monkeypatch.setattr(runner.server_args, "node_rank", 0)
 
     def begin(*, exact: bool, ready: bool = True, node_rank: int = 0) -> None:

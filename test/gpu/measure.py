@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import torch
 from bundles import bundle, elsewhere, record
+from monitoring import start_up
 from runs import HERE, Run, checkpoint, compiler, kernels_of, outcome, start, warmup_of
 
 
@@ -377,6 +378,7 @@ CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
     "record": (record, 1),
     "bundle": (bundle, 1),
     "bundle_elsewhere": (elsewhere, 1),
+    "start_up": (start_up, 1),
 }
 
 # What needs something from elsewhere is measured if it is named.

@@ -1,4 +1,4 @@
-"""A process whose JIT compiles are watched as in a rank: by the feature itself, which follows the libraries' imports."""
+"""A process whose JIT compiles are watched as in a rank: by the feature itself, which follows what is imported."""
 
 from __future__ import annotations
 
