@@ -237,7 +237,7 @@ class Service:
         targets = () if marker is None else marker.targets
         if targets:
             names = {use.directory for each in targets for use in each.kernels}
-            emit("restore", "from the marker", now(), kernels=len(names), cached=True)
+            emit("restore", "by the marker", now(), library="deep-gemm", kernels=len(names), cached=True)
         notes, rank.notes[:] = tuple(rank.notes), []
         return Answer(tuple(Warmed(each.target, each.kernels) for each in targets), notes=notes)
 

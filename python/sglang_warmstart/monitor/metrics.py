@@ -20,7 +20,7 @@ PREFIX = "sglang_warmstart"
 METRICS = {
     "compiles": "Kernels compiled, by library and phase (startup, serving); phase serving is what must not happen.",
     "compile_seconds": "Seconds that those compiles took, each by itself.",
-    "cache_hits": "Kernels that a library wanted and found in its cache on disk.",
+    "cache_hits": "Kernels that were wanted and found in the library's cache on disk, by library.",
     "kernels_planned": "DeepGEMM kernels that exact warm-up wanted.",
     "kernels_compiled": "DeepGEMM kernels that exact warm-up compiled.",
     "kernels_loaded": "Calls that loaded DeepGEMM kernels into ranks before the first request.",
@@ -44,13 +44,13 @@ class Listener:
             counters["compiles"].labels(library, event.phase).inc(event.kernels)
             # A target of exact warm-up that is met late is about no kernel: those that it needs have their own events.
             counters["compile_seconds"].labels(library, event.phase).inc(event.seconds if event.kernels else 0)
-        if event.kind in ("jit", "compile", "load") and event.cached:
-            counters["cache_hits"].labels(library).inc()
+        if event.cached:
+            counters["cache_hits"].labels(library).inc(event.kernels)
         if event.kind == "compile":
             counters["kernels_planned"].inc()
             if not event.cached and not event.error:
                 counters["kernels_compiled"].inc()
         if event.kind == "load" and library == "deep-gemm":
             counters["kernels_loaded"].inc(event.kernels)
-        if event.kind == "restore" and library == "deep-gemm":
+        if event.kind == "restore" and library == "deep-gemm" and not event.cached:
             counters["kernels_restored"].inc(event.kernels)
