@@ -32,6 +32,7 @@ from kit.wrapped_gemms import BF16, DENSE, MASKED, K, bf16, dense, masked, overl
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang_warmstart.kernels import events
 from sglang_warmstart.kernels import plan as plans
 from sglang_warmstart.kernels.client import ServiceClient
 from sglang_warmstart.kernels.identity import Gpu
@@ -422,6 +423,27 @@ def test_two_dry_forwards_find_all_targets_and_one_batch_warms_them(
     assert all(not output.any() for output in started.model.outputs), "zeros, and nothing is left unwritten"
     assert entrypoint.deep_gemm is started.rank.deep_gemm.module
     assert len([line for line in lines(caplog, logging.INFO) if "found by dry forwards" in line]) == 1
+
+
+@with_discovery
+def test_what_a_rank_does_before_the_first_forward_is_written_down(
+    start: Callable[[], Started], tmp_path: Path
+) -> None:
+    log = events.open_log("rank", {events.EVENTS: str(tmp_path / "events")})
+    assert log is not None
+    heard: list[events.Event] = []
+    log.listeners.append(heard.append)
+    try:
+        start().runner.kernel_warmup()
+    finally:
+        events.close_log()
+    # The plugin has one for all of it.
+    discovered, waited, loaded = [event for event in heard if event.name != "kernel warm-up"]
+    assert (discovered.kind, discovered.kernels) == ("discover", len(all_targets()))
+    assert (waited.kind, waited.name) == ("step", "wait for kernels")
+    assert (loaded.kind, loaded.library, loaded.kernels) == ("load", "deep-gemm", len(loads(*all_targets())))
+    assert discovered.at + discovered.seconds <= waited.at
+    assert waited.at + waited.seconds <= loaded.at
 
 
 @with_discovery
