@@ -13,6 +13,7 @@ from sglang_warmstart.bundle import commands as bundles
 from sglang_warmstart.bundle import plan_commands as plans
 from sglang_warmstart.bundle.compile_command import compile_plan
 from sglang_warmstart.bundle.record_command import record
+from sglang_warmstart.monitor.report_command import report
 from sglang_warmstart.series import commands as patches
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command("record", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(record)
 app.command("compile")(compile_plan)
+app.command("report")(report)
 app.add_typer(plans.app, name="plan")
 app.add_typer(bundles.app, name="bundle")
 app.add_typer(patches.app, name="patches")

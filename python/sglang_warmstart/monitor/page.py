@@ -18,8 +18,8 @@ from sglang_warmstart.kernels.cache import write_atomically
 from sglang_warmstart.kernels.events import Event
 from sglang_warmstart.monitor.breakdown import CATEGORIES, category_of
 from sglang_warmstart.monitor.reading import Run
-from sglang_warmstart.monitor.summary import Compile, Summary, summarise, verdict
-from sglang_warmstart.monitor.tracks import Track
+from sglang_warmstart.monitor.summary import Compile, Summary, compared, summarise, verdict
+from sglang_warmstart.monitor.tracks import Span, Track, microseconds
 
 # Events that overlap without containing each other, deeper than this, share the last row.
 MOST_ROWS = 8
@@ -70,6 +70,7 @@ def data_of(summaries: Sequence[Summary]) -> dict[str, Any]:
         "version": __version__,
         "categories": [[category.key, category.title, category.kernels] for category in CATEGORIES],
         "runs": runs,
+        "compared": compared(*summaries) if len(summaries) == 2 else "",
         "texts": texts.list,
     }
 
@@ -89,7 +90,9 @@ class _Texts:
 def _run(summary: Summary, texts: _Texts) -> dict[str, Any]:
     run, breakdown = summary.run, summary.breakdown
     places = {
-        id(event): [number, place] for number, track in enumerate(summary.tracks) for place, event in enumerate(track.events)
+        id(event): [number, place]
+        for number, track in enumerate(summary.tracks)
+        for place, event in enumerate(track.events)
     }
 
     def where(event: Event) -> list[int]:
@@ -103,17 +106,17 @@ def _run(summary: Summary, texts: _Texts) -> dict[str, Any]:
         "hosts": summary.hosts,
         "when": summary.when,
         "verdict": verdict(summary),
-        "ready": None if run.ready is None else _microseconds(run.ready - run.start),
-        "total": _microseconds(breakdown.seconds),
-        "parts": [_microseconds(seconds) for seconds in breakdown.parts.values()],
+        "ready": None if run.ready is None else microseconds(run.ready - run.start),
+        "total": microseconds(breakdown.seconds),
+        "parts": [microseconds(seconds) for seconds in breakdown.parts.values()],
         "stretches": [
-            [_microseconds(each.begin), _microseconds(each.end), _CATEGORY[each.category]] for each in breakdown.stretches
+            [microseconds(each.begin), microseconds(each.end), _CATEGORY[each.category]] for each in breakdown.stretches
         ],
         "tracks": [_track(track, run.start, texts) for track in summary.tracks],
         "serving": [compiled(each) for each in summary.serving],
         "compiles": [compiled(each) for each in summary.compiles],
         "targets": [
-            [texts(each.name), each.kernels, each.cached, each.failed, _microseconds(each.seconds), *where(each.longest)]
+            [texts(each.name), each.kernels, each.cached, each.failed, microseconds(each.seconds), *where(each.longest)]
             for each in summary.targets
         ],
         "kernels": [
@@ -123,7 +126,7 @@ def _run(summary: Summary, texts: _Texts) -> dict[str, Any]:
                 each.ahead,
                 each.on_call,
                 each.cached,
-                _microseconds(each.seconds),
+                microseconds(each.seconds),
                 *where(each.longest),
             ]
             for each in summary.kernels
@@ -137,20 +140,20 @@ def _track(track: Track, start: float, texts: _Texts) -> dict[str, Any]:
     return {
         "title": track.title,
         "about": f"{process.role}, pid {process.pid} on {process.host}",
-        "started": _microseconds(process.started - start),
+        "started": microseconds(process.started - start),
         "events": [
-            _event(event, min(row, MOST_ROWS - 1), start, texts)
-            for event, row in zip(track.events, track.rows, strict=True)
+            _event(event, span, min(row, MOST_ROWS - 1), texts)
+            for event, span, row in zip(track.events, track.spans, track.rows, strict=True)
         ],
     }
 
 
-def _event(event: Event, row: int, start: float, texts: _Texts) -> list[int]:
+def _event(event: Event, span: Span, row: int, texts: _Texts) -> list[int]:
     flags = _CACHED * event.cached + _SERVING * (event.phase == "serving")
-    begin = _microseconds(event.at - start)
+    begin, end = span
     values = [
         begin,
-        _microseconds(event.at + max(event.seconds, 0.0) - start) - begin,
+        end - begin,
         row,
         _CATEGORY[category_of(event)],
         texts(event.kind),
@@ -165,9 +168,5 @@ def _event(event: Event, row: int, start: float, texts: _Texts) -> list[int]:
     return values
 
 
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1e6)
-
-
 def _text(name: str) -> str:
-    return files(__package__).joinpath("page_files", name).read_text(encoding="utf-8")
+    return files(__package__).joinpath("page_files").joinpath(name).read_text(encoding="utf-8")

@@ -96,7 +96,9 @@ def find_run(directory: Path, name: str | None = None) -> Path:
 def _on_one_clock(lanes: list[Lane]) -> list[Lane]:
     """The lanes of other hosts, or boots, with their times moved to the clock of the first lane."""
     first = lanes[0].process
-    return [lane if lane.process.boot == first.boot else _moved(lane, lane.process.epoch - first.epoch) for lane in lanes]
+    return [
+        lane if lane.process.boot == first.boot else _moved(lane, lane.process.epoch - first.epoch) for lane in lanes
+    ]
 
 
 def _moved(lane: Lane, seconds: float) -> Lane:
@@ -130,7 +132,7 @@ def _number_of(path: Path) -> tuple[str, int]:
     return stem, int(number) if number.isdecimal() else 0
 
 
-_ROLES = ("main", "rank", "service", "restore", "compile")
+_ROLES = ("main", "rank", "restore", "service", "compile")
 
 
 def _order(lane: Lane) -> tuple[int, list[int], int]:

@@ -172,6 +172,20 @@ def verdict(summary: Summary) -> str:
     return f"{begin}; {', '.join(parts)}."
 
 
+def compared(left: Summary, right: Summary) -> str:
+    """What tells two runs apart, in one sentence."""
+    seconds = right.breakdown.seconds - left.breakdown.seconds
+    both_ready = left.run.ready is not None and right.run.ready is not None
+    done = "ready" if both_ready else "over"
+    if abs(seconds) < 0.05:
+        return f"Both are {done} after {in_words(right.breakdown.seconds)}."
+    way = "earlier" if seconds < 0 else "later"
+    return (
+        f"B is {done} {in_words(abs(seconds))} {way} than A: after {in_words(right.breakdown.seconds)} instead of "
+        f"{in_words(left.breakdown.seconds)}."
+    )
+
+
 def as_json(summary: Summary) -> dict[str, Any]:
     """The numbers for machines. Times are in seconds since the run's start."""
     run, start = summary.run, summary.run.start
@@ -237,7 +251,8 @@ COUNTS = ("ahead", "workers", "on_call", "late", "cached", "restored", "failed")
 
 
 def in_words(seconds: float) -> str:
-    """Seconds for a reader: three digits or so."""
+    """Seconds for a reader: three digits or so. The page has whole microseconds, and is to say the same."""
+    seconds = round(seconds, 6)
     if abs(seconds) < 0.0005:
         return "0 s"
     if abs(seconds) < 0.0995:

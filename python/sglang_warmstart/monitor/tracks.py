@@ -1,10 +1,10 @@
-"""The events of a run as they are drawn: a track for each that works by itself, nested events in rows below each other."""
+"""The events of a run as they are drawn: a track for each that works by itself, what lies within an event below it."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sglang_warmstart.kernels.events import Event, Process
@@ -12,6 +12,9 @@ from sglang_warmstart.monitor.reading import Run
 
 # In this order below the process that they belong to.
 _LANES = ("", "stub", "recorder", "worker")
+
+# Begin and end, in whole microseconds: sums of floats make one event end after the next one begins.
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class Track:
         title: what it is called; no two tracks of a run share one.
         process: that did it.
         events: in the order of time, those that contain others before them.
+        spans: when each event began and ended, in whole microseconds since the run's start.
         rows: of each event, from 0; those of one row do not overlap, and an event lies below all that contain it.
     """
 
     title: str
     process: Process
     events: list[Event]
+    spans: list[Span]
     rows: list[int]
 
 
@@ -47,7 +52,7 @@ def tracks_of(run: Run) -> list[Track]:
             found.append((f"{lane.process.host} {title}" if several_hosts else title, lane.process, by_lane[name]))
     seen = Counter(title for title, _, _ in found)
     return [
-        _track(title if seen[title] == 1 else f"{title} (pid {process.pid})", process, events)
+        _track(title if seen[title] == 1 else f"{title} (pid {process.pid})", process, events, run.start)
         for title, process, events in found
     ]
 
@@ -59,30 +64,36 @@ def title_of(process: Process) -> str:
     return place or process.role
 
 
-def rows_of(events: Iterable[Event]) -> list[int]:
-    """The row of each event: below all those that are under way when it begins.
+def rows_of(spans: Iterable[Span]) -> list[int]:
+    """The row of each span: below all those that are under way when it begins.
 
     Args:
-        events: in the order of :class:`Track`.
+        spans: in the order of :class:`Track`.
     """
-    ends: list[float] = []
+    ends: list[int] = []
     rows = []
-    for event in events:
-        while ends and ends[-1] <= event.at:
+    for begin, end in spans:
+        while ends and ends[-1] <= begin:
             ends.pop()
         rows.append(len(ends))
-        ends.append(event.at + max(event.seconds, 0.0))
+        ends.append(end)
     return rows
 
 
-def in_order(events: Iterable[Event]) -> list[Event]:
-    """By the time when they began; of those that began together, the longest first."""
-    return sorted(events, key=lambda event: (event.at, -event.seconds))
+def microseconds(seconds: float) -> int:
+    """In whole ones."""
+    return round(seconds * 1e6)
 
 
-def _track(title: str, process: Process, events: Sequence[Event]) -> Track:
-    ordered = in_order(events)
-    return Track(title, process, ordered, rows_of(ordered))
+def _track(title: str, process: Process, events: Iterable[Event], start: float) -> Track:
+    placed = [(_span(event, start), event) for event in events]
+    placed.sort(key=lambda each: (each[0][0], -each[0][1]))
+    spans = [span for span, _ in placed]
+    return Track(title, process, [event for _, event in placed], spans, rows_of(spans))
+
+
+def _span(event: Event, start: float) -> Span:
+    return microseconds(event.at - start), microseconds(event.at + max(event.seconds, 0.0) - start)
 
 
 def _natural(name: str) -> tuple[int, list[tuple[int, str]]]:
