@@ -73,7 +73,8 @@ def read_run(directory: Path) -> Run:
             unreadable.append(f"{path.name}: {bad} lines cannot be read")
         lanes.setdefault((process.boot, process.role, process.pid), Lane(process, [])).events.extend(events)
     if not lanes:
-        raise NoEventsError(f"no events in {directory}: name the directory of a run, or one that has runs in it")
+        why = f"no file of {directory} can be read ({unreadable[0]})" if unreadable else f"no events in {directory}"
+        raise NoEventsError(f"{why}: name the directory of a run, or one that has runs in it")
     for lane in lanes.values():
         lane.events.sort(key=lambda event: event.at)
     return Run(directory.name, _on_one_clock(sorted(lanes.values(), key=_order)), unreadable)
@@ -117,7 +118,7 @@ def _read_file(path: Path) -> tuple[Process, list[Event], int]:
     for line in lines:
         try:
             events.append(decoder.decode(line))
-        except msgspec.DecodeError:
+        except ValueError:  # no event, or no UTF-8
             bad += 1
     return process, events, bad
 
