@@ -87,6 +87,8 @@ def _read(directory: Path) -> Run:
 
 
 def _write(path: Path, write: Callable[[Path], None], what: str) -> None:
+    if path.is_dir():
+        _refuse(f"{path} is a directory: name a file for the {what}")
     try:
         write(path)
     except OSError as error:
