@@ -115,13 +115,14 @@ $(eval $(call plugin_environment,.venv-$(NEWEST)))
 	.venv/bin/sglang-warmstart patches apply $$packages
 	@touch $@
 
-# nvcc, NVRTC and DeepGEMM's headers, for the tests that compile. Not in the environments: `import deep_gemm` is to fail
-# there, as it does on a machine without a GPU. Made anew with .venv, since NVRTC's bindings fit one Python; the stamp says
+# nvcc, NVRTC, DeepGEMM's headers and FlashInfer, for the tests that compile. Not in the environments: `import deep_gemm`
+# is to fail there, as it does on a machine without a GPU, and so is FlashInfer in a server. Made anew with .venv, since NVRTC's bindings fit one Python; the stamp says
 # which one that is.
-.toolchain/.complete: test/requirements-toolchain.txt .venv/.sglang
+.toolchain/.complete: test/requirements-toolchain.txt test/requirements-flashinfer.txt .venv/.sglang
 	@rm -rf .toolchain
-	@echo "installing a CUDA compiler and DeepGEMM's headers into .toolchain: about 20 seconds, 0.6 GB"
+	@echo "installing a CUDA compiler, DeepGEMM's headers and FlashInfer into .toolchain: about 25 seconds, 0.7 GB"
 	@.venv/bin/python $(PIP) --no-deps --target .toolchain -r test/requirements-toolchain.txt
+	@.venv/bin/python $(PIP) --no-deps --target .toolchain/jit -r test/requirements-flashinfer.txt
 	@.venv/bin/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' > $@
 
 # With the package, since mypy reads the types of what it depends on.

@@ -1,7 +1,11 @@
 """The environment in which SGLang imports and runs without a GPU: for this process, and for a child."""
 
+import atexit
+import functools
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 
 from kit.release import Release, installed_release
@@ -10,6 +14,14 @@ from kit.release import Release, installed_release
 def _settings(release: Release) -> dict[str, str]:
     # A machine may have a libnccl that SGLang would find and load; without a GPU that ends in an error.
     return {"SGLANG_NCCL_SO_PATH": "/nonexistent", **release.environment}
+
+
+@functools.cache
+def _cache() -> str:
+    """A cache of this process and its children: each start of a server leaves its events there."""
+    directory = tempfile.mkdtemp(prefix="warmstart-test-cache-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def python_path(*first: object) -> str:
@@ -24,6 +36,7 @@ def child_environment(extra: Mapping[str, str | None] | None = None) -> dict[str
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     standins = [str(path) for path in release.standins]
     settings: dict[str, str | None] = {
+        "SGLANG_DG_CACHE_DIR": _cache(),
         **os.environ,
         **_settings(release),
         "PYTHONPATH": os.pathsep.join(standins + [path for path in inherited if path not in standins]),

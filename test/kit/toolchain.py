@@ -52,6 +52,11 @@ class Toolchain:
         return self.deep_gemm / "include"
 
     @property
+    def flashinfer(self) -> Path:
+        """Where Python finds FlashInfer."""
+        return self.root / "jit"
+
+    @property
     def fits_this_python(self) -> bool:
         """Whether its Python bindings of NVRTC are for the Python that runs."""
         return (self.root / ".complete").read_text(encoding="ascii").strip() == "Python {}.{}".format(*sys.version_info)

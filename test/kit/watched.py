@@ -16,6 +16,7 @@ from sglang_warmstart.monitor.reading import read_run
 from sglang_warmstart.monitor.runs import say_ready
 
 from kit.environment import child_environment, python_path
+from kit.release import sglang_directory
 
 _HERE = Path(__file__).parents[1]
 
@@ -35,7 +36,6 @@ class Watched:
 
 def begin() -> None:
     """Watch this process. Its code calls this first; what is imported later is watched as soon as it is."""
-    import sglang
     from sglang_warmstart.announce import Announcer
     from sglang_warmstart.features.jit_monitor import JIT_MONITORING, mode_of
     from sglang_warmstart.plugin import Plugin
@@ -46,7 +46,7 @@ def begin() -> None:
     mode = mode_of(os.environ)
     if mode != "off":
         log.listeners.append(JitMonitor(mode))
-    Plugin([JIT_MONITORING], Announcer()).install(Path(sglang.__path__[0]))
+    Plugin([JIT_MONITORING], Announcer()).install(sglang_directory())
 
 
 def serve() -> None:

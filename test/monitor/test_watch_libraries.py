@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from kit.environment import python_path
 from kit.toolchain import toolchain
 from kit.watched import Watched, run_watched
 
@@ -232,7 +233,7 @@ def build():
 
 
 @needs_ninja
-@needs("flashinfer")
+@needs("tvm_ffi")
 class TestFlashInfer:
     """At ninja likewise."""
 
@@ -242,6 +243,7 @@ class TestFlashInfer:
             command = ["c++", "-shared", "-x", "c++", "/dev/null", "-o", str(place / f"lib{library}.so")]
             subprocess.run(command, check=True)
         settings = {
+            "PYTHONPATH": python_path(Path(__file__).parents[1], toolchain().flashinfer),
             "LIBRARY_PATH": str(place),
             "FLASHINFER_WORKSPACE_BASE": str(place),
             "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
