@@ -281,10 +281,39 @@ def test_where_there_is_no_compiler_to_stand_before_it_is_said(
     assert os.environ[variable] == value
 
 
+def test_a_command_that_cannot_run_leaves_the_compiler_alone(
+    log: EventLog,
+    begin: Callable[..., None],
+    rank: ServedRank,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # As where nothing may be executed in the temporary directory.
+    chmod = Path.chmod
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: chmod(path, mode & ~0o111))
+    begin(exact=False)
+    (line,) = [line for line in caplog.messages if "does not watch deep-gemm" in line]
+    assert "a command before the compiler cannot run" in line and "Permission denied" in line
+    assert os.environ[COMPILER] == str(rank.nvcc.path)
+    dense(m=5)
+
+
+def test_a_server_that_outlives_its_installation_compiles_unwatched(
+    log: EventLog, begin: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "compiler_command.py"
+    monkeypatch.setattr("sglang_warmstart.monitor.compiler_command.__file__", str(gone))
+    begin(exact=False)
+    dense(m=5)
+    time.sleep(0.2)
+    assert jit(log) == []
+
+
 _KILLED = """
 import os, sys
 from pathlib import Path
 from sglang_warmstart.kernels.events import EventLog, this_process
+from sglang_warmstart.monitor.watch_deep_gemm import DeepGemmWatch
 environment = {"DG_JIT_NVCC_COMPILER": "/bin/true"}
 watch = DeepGemmWatch(EventLog(Path(sys.argv[1]), this_process("rank")), environment, refuse=False, exact=False)
 print(environment["DG_JIT_NVCC_COMPILER"], flush=True)

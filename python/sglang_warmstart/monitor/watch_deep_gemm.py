@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, MutableMapping
@@ -34,10 +35,14 @@ from sglang_warmstart.rank.log import LOGGER_NAME
 
 COMPILER = "DG_JIT_NVCC_COMPILER"
 
+# A server may outlive the installation that it was started from: then the compiler runs unwatched.
 _SCRIPT = """#!/bin/sh
-if [ "$1" = --version ]; then exec {compiler} --version; fi
-exec {python} -IS {command} {socket} {ready} {refuse} {compiler} "$@"
+if [ "$1" != --version ] && [ -x {python} ] && [ -r {command} ]; then
+  exec {python} -IS {command} {socket} {ready} {refuse} {compiler} "$@"
+fi
+exec {compiler} "$@"
 """
+_VERSION_LIMIT_S = 30
 _MESSAGE_BYTES = 65536
 # How long a call that failed waits to be told that it was refused.
 _REFUSAL_WAIT_S = 2.0
@@ -109,6 +114,7 @@ class DeepGemmWatch:
             _SCRIPT.format(**{name: shlex.quote(word) for name, word in words.items()}), encoding="utf-8"
         )
         command.chmod(0o700)
+        _try(command)
         environment[COMPILER] = str(command)
         threading.Thread(target=self._listen, name="warmstart-deep-gemm-watch", daemon=True).start()
 
@@ -163,6 +169,18 @@ class DeepGemmWatch:
             self._socket.close()
             remove_directory(self._directory)
             self._alive.close()
+
+
+def _try(command: Path) -> None:
+    """See that a command runs: a temporary directory may be mounted so that nothing in it does.
+
+    Raises:
+        CompilerError: it does not.
+    """
+    try:
+        subprocess.run([command, "--version"], capture_output=True, timeout=_VERSION_LIMIT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CompilerError(f"a command before the compiler cannot run: {error}") from error
 
 
 def remedy_of(call: Call, exact: bool) -> str:
