@@ -70,6 +70,10 @@ class Browser:
         """What a function body returns on the page."""
         return self.driver.execute_script(script, *arguments)
 
+    def run_async(self, script: str) -> Any:
+        """What a function body hands to its last argument, a callback."""
+        return self.driver.execute_async_script(script)
+
     def find(self, selector: str) -> Any:
         """The first element that a CSS selector finds."""
         return self.driver.find_element("css selector", selector)

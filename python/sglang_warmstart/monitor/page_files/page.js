@@ -58,7 +58,7 @@
     }
     run.event = ([track, index]) => run.tracks[track].events[index];
     run.attributed = {
-      title: "where it went", about: "what each instant is attributed to", place: -1, started: 0,
+      title: "start-up", about: "what each instant is attributed to", place: -1, started: 0,
       events: raw.stretches.map(([begin, end, category], index) => ({
         at: begin, length: end - begin, row: 0, category: categories[category], kind: "", name: categories[category].title, kernels: 0,
         library: "", shape: "", target: "", error: "", remedy: "", cached: false, serving: false, index,
@@ -170,20 +170,16 @@
 
   // ---- Timeline --------------------------------------------------------------------------------------------------------
 
-  const AXIS = 28;
-
   class Timeline {
     constructor(run) {
       this.run = run;
       this.tracks = [run.attributed, ...run.tracks];
-      this.rowHeight = this.tracks.length > 40 ? 14 : 18;
-      this.layOut();
       const what = run.letter ? `Timeline of run ${run.letter}, ${run.name}` : "Timeline";
       this.axis = make("canvas", { class: "axis", "aria-hidden": "true" });
       this.canvas = make("canvas", { class: "lanes", "aria-hidden": "true" });
       this.labels = make("div", { class: "labels", "aria-hidden": "true" });
       for (const track of this.tracks) {
-        track.label = make("div", { class: track.place < 0 ? "label led" : "label", text: track.title, title: track.about, style: { top: `${track.top + 3}px` } });
+        track.label = make("div", { class: track.place < 0 ? "label led" : "label", text: track.title, title: track.about });
         this.labels.append(track.label);
       }
       this.frame = make(
@@ -199,7 +195,13 @@
       view.watchers.push(() => this.soon());
     }
 
+    // Sizes follow the page's font, which is larger on very large screens.
     layOut() {
+      const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+      this.unit = rem / 16;
+      this.rowHeight = Math.round((this.tracks.length > 40 ? 14 : 18) * this.unit);
+      this.axisHeight = Math.round(28 * this.unit);
+      this.font = `${11 * this.unit}px ${getComputedStyle(document.body).fontFamily}`;
       let top = 0;
       for (const track of this.tracks) {
         const depth = 1 + track.events.reduce((most, event) => Math.max(most, event.row), 0);
@@ -208,6 +210,7 @@
         track.top = top;
         track.height = depth * this.rowHeight + (track.place < 0 ? 12 : 6);
         top += track.height;
+        Object.assign(track.label.style, { top: `${track.top + 2}px`, lineHeight: `${this.rowHeight}px` });
       }
       this.height = top;
     }
@@ -222,8 +225,9 @@
 
     measure() {
       const scale = devicePixelRatio || 1;
+      this.layOut();
       this.width = this.canvas.clientWidth;
-      for (const [canvas, height] of [[this.canvas, this.height], [this.axis, AXIS]]) {
+      for (const [canvas, height] of [[this.canvas, this.height], [this.axis, this.axisHeight]]) {
         canvas.style.height = `${height}px`;
         canvas.width = Math.round(this.width * scale);
         canvas.height = Math.round(height * scale);
@@ -238,7 +242,6 @@
       const colour = (name) => style.getPropertyValue(`--${name}`).trim();
       this.colours = Object.fromEntries(["ground", "ink", "soft", "line", "strong", "focus", "alarm", "grid"].map((name) => [name, colour(name)]));
       this.fills = new Map(categories.map((category) => [category, { fill: colour(category.key), ink: colour(`${category.key}-ink`) }]));
-      this.font = `11px ${getComputedStyle(document.body).fontFamily}`;
       const tile = make("canvas", { width: 6, height: 6 }), stroke = tile.getContext("2d");
       stroke.strokeStyle = this.fills.get(categories.find((category) => category.key === "jit")).ink;
       stroke.globalAlpha = 0.38;
@@ -249,7 +252,7 @@
     }
 
     ticks() {
-      const wanted = Math.max(this.width / 90, 2), span = view.to - view.from;
+      const wanted = Math.max(this.width / (90 * this.unit), 2), span = view.to - view.from;
       const power = 10 ** Math.floor(Math.log10(span / wanted));
       const step = [1, 2, 5, 10].map((each) => each * power).find((each) => span / each <= wanted);
       const found = [];
@@ -348,7 +351,7 @@
         context.lineWidth = 1;
         context.strokeRect(from + 0.5, top + 0.5, width - 1, height - 1);
       }
-      if (width < 34 || height < 11) return;
+      if (width < 34 * this.unit) return;
       const start = Math.max(from, 0) + 5, room = Math.min(to, this.width) - start - 4;
       const label = this.cut(context, event.error ? `\u2715 ${event.name}` : event.name, room);
       if (!label) return;
@@ -380,32 +383,33 @@
     }
 
     drawAxis(ticks, ready) {
-      const context = this.axis.getContext("2d"), { colours } = this;
-      context.clearRect(0, 0, this.width, AXIS);
-      context.font = this.font;
+      const context = this.axis.getContext("2d"), { colours, axisHeight: bottom } = this;
+      context.clearRect(0, 0, this.width, bottom);
+      context.font = `600 ${this.font}`;
       context.textBaseline = "alphabetic";
       const flag = ready === null || ready < 0 || ready > this.width ? null : `ready ${words(this.run.ready)}`;
       const wide = flag ? context.measureText(flag).width : 0;
-      const place = flag ? Math.min(Math.max(ready - wide / 2, 2), this.width - wide - 2) : 0;
+      const place = flag ? Math.min(Math.max(ready - wide / 2, 0), this.width - wide) : 0;
+      context.font = this.font;
       context.fillStyle = colours.soft;
       for (const [at, label] of ticks) {
         const x = this.x(at), size = context.measureText(label).width;
         const left = Math.min(Math.max(x - size / 2, 0), this.width - size);
-        context.fillRect(Math.round(x), AXIS - 5, 1, 5);
-        if (!flag || left + size < place - 8 || left > place + wide + 8) context.fillText(label, left, AXIS - 9);
+        context.fillRect(Math.round(x), bottom - 5, 1, 5);
+        if (!flag || left + size < place - 8 || left > place + wide + 8) context.fillText(label, left, bottom - 9);
       }
       if (flag) {
         context.fillStyle = colours.ink;
         context.font = `600 ${this.font}`;
-        context.fillText(flag, Math.min(place, this.width - context.measureText(flag).width), AXIS - 9);
-        context.fillRect(Math.round(ready), AXIS - 6, 1, 6);
+        context.fillText(flag, place, bottom - 9);
+        context.fillRect(Math.round(ready), bottom - 6, 1, 6);
       }
       context.fillStyle = colours.alarm;
       for (const [left] of this.alarms) {
         context.beginPath();
-        context.moveTo(left, AXIS);
-        context.lineTo(left - 4, AXIS - 7);
-        context.lineTo(left + 4, AXIS - 7);
+        context.moveTo(left, bottom);
+        context.lineTo(left - 4, bottom - 7);
+        context.lineTo(left + 4, bottom - 7);
         context.fill();
       }
     }
@@ -584,7 +588,7 @@
     const all = compared ? [{ title: "run", value: (row) => row.run.letter, kind: "short" }, ...columns] : columns;
     const chosen = all.map((column) => ({ show: (row) => String(column.value(row)), ...column }));
     let by = chosen.findIndex((column) => column.title === order);
-    const heads = chosen.map((column, place) => make("th", { scope: "col", class: column.kind === "number" ? "number" : null }, make("button", {
+    const heads = chosen.map((column, place) => make("th", { scope: "col", role: "columnheader", class: column.kind === "number" ? "number" : null }, make("button", {
       type: "button", text: column.title,
       onclick: () => {
         falling = by === place ? !falling : column.kind === "number";
@@ -592,7 +596,7 @@
         fill();
       },
     })));
-    const body = make("tbody"), count = make("span", { class: "soft", "aria-live": "polite" });
+    const body = make("tbody", { role: "rowgroup" }), count = make("span", { class: "soft", "aria-live": "polite" });
     const more = make("button", { type: "button", class: "tool more-rows", onclick: () => { most += 200; fill(); } });
     const input = make("input", { class: "filter", type: "search", placeholder: "Filter", "aria-label": `Filter: ${title}`, oninput: () => { wanted = input.value.toLowerCase(); most = ROWS; fill(); } });
     const compare = (left, right) => {
@@ -609,9 +613,9 @@
         const cells = chosen.map((column) => {
           const text = column.show(row), leads = target && column.kind === "name";
           const inside = leads ? make("button", { type: "button", class: "go", text, title: "Show it in the timeline" }) : text;
-          return make("td", { class: column.kind }, inside);
+          return make("td", { class: column.kind, role: "cell", "data-label": column.title }, inside);
         });
-        return make("tr", { class: target ? "goes" : null, onclick: target ? () => jump(...target) : null }, ...cells);
+        return make("tr", { class: target ? "goes" : null, role: "row", onclick: target ? () => jump(...target) : null }, ...cells);
       }));
       count.textContent = wanted ? `${fitting.length} of ${rows.length}` : "";
       more.hidden = fitting.length <= most;
@@ -619,10 +623,10 @@
     }
     fill();
     const scroll = make("div", { class: "scroll", role: "region", "aria-label": title, tabindex: "0" },
-      make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body));
+      make("table", { class: "cards", role: "table" }, make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)), body));
     const tools = filter && rows.length > 5 ? make("div", { class: "tools" }, count, input) : null;
     return make("section", { id, "aria-labelledby": `${id}-title` },
-      make("div", { class: "above" }, make("div", {}, make("h2", { id: `${id}-title`, text: title }), about ? make("p", { class: "soft", text: about }) : null), tools),
+      make("div", { class: "above" }, make("div", {}, make("h2", { id: `${id}-title`, text: title }), about ? make("p", { class: "about", text: about }) : null), tools),
       scroll, more);
   }
 
@@ -744,7 +748,7 @@
     return make("div", { class: "scroll parts" }, make("table", { id: "parts" },
       make("thead", {}, make("tr", {}, make("th", { scope: "col", text: "category" }), ...columns.map((text) => make("th", { scope: "col", class: "number", text })), make("th", { class: "bar", "aria-hidden": "true" }))),
       make("tbody", {}, ...rows.map(({ category, place }) => make("tr", { "data-category": category.key },
-        make("th", { scope: "row" }, swatch(category), category.title),
+        make("th", { scope: "row", class: "part" }, swatch(category), category.title),
         ...runs.slice(0, 2).map((run) => make("td", { class: "number", text: words(run.parts[place]) })),
         right ? change(right.parts[place] - left.parts[place]) : make("td", { class: "number soft", text: share(left.parts[place], left.total) }),
         bars(place, category)))),
@@ -756,7 +760,7 @@
   function where() {
     return make("section", { id: "where", "aria-labelledby": "where-title" },
       make("h2", { id: "where-title", text: "Where the seconds went" }),
-      make("p", { class: "soft", text: "Each instant counts once: for what the slowest rank was doing, where it did nothing for the other ranks, then for the main process." }),
+      make("p", { class: "about", text: "Each instant counts once: for what the slowest rank was doing, where it did nothing for the other ranks, then for the main process." }),
       ...runs.map(stack), parts());
   }
 
