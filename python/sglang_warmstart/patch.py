@@ -39,6 +39,7 @@ class Patch:
     def __init__(self, feature: str) -> None:
         self.feature = feature
         self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
+        self.notes: list[str] = []  # what its user is to know, once there is a log
         self._undo: list[Callable[[], None]] = []
         self._life = _Life()
 

@@ -97,6 +97,8 @@ class Plugin:
         installation.missing.discard(step)
         try:
             step.install(installation.patch, *modules)
+            for note in installation.patch.notes:
+                self.announcer.warn(f"warmstart: {note}")
         except StandsAsideError as error:
             self._stand_aside(installation, f"{error.target}: {error.reason}")
         except Exception as error:

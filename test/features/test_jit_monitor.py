@@ -233,6 +233,18 @@ def test_the_service_is_told_of_the_real_compiler(begin: Callable[..., None], ra
     assert rank.nvcc.compiled == compiled_for(target(DENSE))
 
 
+@pytest.mark.parametrize("mode", ["loud"], indirect=True)
+def test_a_mode_that_is_none_is_said_once_and_warn_is_used(
+    log: EventLog, begin: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    (line,) = [record.getMessage() for record in records if MONITOR in record.getMessage()]
+    assert line == f'warmstart: {MONITOR}: "loud" is not warn or error or off, using the default'
+    begin(exact=False)
+    dense(m=5)
+    assert wait_until(lambda: len(said(caplog)) == 2)
+
+
 @pytest.mark.parametrize("mode", ["off"], indirect=True)
 def test_off_leaves_the_compiler_alone(log: EventLog, begin: Callable[..., None], rank: ServedRank) -> None:
     begin(exact=False)

@@ -46,7 +46,9 @@ def begin() -> None:
     mode = mode_of(os.environ)
     if mode != "off":
         log.listeners.append(JitMonitor(mode))
-    Plugin([JIT_MONITORING], Announcer()).install(sglang_directory())
+    announcer = Announcer()
+    Plugin([JIT_MONITORING], announcer).install(sglang_directory())
+    announcer.open()
 
 
 def serve() -> None:

@@ -110,11 +110,6 @@ class TestTriton:
         assert watched.events == []
         assert "JIT" not in watched.said
 
-    def test_a_mode_that_is_none_is_warned_of_and_warn_is_used(self, tmp_path: Path) -> None:
-        watched = self.run("serve()\ncompile(64)", tmp_path, SGLANG_WARMSTART_JIT_MONITOR="loud")
-        assert 'SGLANG_WARMSTART_JIT_MONITOR: "loud" is not warn or error or off, using the default' in watched.said
-        assert "JIT while serving" in watched.said
-
 
 _TILELANG = """
 import tilelang

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
@@ -26,17 +26,17 @@ from sglang_warmstart.rank.settings import one_of
 from sglang_warmstart.switches import JIT_MONITOR
 
 
-def mode_of(environment: dict[str, str] | os._Environ[str]) -> Mode:
+def mode_of(environment: Mapping[str, str]) -> Mode:
     """What is to become of a JIT compile while serving."""
-    word, complaint = one_of(JIT_MONITOR.name, MODES, environment)
-    if complaint:
-        logger.warning("warmstart: %s", complaint)
-    return cast(Mode, word)
+    return cast(Mode, one_of(JIT_MONITOR.name, MODES, environment)[0])
 
 
 def install_switch(patch: Patch, environ: ModuleType) -> None:
-    """Declare the switch on ``Envs``."""
+    """Declare the switch on ``Envs``, and say if its value is none that it has."""
     declare_text(patch, environ, JIT_MONITOR)
+    complaint = one_of(JIT_MONITOR.name, MODES, os.environ)[1]
+    if complaint:
+        patch.notes.append(complaint)
 
 
 def install_listener(patch: Patch, scheduler: ModuleType) -> None:
@@ -67,7 +67,7 @@ def _watching(library: str, install: Callable[[Patch, ModuleType], None]) -> Cal
         try:
             install(patch, module)
         except StandsAsideError as error:
-            logger.warning("warmstart: the JIT monitor does not watch %s: %s: %s", library, error.target, error.reason)
+            patch.notes.append(f"the JIT monitor does not watch {library}: {error.target}: {error.reason}")
 
     return install_watch
 
