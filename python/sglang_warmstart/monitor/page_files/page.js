@@ -274,6 +274,8 @@
       for (const [at] of ticks) context.fillRect(Math.round(this.x(at)), 0, 1, this.height);
       context.fillStyle = colours.line;
       for (const track of this.tracks) context.fillRect(0, track.top + track.height - 1, this.width, 1);
+      // Round corners cost more than all else, and nobody sees them where there are thousands.
+      this.round = this.bars === undefined || this.bars < 1500;
       this.bars = 0;
       this.shown = 0;
       this.alarms = [];
@@ -339,7 +341,7 @@
       const hollow = event.cached && count === 1 && width > 3;
       const shape = (colour) => {
         context.fillStyle = colour;
-        if (width > 6) { context.beginPath(); context.roundRect(from, top, width, height, 2); context.fill(); }
+        if (this.round && width > 6) { context.beginPath(); context.roundRect(from, top, width, height, 2); context.fill(); }
         else context.fillRect(from, top, width, height);
       };
       context.globalAlpha = hollow ? 0.3 : 1;
