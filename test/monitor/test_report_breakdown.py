@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.sample_runs import write_exact, write_process, write_stock
 from sglang_warmstart.kernels.events import Event, Process
@@ -31,6 +31,9 @@ EVENTS = st.builds(
     seconds=st.floats(-1, 60),
     phase=st.sampled_from(["startup", "serving"]),
 )
+
+# On a busy machine examples take their time.
+ANY_PACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def lane_of(role: str, events: list[Event], started: float = 0.0, pid: int = 1) -> Lane:
@@ -63,6 +66,7 @@ LANES = st.lists(
 )
 
 
+@ANY_PACE
 @given(lanes=LANES, ready_at=st.none() | st.floats(0, 200))
 def test_the_parts_add_up_and_none_is_negative(lanes: list[Lane], ready_at: float | None) -> None:
     if ready_at is not None:
@@ -78,6 +82,7 @@ def test_the_parts_add_up_and_none_is_negative(lanes: list[Lane], ready_at: floa
         assert (found.stretches[0].begin, found.stretches[-1].end) == (0.0, found.seconds)
 
 
+@ANY_PACE
 @given(lanes=LANES)
 def test_an_instant_belongs_to_an_event_that_is_under_way_then_and_to_other_only_if_there_is_none(
     lanes: list[Lane],

@@ -6,13 +6,16 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.sample_runs import TARGETS, step, write_exact, write_process, write_stock
 from sglang_warmstart.kernels.events import Event
 from sglang_warmstart.monitor.reading import read_run
 from sglang_warmstart.monitor.summary import COUNTS, Summary, as_json, compared, in_words, summarise, verdict
 from sglang_warmstart.monitor.tracks import rows_of, tracks_of
+
+# On a busy machine examples take their time.
+ANY_PACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,8 @@ def test_numbers_for_machines(exact: Summary) -> None:
     ("seconds", "said"),
     [
         (0, "0 s"),
+        (4e-7, "0 s"),
+        (0.000063, "63 µs"),
         (0.0021, "2 ms"),
         (0.099, "99 ms"),
         (0.0996, "0.10 s"),
@@ -153,6 +158,7 @@ def test_what_lies_within_an_event_is_in_the_row_below_it(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+@ANY_PACE
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 40)), max_size=30))
 def test_events_of_one_row_do_not_overlap(drawn: list[tuple[int, int]]) -> None:
     spans = sorted(((begin, begin + length) for begin, length in drawn), key=lambda span: (span[0], -span[1]))

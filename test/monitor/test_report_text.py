@@ -6,13 +6,16 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.sample_runs import HOSTILE, write_exact, write_hostile, write_stock
 from rich.console import Console
 from sglang_warmstart.monitor.reading import read_run
 from sglang_warmstart.monitor.summary import Summary, in_words, summarise
 from sglang_warmstart.monitor.text import bar, plain, show
+
+# On a busy machine examples take their time.
+ANY_PACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def printed(*summaries: Summary, terminal: bool, width: int = 110) -> str:
@@ -63,6 +66,7 @@ def test_a_terminal_obeys_nothing_that_comes_from_outside(tmp_path: Path, termin
     assert plain(HOSTILE)[:20] in text
 
 
+@ANY_PACE
 @given(part=st.floats(0, 100), most=st.floats(0, 100))
 def test_a_bar_is_as_long_as_its_part(part: float, most: float) -> None:
     part = min(part, most)
@@ -74,6 +78,7 @@ def test_a_bar_is_as_long_as_its_part(part: float, most: float) -> None:
         assert eighths == pytest.approx(80 * part / most, abs=1.0)
 
 
+@ANY_PACE
 @given(st.text())
 def test_plain_text_is_one_line_that_prints(text: str) -> None:
     assert plain(text).isprintable()

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.sample_runs import HOSTILE, write_exact, write_hostile, write_process, write_stock
 from sglang_warmstart.kernels.events import Event, Process
 from sglang_warmstart.monitor.reading import Lane, Run, read_run
 from sglang_warmstart.monitor.trace import trace_of, write_trace
+
+# On a busy machine examples take their time.
+ANY_PACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 Trace = list[dict[str, Any]]
 
@@ -117,6 +120,7 @@ def test_an_event_without_a_name_has_that_of_its_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@ANY_PACE
 @given(spans=st.lists(st.tuples(st.integers(0, 30), st.integers(-2, 30)), max_size=25))
 def test_whatever_overlaps_becomes_a_valid_trace(spans: list[tuple[int, int]]) -> None:
     process = Process(role="rank", pid=1, host="host", boot="boot", started=0.0, epoch=0.0)

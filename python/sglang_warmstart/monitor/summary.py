@@ -254,7 +254,7 @@ def in_words(seconds: float) -> str:
     """Seconds for a reader: three digits or so. The page has whole microseconds, and is to say the same."""
     seconds = round(seconds, 6)
     if abs(seconds) < 0.0005:
-        return "0 s"
+        return f"{seconds * 1e6:.0f} µs" if seconds else "0 s"
     if abs(seconds) < 0.0995:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.2f} s" if abs(seconds) < 9.995 else f"{seconds:.1f} s"

@@ -11,7 +11,7 @@
   // As in_words() of summary.py says it, so that all outputs agree.
   function words(us) {
     const s = us / US, size = Math.abs(s);
-    if (size < 0.0005) return us && size >= 5e-7 ? `${Math.round(us)} µs` : "0 s";
+    if (size < 0.0005) return us ? `${us} µs` : "0 s";
     if (size < 0.0995) return `${(s * 1000).toFixed(0)} ms`;
     return `${s.toFixed(size < 9.995 ? 2 : 1)} s`;
   }
