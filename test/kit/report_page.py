@@ -28,6 +28,14 @@ const scale = canvas.width / box.width;
 const at = (value, start) => Math.round((value - start) * scale);
 return [...canvas.getContext("2d").getImageData(at(x, box.left), at(y, box.top), 1, 1).data];
 """
+_COUNT = """
+const [frame, selector, [red, green, blue]] = arguments;
+const canvas = frame.querySelector(selector);
+const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+let found = 0;
+for (let i = 0; i < data.length; i += 4) found += data[i] === red && data[i + 1] === green && data[i + 2] === blue;
+return found;
+"""
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,14 @@ class Timeline:
         self.browser.run_async("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
         return self.shown()
 
+    def place(self, lane: str, row: int = 0) -> tuple[float, float, float]:
+        """Where in the window a row of a lane is: its left end, its width, the height of its middle. Scrolls there."""
+        left, width, y = self.browser.run(_PLACE, self.frame, lane, row)
+        return left, width, y
+
     def point(self, lane: str, second: float, row: int = 0) -> tuple[float, float]:
         """Where in the window a moment of a lane is. Scrolls there."""
-        left, width, y = self.browser.run(_PLACE, self.frame, lane, row)
+        left, width, y = self.place(lane, row)
         shown = self.shown()
         return left + (second - shown.begin) / shown.span * width, y
 
@@ -94,6 +107,11 @@ class Timeline:
         """The colour (RGBA) that is drawn there, above the text of a bar."""
         x, y = self.point(lane, second, row)
         return tuple(self.browser.run(_PIXEL, self.frame, x, y - 8))
+
+    def count(self, canvas: str, colour: tuple[int, ...]) -> int:
+        """How many pixels of one of its canvases have a colour (RGB)."""
+        found: int = self.browser.run(_COUNT, self.frame, canvas, colour)
+        return found
 
     def focus(self) -> None:
         """Give it the keyboard."""
