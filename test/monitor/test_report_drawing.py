@@ -119,5 +119,5 @@ def test_what_is_left_of_the_view_is_not_looked_at(chromium: Browser, tmp_path: 
         timeline.settled()
     shown = timeline.shown()
     assert shown.begin > 220
-    # The 5,000 loads, what they are attributed to (each, and the time to the next), and of 64 workers the last compiles.
+    # The 5,000 loads, what those and the time between them are attributed to, and the last compiles of 64 workers.
     assert shown.events < 5_000 + 2 * 625 + 64 * 4
