@@ -148,6 +148,24 @@ def test_what_was_found_what_was_compiled_and_what_is_unknown_look_different(chr
     assert timeline.count(".lanes", strong) > 300
 
 
+def test_what_overlaps_more_than_there_are_rows_is_drawn_however_far_one_zooms(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    # Ten threads that compile; the last but two outlasts all that shares its row.
+    lengths = [90.0] * 7 + [80.0, 1.0, 1.0, *(0.5 for _ in range(20))]
+    events = [Event(kind="jit", name=f"thread {n}", at=1.0 + n, seconds=s) for n, s in enumerate(lengths)]
+    write_process(tmp_path / "run", "rank", 1, 0.0, events, tp_rank="0")
+    write_page([read_run(tmp_path / "run")], tmp_path / "page.html")
+    chromium.open(tmp_path / "page.html")
+    timeline = Timeline(chromium)
+    x, y = timeline.point("TP0", 60.0, row=7)
+    for _ in range(6):
+        chromium.mouse("mouseWheel", x, y, deltaX=0, deltaY=-120)
+    chromium.until(lambda: timeline.settled().begin > 35)
+    assert timeline.shown().events == 8 + 1  # and what they are attributed to
+    assert timeline.hover("TP0", 60.0, row=7).startswith("thread 7\n")
+
+
 def test_a_dashed_line_is_where_the_server_was_ready(exact: Timeline) -> None:
     ink = colour_of(exact.browser, "ink")
     _, width, _ = exact.place("restore")

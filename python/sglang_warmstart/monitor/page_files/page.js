@@ -207,6 +207,10 @@
         const depth = 1 + track.events.reduce((most, event) => Math.max(most, event.row), 0);
         track.rows = Array.from({ length: depth }, () => []);
         for (const event of track.events) track.rows[event.row].push(event);
+        for (const row of track.rows) {
+          let reach = -Infinity;
+          row.reach = row.map((event) => (reach = Math.max(reach, event.at + event.length)));
+        }
         track.top = top;
         track.height = depth * this.rowHeight + (track.place < 0 ? 12 : 6);
         top += track.height;
@@ -302,18 +306,24 @@
       dataset.ms = (performance.now() - begin).toFixed(2);
     }
 
-    drawRow(context, row) {
-      // Events of a row do not overlap, so their ends are in order as well.
+    // The place of the first event that may last until a time. The last row of a track may hold some that overlap, so that
+    // their ends are in no order; how far they reach together is.
+    first(row, time) {
       let low = 0, high = row.length;
       while (low < high) {
         const middle = (low + high) >> 1;
-        if (row[middle].at + row[middle].length < view.from) low = middle + 1;
+        if (row.reach[middle] < time) low = middle + 1;
         else high = middle;
       }
+      return low;
+    }
+
+    drawRow(context, row) {
       // What is narrower than a pixel or two becomes one bar with its neighbours, in the colour that most of it has.
       let open = null;
-      for (; low < row.length && row[low].at <= view.to; low++) {
-        const event = row[low];
+      for (let place = this.first(row, view.from); place < row.length && row[place].at <= view.to; place++) {
+        const event = row[place];
+        if (event.at + event.length < view.from) continue;
         this.shown++;
         const left = this.x(event.at), right = Math.max(this.x(event.at + event.length), left + 1);
         const narrow = right - left < 2;
@@ -422,15 +432,9 @@
       if (!track) return null;
       const number = Math.min(Math.max(Math.floor((y - track.top - 3) / this.rowHeight), 0), track.rows.length - 1);
       const row = track.rows[number], pixel = (view.to - view.from) / this.width, time = this.time(x);
-      let low = 0, high = row.length;
-      while (low < high) {
-        const middle = (low + high) >> 1;
-        if (row[middle].at + row[middle].length < time - 3 * pixel) low = middle + 1;
-        else high = middle;
-      }
       let best = null, nearest = Infinity, others = 0;
-      for (; low < row.length && row[low].at <= time + 3 * pixel; low++) {
-        const event = row[low];
+      for (let place = this.first(row, time - 3 * pixel); place < row.length && row[place].at <= time + 3 * pixel; place++) {
+        const event = row[place];
         const away = time < event.at ? event.at - time : Math.max(time - event.at - event.length, 0);
         if (away < pixel && event.length < 2 * pixel) others++;
         if (away < nearest) [best, nearest] = [event, away];
