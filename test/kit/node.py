@@ -18,8 +18,8 @@ from sglang_warmstart.kernels.cache import KernelCache
 from sglang_warmstart.kernels.client import ServiceClient
 from sglang_warmstart.kernels.compiler import Kind
 from sglang_warmstart.kernels.identity import Gpu
-from sglang_warmstart.kernels.private_directory import remove_directory
 from sglang_warmstart.kernels.marker import Launch
+from sglang_warmstart.kernels.private_directory import remove_directory
 from sglang_warmstart.kernels.protocol import Hello, Welcome
 
 from kit.environment import python_path
