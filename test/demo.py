@@ -124,7 +124,7 @@ def show_compiling(console: Console, directory: Path) -> None:
         f"nvcc {compiler.release} compiles them into an empty cache, {workers} at once:",
         soft_wrap=True,
     )
-    open_log("compile", {EVENTS: str(directory / "events")})
+    open_log("compile", {EVENTS: str(directory / "demo")})
     compiled, seconds, each = compile_into(cache, compiler, kernels, str(target), workers)
     again, seconds_again, _ = compile_into(cache, compiler, kernels, str(target), workers)
     close_log()
@@ -144,7 +144,7 @@ def show_compiling(console: Console, directory: Path) -> None:
 def write_picture(console: Console, directory: Path) -> None:
     """The page of `sglang-warmstart report` about the compiles above."""
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    write_page([read_run(directory / "events")], PICTURE)
+    write_page([read_run(directory / "demo")], PICTURE)
     console.print(f"\n[bold]The picture of the compiles above[/]: {escape(str(PICTURE))}", soft_wrap=True)
 
 
