@@ -118,7 +118,7 @@ def cost() -> dict[str, Any]:
     from sglang_warmstart.features.jit_monitor import JIT_MONITORING
     from sglang_warmstart.kernels.events import open_log
     from sglang_warmstart.monitor.jit import JitMonitor
-    from sglang_warmstart.plugin import Plugin
+    from sglang_warmstart.plugin import Plugin, declare_switches
 
     @triton.jit
     def add_one(x, y, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -135,6 +135,7 @@ def cost() -> dict[str, Any]:
         "deep_gemm": lambda: entrypoint.gemm_nt_f8f8bf16(lhs, rhs, out),
         "triton": lambda: add_one[(1,)](x, x, 1024, BLOCK=1024),
     }
+    declare_switches()
     settings = SimpleNamespace(chunked_prefill_size=4096, base_gpu_id=0, node_rank=0)
     log = open_log("rank", os.environ)
     assert log is not None

@@ -64,7 +64,7 @@ class TestTriton:
         assert first.status == 0, first.said
         (event,) = first.of("triton")
         assert (event.kind, event.name, event.phase, event.cached) == ("jit", "add_one", "startup", False)
-        assert event.shape == "x: *fp32, y: *fp32, n: i32; BLOCK=64, num_warps=4, num_stages=3"
+        assert event.shape == "x: *fp32, y: *fp32; BLOCK=64, num_warps=4, num_stages=3"
         assert 0.01 < event.seconds < 60
         assert "JIT" not in first.said
 

@@ -52,7 +52,10 @@ def watch(triton: ModuleType) -> Callable[[], None]:
 
 
 def shape_of(src: Any, metadata: Mapping[str, Any]) -> str:
-    """The signature of a kernel and what it is specialised on, in one line: all that Triton knows of the call."""
+    """The tensors of a kernel and what it is specialised on, in one line: what Triton knows of the call.
+
+    Numbers that it is not specialised on are left out: there are dozens of strides.
+    """
     names = list(getattr(getattr(src, "fn", None), "arg_names", ()))
     signature: Mapping[Any, Any] = getattr(src, "signature", {})
     constants = {
@@ -60,7 +63,7 @@ def shape_of(src: Any, metadata: Mapping[str, Any]) -> str:
         for path, value in getattr(src, "constants", {}).items()
         if isinstance(value, (bool, int, float, str))
     }
-    arguments = [f"{name}: {kind}" for name, kind in signature.items() if kind != "constexpr"]
+    arguments = [f"{name}: {kind}" for name, kind in signature.items() if str(kind).startswith("*")]
     chosen = {name: metadata.get(name) for name in ("num_warps", "num_stages")}
     return "; ".join(
         filter(
