@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from sglang_warmstart.errors import StandsAsideError
 from sglang_warmstart.features.envs import ENVIRON, declare_text
 from sglang_warmstart.features.exact_warmup import server_arguments
-from sglang_warmstart.features.fast_warmup import COMPILE_UTILS
+from sglang_warmstart.features.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.features.feature import Feature, Step
 from sglang_warmstart.features.start_up_events import SCHEDULER
 from sglang_warmstart.kernels.compiler import CompilerError
@@ -58,10 +58,10 @@ def install_listener(patch: Patch, scheduler: ModuleType) -> None:
     patch.wrap(class_of(scheduler, "Scheduler"), "run_event_loop", run_event_loop, "self")
 
 
-def _watching(library: str, install: Callable[[Patch, ModuleType], None]) -> Callable[[Patch, ModuleType], None]:
+def _watching(library: str, install: Callable[[Patch, ModuleType], None]) -> Callable[..., None]:
     """A step that watches a library. Where that looks different it is not watched, which is said; the others are."""
 
-    def install_watch(patch: Patch, module: ModuleType) -> None:
+    def install_watch(patch: Patch, module: ModuleType, *_others: ModuleType) -> None:
         if mode_of(os.environ) == "off":
             return
         try:
@@ -154,7 +154,8 @@ JIT_MONITORING = Feature(
     steps=(
         Step((ENVIRON,), install_switch),
         Step((SCHEDULER,), install_listener, required=False),
-        Step((COMPILE_UTILS,), _watching("deep-gemm", watch_deep_gemm_here), required=False),
+        # With the modules of exact-warmup's step, or it would not come after that.
+        Step((COMPILE_UTILS, ENTRYPOINT), _watching("deep-gemm", watch_deep_gemm_here), required=False),
         Step(("triton",), _watching("triton", watch_triton_here), required=False),
         Step(("flashinfer.jit.core",), _watching("flashinfer", watch_ninja.watch_flashinfer), required=False),
         Step(("tvm_ffi.cpp.extension",), _watching("tvm-ffi", watch_ninja.watch_tvm_ffi), required=False),

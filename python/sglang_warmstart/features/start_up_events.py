@@ -33,6 +33,9 @@ HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 SCHEDULER = "sglang.srt.managers.scheduler"
 _METRICS = Path(runs.__file__).with_name("metrics.py")
 
+RUNNER = f"{MODEL_RUNNER}.ModelRunner"
+_OWNERS = {"init_memory_pool": f"{MODEL_RUNNER}_kv_cache_mixin.ModelRunnerKVCacheMixin"}
+
 # The steps of a rank's start-up: method of ModelRunner -> what it is called. A release has some of them.
 STEPS = {
     "init_torch_distributed": "distributed",
@@ -136,11 +139,12 @@ def install_rank(patch: Patch, scheduler: ModuleType) -> None:
 def install_steps(patch: Patch, model_runner: ModuleType) -> None:
     """Record how long each step of a rank's start-up takes."""
     cls = class_of(model_runner, "ModelRunner")
-    there = [name for name in STEPS if name in vars(cls)]
-    if not there:
-        raise StandsAsideError(f"{MODEL_RUNNER}.ModelRunner", f"none of {', '.join(STEPS)} is there")
-    for name in there:
-        _record_step(patch, cls, name)
+    # Some come from a class that it is made of.
+    owners = {name: owner for owner in reversed(cls.__mro__) for name in STEPS if name in vars(owner)}
+    if not owners:
+        raise StandsAsideError(RUNNER, f"none of {', '.join(STEPS)} is there")
+    for name, owner in owners.items():
+        _record_step(patch, owner, name)
 
 
 def _record_step(patch: Patch, cls: type, name: str) -> None:
@@ -185,7 +189,7 @@ START_UP_EVENTS = Feature(
         f"{HTTP_SERVER}._wait_and_warmup": "when it ends, the server is ready",
         f"{SCHEDULER}.Scheduler.__init__": "the first thing in a rank that knows which one it is",
         f"{SCHEDULER}.Scheduler.run_event_loop": "further nodes have nobody else who says that they are ready",
-        **{f"{MODEL_RUNNER}.ModelRunner.{name}": f"the step: {step}" for name, step in STEPS.items()},
+        **{f"{_OWNERS.get(name, RUNNER)}.{name}": f"the step: {step}" for name, step in STEPS.items()},
     },
     upstream="none",
     drop_when="upstream says what its start-up goes to",
