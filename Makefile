@@ -129,6 +129,6 @@ $(eval $(call plugin_environment,.venv-$(NEWEST)))
 .venv-lint/.tools: test/requirements-lint.txt pyproject.toml setup.py
 	@$(call fresh_environment,.venv-lint,10)
 	@rm -f $@
-	@echo "installing the linters into .venv-lint: about 10 seconds"
+	@echo "installing the linters into .venv-lint: about 30 seconds"
 	@.venv-lint/bin/python $(PIP) -r test/requirements-lint.txt --editable .
 	@rm -f .venv-lint/.unfinished; touch $@

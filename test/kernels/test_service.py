@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -130,11 +131,16 @@ def test_a_damaged_marker_is_reported_and_the_work_is_done_again(node: Node, pla
 
 def test_what_is_wrong_with_a_marker_is_said_once(node: Node, place: Place) -> None:
     warm(place.rank(node), target())
-    (cubin, *_) = sorted((place.cache.root / "cache").glob("kernel.*/kernel.cubin"))
-    cubin.write_bytes(cubin.read_bytes()[:-1])
-    # The service looks at it when the rank has said hello, and again for each of these.
+    (marker,) = place.cache.own.glob("markers/*/*.json")
+    marker.unlink()
+    os.mkfifo(marker)  # who reads it waits for us
+    # The service looks at it when the rank has said hello, and when it asks, which it does meanwhile.
     rank = place.rank(node)
-    (note,) = (*rank.restore().notes, *rank.restore().notes)
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(rank.restore)
+        time.sleep(0.5)
+        marker.open("wb").close()
+        (note,) = (*asked.result(30).notes, *rank.restore().notes)
     assert "the marker is not used" in note
 
 
