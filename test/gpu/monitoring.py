@@ -23,25 +23,39 @@ from sglang_warmstart.kernels.marker import Marker
 
 # Stock SGLang, watched.
 WATCHED = {"SGLANG_WARMSTART_ONLY": "jit-monitor,start-up-events"}
-# What only a prefill calls: the up-projection of MLA's compressed keys and values.
+# The up-projection of MLA's compressed keys and values. SGLang has piecewise CUDA graphs for prefills of up to 2048
+# tokens, in which it is not called: what calls it is a longer prompt, and stock SGLang meets it then.
 MISSED = (32768, 512)
-COST_ROUNDS, COST_CALLS = 31, 300
+LONG_PROMPT = range(100, 3100)
+COST_ROUNDS, COST_CALLS = 201, 300
+COST_MODES = ("off", "warn", "error")
 
 
 def start_up(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     """Three starts and their events: stock SGLang with every cache cold, exact warm-up likewise, and once more.
 
     The stock one goes on beside the others, with one compiler at a time. Then a target is removed from the marker, and
-    its kernels from the cache: a request meets it, in the monitor's two modes.
+    its kernels from the cache: a request meets it, in the monitor's two modes. Every server is asked a short prompt and two
+    long ones.
     """
     home = scratch / "start-up"
     result: dict[str, Any] = {"runs": []}
 
     def begin(name: str, cache: str, home: Path, *arguments: str, **environment: str) -> Run:
-        run = start(Run(name, [*arguments], {**kernels_of(cache, scratch), **environment}, home), model, logs, "0")
+        prompts = LONG_PROMPT, LONG_PROMPT[::-1]  # nothing of the first is cached for the second
+        run = Run(name, [*arguments], {**kernels_of(cache, scratch), **environment}, home, prompts=prompts)
+        start(run, model, logs, "0")
         kept = keep_events(scratch / "deep_gemm" / cache, name)
         said = [line.rstrip() for line in run.log.splitlines() if "JIT while serving" in line]
-        result["runs"].append({**outcome(run), "events": kept, "jit_while_serving": said})
+        result["runs"].append(
+            {
+                **outcome(run),
+                "long_prompts_s": run.answers_s,
+                "events": kept,
+                "jit_while_serving": said,
+                "metrics": run.metrics,
+            }
+        )
         checkpoint("start_up", result)
         return run
 
@@ -52,7 +66,8 @@ def start_up(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
         for mode in ("warn", "error"):
             result[f"removed_{mode}"] = remove_target(scratch / "deep_gemm" / "exact")
             # Its own warm-up would meet the target, before it is ready.
-            begin(f"miss-{mode}", "exact", home, "--skip-server-warmup", SGLANG_WARMSTART_JIT_MONITOR=mode)
+            arguments = "--skip-server-warmup", "--enable-metrics"
+            begin(f"miss-{mode}", "exact", home, *arguments, SGLANG_WARMSTART_JIT_MONITOR=mode)
         stock.result()
     result["cost"] = cost_of_watching(scratch)
     return result
@@ -102,7 +117,7 @@ def cost_of_watching(scratch: Path) -> dict[str, Any]:
     if done.returncode != 0:
         raise RuntimeError(f"monitoring.py ended with status {done.returncode}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print("  ", found["us_per_call"], flush=True)
+    print("  ", found["us_per_call"], "more than off:", found["us_more_than_off"], flush=True)
     return found
 
 
@@ -140,8 +155,8 @@ def cost() -> dict[str, Any]:
     log = open_log("rank", os.environ)
     assert log is not None
     rounds: dict[str, dict[str, list[float]]] = {name: {} for name in calls}
-    for _ in range(COST_ROUNDS):
-        for mode in ("off", "warn", "error"):
+    for turn in range(COST_ROUNDS):
+        for mode in (*COST_MODES[turn % 3 :], *COST_MODES[: turn % 3]):  # none is always the first
             os.environ["SGLANG_WARMSTART_JIT_MONITOR"] = mode
             plugin = Plugin([JIT_MONITORING], Announcer())
             plugin.install(Path(sglang.__path__[0]))
@@ -159,10 +174,16 @@ def cost() -> dict[str, Any]:
                 installation.patch.undo()
             log.ready_file.unlink()
             log._ready = False
-    medians = {
-        name: {mode: statistics.median(each[1:]) for mode, each in by_mode.items()} for name, by_mode in rounds.items()
-    }
-    return {"us_per_call": medians, "rounds_us": rounds}
+    median: dict[str, dict[str, float]] = {}
+    more: dict[str, dict[str, float]] = {}
+    for name, by_mode in rounds.items():
+        off, *others = [by_mode[mode][1:] for mode in COST_MODES]  # the first round compiles
+        median[name] = {mode: statistics.median(by_mode[mode][1:]) for mode in COST_MODES}
+        more[name] = {
+            mode: round(statistics.median([here - there for here, there in zip(other, off, strict=True)]), 3)
+            for mode, other in zip(COST_MODES[1:], others, strict=True)
+        }
+    return {"us_per_call": median, "us_more_than_off": more, "rounds_us": rounds}
 
 
 if __name__ == "__main__":

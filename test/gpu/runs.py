@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,15 @@ class Run:
     environment: dict[str, str]
     home: Path
     cores: list[int] | None = None  # those that it may use, if not all
+    prompts: Sequence[Sequence[int]] = ()  # asked for a token each, once it has answered
     ready_s: float | None = None
     tokens: list[int] | None = None
+    answers_s: list[float] = field(default_factory=list)  # seconds that those took
     error: str | None = None
     log: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     compiles: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)  # the plugin's, with --enable-metrics
 
 
 def compiler() -> str:
@@ -85,6 +90,12 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
         with server:
             run.ready_s = time.time() - begin
             run.tokens = server.generate(INPUT_IDS, 8) if ask else None
+            for prompt in run.prompts:
+                asked = time.perf_counter()
+                server.generate(prompt, 1)
+                run.answers_s.append(round(time.perf_counter() - asked, 3))
+            if "--enable-metrics" in run.arguments:
+                run.metrics = metrics_of(port)
     except Exception as error:
         run.error = f"{type(error).__name__}: {error}".splitlines()[0]  # the rest is the log's end
     run.log = log_file.read_text(errors="replace")
@@ -96,8 +107,14 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
         for key in ("time", "start", "end"):
             if key in each:
                 each[key] = round(each[key] - begin, 2)
-    print(f"  {run.name}: ready in {run.ready_s} s, tokens {run.tokens} {run.error or ''}", flush=True)
+    said = (f"ready in {run.ready_s} s", f"tokens {run.tokens}", f"prompts {run.answers_s} s" if run.prompts else "")
+    print(f"  {run.name}: {', '.join(filter(None, said))} {run.error or ''}", flush=True)
     return run
+
+
+def metrics_of(port: int) -> list[str]:
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read().decode()
+    return [line for line in text.splitlines() if line.startswith("sglang_warmstart")]
 
 
 def outcome(run: Run) -> dict[str, Any]:
