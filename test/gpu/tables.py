@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
+
+from sglang_warmstart.monitor.breakdown import CATEGORIES
+from sglang_warmstart.monitor.reading import read_run
+from sglang_warmstart.monitor.summary import summarise
 
 # Below, the host's time is in the figure.
 JUDGED_FROM_US = 60
@@ -254,13 +259,52 @@ BUNDLE_ROWS = {
 PLACES = {"compiler_runs": 0, "warmup_s": 2, "ready_s": 1}
 
 
+def seconds_of_a_start() -> str:
+    """What each second of a start went to."""
+    names = ("stock", "exact", "warm")
+    summaries = [summarise(read_run(RESULTS / "start_up" / name)) for name in names]
+    runs = [run(result("start_up"), name) for name in names]
+    rows = [
+        [category.title, *(f"{each.breakdown.parts[category.key]:.1f}" for each in summaries)]
+        for category in CATEGORIES
+        if any(each.breakdown.parts[category.key] >= 0.05 for each in summaries)
+    ]
+    rows += [
+        ["**seconds to ready**", *(f"**{each.breakdown.seconds:.1f}**" for each in summaries)],
+        ["kernels compiled ahead", *(str(each.ahead) for each in summaries)],
+        ["kernels compiled on call, before ready", *(str(each.on_call) for each in summaries)],
+        ["kernels compiled while serving", *(str(len(each.serving)) for each in summaries)],
+        ["first prompt of 3000 tokens, s", *(f"{each['long_prompts_s'][0]:.2f}" for each in runs)],
+        ["second one, s", *(f"{each['long_prompts_s'][1]:.2f}" for each in runs)],
+    ]
+    return table(["seconds", "stock, all cold", "exact, all cold", "exact, warm restart"], rows)
+
+
+def watching() -> str:
+    """What the JIT monitor costs a call that compiles nothing."""
+    rounds = result("monitor")["rounds_us"]
+    rows = []
+    for name, what in (("deep_gemm", "GEMM by SGLang's wrapper of DeepGEMM"), ("triton", "kernel of Triton's")):
+        off = rounds[name]["off"][1:]  # the first round compiles
+        cells = [what, f"{statistics.median(off):.1f}"]
+        for mode in ("warn", "error"):
+            more = sorted(here - there for here, there in zip(rounds[name][mode][1:], off, strict=True))
+            # The median, and where it lies in 95 of 100 cases by the order of the rounds alone.
+            spread = math.ceil(0.98 * math.sqrt(len(more)))
+            middle = len(more) // 2
+            low, high = more[middle - spread], more[middle + spread]
+            cells.append(f"{statistics.median(more):+.2f} ({low:+.2f} to {high:+.2f})")
+        rows.append(cells)
+    return table(["us per call on the host", "off", "warn, more than off", "error, more than off"], rows)
+
+
 def table(titles: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("|  |", "| |")
 
 
-TABLES = (start_up, criteria, patched, nvrtc, nvrtc_kernels, bundles, bundle_starts)
+TABLES = (start_up, criteria, patched, nvrtc, nvrtc_kernels, bundles, bundle_starts, seconds_of_a_start, watching)
 
 if __name__ == "__main__":
     for make in TABLES:
