@@ -321,6 +321,21 @@ def test_a_server_that_outlives_its_installation_compiles_unwatched(
     assert jit(log) == []
 
 
+def test_a_look_that_fails_does_not_end_the_watch(
+    log: EventLog, begin: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    begin(exact=False)
+    with monkeypatch.context() as context:
+        context.setattr("sglang_warmstart.monitor.watch_deep_gemm.call_under_way", fails)
+        dense(m=5)
+        assert wait_until(lambda: len(jit(log)) == 2)
+    assert "warmstart: the JIT monitor missed a kernel of deep-gemm's" in caplog.messages
+    assert {event.name for event in jit(log)} == {"a kernel"}
+
+
 _KILLED = """
 import os, sys
 from pathlib import Path

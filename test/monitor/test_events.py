@@ -236,6 +236,29 @@ def test_a_listener_that_cannot_be_loaded_is_said_and_events_are_recorded(
         events.close_log()
 
 
+def test_a_listener_that_fails_is_said_once_and_events_are_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As one that counts in files on a disk that is full.
+    listener = "class Listener:\n    def __call__(self, event):\n        raise OSError('No space left on device')\n"
+    (tmp_path / "listener.py").write_text(listener)
+    log = open_log("main", {events.EVENTS: str(tmp_path / "run"), events.LISTENER: str(tmp_path / "listener.py")})
+    try:
+        emit("ready", "server", 1.0)
+        emit("jit", "a kernel", 2.0)
+        assert caplog.messages == ["warmstart: no more metrics: OSError: No space left on device"]
+        assert log is not None
+        assert len(read_run(log.directory).lanes[0].events) == 2
+    finally:
+        events.close_log()
+
+
+def test_what_is_not_utf_8_is_written_with_a_mark_in_its_place(log: EventLog) -> None:
+    log.emit(Event(kind="load", name=os.fsdecode(b"caf\xe9"), at=1.0, kernels=3))
+    (event,) = read_run(log.directory).lanes[0].events
+    assert (event.name, event.kernels) == ("caf?", 3)
+
+
 @given(steps=st.lists(st.booleans(), max_size=60))
 def test_a_lane_is_the_lowest_number_that_nobody_has(steps: list[bool]) -> None:
     lanes, taken = Lanes(), set[int]()

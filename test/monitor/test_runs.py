@@ -21,7 +21,9 @@ def test_a_run_lies_in_the_cache_and_bears_its_process(tmp_path: Path) -> None:
 def test_the_oldest_go_and_what_is_no_run_stays(tmp_path: Path) -> None:
     place = runs_of(tmp_path)
     for number in range(KEPT_RUNS + 5):
-        (place / f"20200101-0000{number:02}-7").mkdir(parents=True)
+        old = place / f"20200101-0000{number:02}-7"
+        old.mkdir(parents=True)
+        os.utime(old, (0, 0))
     (place / "20200101-notes").mkdir()
     directory, _ = new_run(tmp_path)
     left = sorted(path.name for path in place.iterdir())
@@ -53,3 +55,28 @@ def test_ready_is_a_file(tmp_path: Path) -> None:
     say_ready(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [READY]
     say_ready(tmp_path / "is not there")
+
+
+def test_runs_that_began_just_now_stay_however_many_there_are(tmp_path: Path) -> None:
+    # As where many nodes start on one cache.
+    directories = [new_run(tmp_path)[0] for _ in range(KEPT_RUNS + 5)]
+    assert len(set(directories)) == KEPT_RUNS + 5  # also those of one second, with one process number
+    assert all(directory.is_dir() for directory in directories)
+    assert sorted(directories) == sorted(runs_of(tmp_path).iterdir())
+
+
+_NOWHERE = """
+import sys, tempfile
+from pathlib import Path
+from sglang_warmstart.monitor.runs import new_run, say_ready
+tempfile.tempdir = sys.argv[1] + "/is not there"
+directory, problem = new_run(Path(sys.argv[1]))
+say_ready(directory)
+print(problem)
+"""
+
+
+def test_where_nothing_can_be_written_at_all_a_run_has_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (problem,) = run_python(_NOWHERE, str(tmp_path / "file")).splitlines()
+    assert problem == f"{tmp_path / 'file' / 'warmstart' / 'events'} cannot be written: Not a directory"

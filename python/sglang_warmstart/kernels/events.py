@@ -122,8 +122,9 @@ class EventLog:
 
     def emit(self, event: Event) -> None:
         """Write an event, and tell those who listen."""
+        line = _encoded(event) + b"\n"
         with self._lock:
-            self._write(msgspec.json.encode(event) + b"\n")
+            self._write(line)
         for listener in self.listeners:
             listener(event)
 
@@ -135,7 +136,7 @@ class EventLog:
     @property
     def phase(self) -> Phase:
         """Whether the server has been ready. A look at the file system, until it has."""
-        self._ready = self._ready or self.ready_file.exists()
+        self._ready = self._ready or os.access(self.ready_file, os.F_OK)  # unlike Path.exists, it raises nothing
         return "serving" if self._ready else "startup"
 
     def close(self) -> None:
@@ -177,6 +178,16 @@ class EventLog:
         return self.directory / f"{self._stem}{suffix}.jsonl"
 
 
+def _encoded(event: Event) -> bytes:
+    try:
+        return msgspec.json.encode(event)
+    except UnicodeEncodeError:
+        # A path that is not UTF-8 is in it.
+        texts = {name: value for name in event.__struct_fields__ if isinstance(value := getattr(event, name), str)}
+        valid = {name: value.encode("utf-8", "replace").decode("utf-8") for name, value in texts.items()}
+        return msgspec.json.encode(msgspec.structs.replace(event, **valid))
+
+
 _log: EventLog | None = None
 
 
@@ -196,11 +207,28 @@ def open_log(role: str, environment: Mapping[str, str], **labels: str) -> EventL
         _log = EventLog(Path(directory), this_process(role, **labels))
         if LISTENER in environment:
             try:
-                _log.listeners.append(_listener_of(Path(environment[LISTENER])))
+                _log.listeners.append(_helping(_listener_of(Path(environment[LISTENER]))))
             except Exception as error:
                 # It is a help for the server, and not to be in its way.
                 logger.warning("warmstart: no metrics: %s: %s", type(error).__name__, error)
     return _log
+
+
+def _helping(listener: Callable[[Event], None]) -> Callable[[Event], None]:
+    failed = False
+
+    def listen(event: Event) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            listener(event)
+        except Exception as error:
+            # Its files may be on a full disk, say: that is no reason for a request to fail.
+            failed = True
+            logger.warning("warmstart: no more metrics: %s: %s", type(error).__name__, error)
+
+    return listen
 
 
 def _listener_of(path: Path) -> Callable[[Event], None]:

@@ -15,11 +15,16 @@ import sys
 import time
 from contextlib import suppress
 
+# What is not said within this is lost, and the kernel is compiled all the same.
+SPEAK_LIMIT_S = 1.0
+
 
 def main() -> int:
     path, ready, refuse, *command = sys.argv[1:]
     source = command[1] if len(command) > 1 else ""
     speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    # Where nobody reads, the queue fills and sending waits: so if DeepGEMM held Python's lock while it waits for this.
+    speaker.settimeout(SPEAK_LIMIT_S)
 
     def say(**words: object) -> None:
         with suppress(OSError):  # nobody listens any more: the kernel is compiled all the same

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from sglang_warmstart.kernels.events import READY
 
-# Runs that are kept in a cache; the oldest go first.
+# Runs that are kept in a cache; the oldest of the others go first, ...
 KEPT_RUNS = 20
+# ... but none that began within these seconds: many nodes that start on one cache do not take each other's away.
+KEPT_S = 3600
 
-_RUN = re.compile(r"\d{8}-\d{6}-\d+")
+_RUN = re.compile(r"\d{8}-\d{6}-\d+(-\d+)?")
 
 
 def runs_of(cache: Path) -> Path:
@@ -35,16 +37,39 @@ def new_run(cache: Path) -> tuple[Path, str | None]:
         The directory, and why it is not in the cache, if it is not: then it ends with this process.
     """
     place = runs_of(cache)
-    directory = place / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = _made(place)
     except OSError as error:
-        directory = Path(tempfile.mkdtemp(prefix="sglang-warmstart-events-"))
+        problem = f"{place} cannot be written: {error.strerror or error}"
+        try:
+            directory = Path(tempfile.mkdtemp(prefix="sglang-warmstart-events-"))
+        except OSError:
+            return place / "none", problem  # nothing can be recorded there, which is no reason not to start
         atexit.register(_remove, directory, os.getpid())
-        return directory, f"{place} cannot be written: {error.strerror or error}"
-    for old in sorted(path for path in place.iterdir() if _RUN.fullmatch(path.name))[:-KEPT_RUNS]:
-        shutil.rmtree(old, ignore_errors=True)
+        return directory, problem
+    with contextlib.suppress(OSError):
+        _remove_old(place)
     return directory, None
+
+
+def _made(place: Path) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    # Containers that begin in the same second have the same process numbers, and may share a cache.
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):
+            directory = place / f"{name}{suffix}"
+            directory.mkdir()
+            return directory
+    raise FileExistsError(f"{place / name} and all others of this name are there")
+
+
+def _remove_old(place: Path) -> None:
+    runs = sorted(path for path in place.iterdir() if _RUN.fullmatch(path.name))
+    for old in runs[:-KEPT_RUNS]:
+        with contextlib.suppress(OSError):  # another server removes it
+            if time.time() - old.stat().st_mtime > KEPT_S:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def say_ready(directory: Path) -> None:

@@ -135,13 +135,20 @@ class DeepGemmWatch:
     def _listen(self) -> None:
         while True:
             try:
-                words = json.loads(self._socket.recv(_MESSAGE_BYTES))
+                message = self._socket.recv(_MESSAGE_BYTES)
             except OSError:
                 return  # it was closed
-            if "begins" in words:
-                self._under_way[words["run"]] = kernel_of(Path(words["begins"])), call_under_way()
-            else:
-                self._ended(words)
+            try:
+                self._hear(json.loads(message))
+            except Exception:
+                # The frames of a running thread may hold anything. Whoever compiles next is still to be heard.
+                logger.warning("warmstart: the JIT monitor missed a kernel of deep-gemm's", exc_info=True)
+
+    def _hear(self, words: dict[str, Any]) -> None:
+        if "begins" in words:
+            self._under_way[words["run"]] = kernel_of(Path(words["begins"])), call_under_way()
+        else:
+            self._ended(words)
 
     def _ended(self, words: dict[str, Any]) -> None:
         kernel, call = self._under_way.pop(words["run"], ("a kernel", Call()))
