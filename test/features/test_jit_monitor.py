@@ -336,6 +336,30 @@ def test_a_look_that_fails_does_not_end_the_watch(
     assert {event.name for event in jit(log)} == {"a kernel"}
 
 
+def test_a_python_that_cannot_start_leaves_the_compiler_alone(
+    log: EventLog,
+    begin: Callable[..., None],
+    rank: ServedRank,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # As one that is nothing without its PYTHONHOME, which -I leaves out.
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    begin(exact=False)
+    (line,) = [line for line in caplog.messages if "does not watch deep-gemm" in line]
+    assert "a command before the compiler cannot run" in line
+    assert os.environ[COMPILER] == str(rank.nvcc.path)
+    dense(m=5)
+
+
+def test_without_events_it_is_said_that_nothing_is_watched(
+    log: EventLog, begin: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    events.close_log()
+    begin(exact=False)
+    assert "warmstart: the JIT monitor watches nothing here: no events are recorded in this process" in caplog.messages
+
+
 _KILLED = """
 import os, sys
 from pathlib import Path

@@ -27,6 +27,7 @@ from sglang_warmstart.features import start_up_events
 from sglang_warmstart.monitor.metrics import METRICS
 from sglang_warmstart.monitor.reading import Lane, Run, find_run, read_run
 from sglang_warmstart.monitor.runs import runs_of
+from sglang_warmstart.patch import Patch
 
 FEATURE = "start-up-events"
 
@@ -106,7 +107,9 @@ emit("jit", "a", 1.0, 2.5, library="triton")
 emit("jit", "b", 1.0, 0.5, library="triton", phase="serving")
 emit("load", "c", 1.0, 0.1, library="triton", cached=True)
 emit("compile", "d", 1.0, 4.0, library="deep-gemm")
+emit("compile", "d", 1.0, library="deep-gemm", cached=True, target="another one that needs it")
 emit("compile", "e", 1.0, library="deep-gemm", cached=True)
+emit("compile", "the stub", 1.0, 3.0, library="deep-gemm", lane="stub")
 emit("compile", "f", 1.0, 1.0, library="deep-gemm", error="no")
 emit("load", "8 targets", 1.0, 1.0, library="deep-gemm", kernels=39)
 emit("restore", "a bundle", 1.0, 1.0, library="deep-gemm", kernels=7)
@@ -135,11 +138,11 @@ def test_events_are_counted_over_all_processes(tmp_path: Path) -> None:
     assert {line for line in lines if line and not line.startswith("#")} == {
         'sglang_warmstart_compiles_total{library="triton",phase="startup"} 2.0',
         'sglang_warmstart_compiles_total{library="triton",phase="serving"} 2.0',
-        'sglang_warmstart_compiles_total{library="deep-gemm",phase="startup"} 4.0',
+        'sglang_warmstart_compiles_total{library="deep-gemm",phase="startup"} 2.0',
         'sglang_warmstart_compiles_total{library="deep-gemm",phase="serving"} 0.0',
         'sglang_warmstart_compile_seconds_total{library="triton",phase="startup"} 5.0',
         'sglang_warmstart_compile_seconds_total{library="triton",phase="serving"} 1.0',
-        'sglang_warmstart_compile_seconds_total{library="deep-gemm",phase="startup"} 10.0',
+        'sglang_warmstart_compile_seconds_total{library="deep-gemm",phase="startup"} 8.0',
         'sglang_warmstart_compile_seconds_total{library="deep-gemm",phase="serving"} 0.0',
         'sglang_warmstart_cache_hits_total{library="triton"} 2.0',
         'sglang_warmstart_cache_hits_total{library="deep-gemm"} 12.0',
@@ -193,6 +196,43 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("SGLANG_DG_CACHE_DIR", str(tmp_path))
     yield
     close_log()
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("different", "phase"),
+    [
+        ({}, "startup"),
+        ({"tokenizer_worker_num": 2}, "serving"),
+        ({"enable_http2": True}, "serving"),
+        ({"tokenizer_worker_num": 2, "node_rank": 1}, "startup"),
+    ],
+)
+def test_a_server_whose_own_warm_up_cannot_be_seen_is_ready_when_its_ranks_are(
+    different: dict[str, object], phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine:
+        def __init__(self) -> None:
+            raise AssertionError("it is an HTTP server that is started")
+
+        @classmethod
+        def _launch_scheduler_processes(
+            cls, server_args: object, port_args: object, run_scheduler_process_func: object
+        ) -> None: ...
+
+        @classmethod
+        def _launch_subprocesses(cls, server_args: object) -> str:
+            return "launched"
+
+    patch = Patch("test")
+    start_up_events.install_run(patch, SimpleNamespace(Engine=Engine, __name__="engine"))  # type: ignore[arg-type]
+    start_up_events.begin_run(SimpleNamespace(enable_metrics=False))
+    log = log_of_process()
+    assert log is not None
+    arguments = {"tokenizer_worker_num": 1, "enable_http2": False, "node_rank": 0, **different}
+    assert Engine._launch_subprocesses(SimpleNamespace(**arguments)) == "launched"
+    assert log.phase == phase
+    patch.undo()
 
 
 @pytest.mark.usefixtures("environment")

@@ -57,6 +57,8 @@ def test_what_is_refused_has_been_compiled(listener: socket.socket, tmp_path: Pa
     assert result.stderr.startswith("refused: SGLANG_WARMSTART_JIT_MONITOR=error")
     assert (tmp_path / "out").exists()
     assert run(tmp_path, "/bin/true", refuse="1", ready="not yet").returncode == 0
+    # The run's directory is removed only when its start-up is long over.
+    assert run(tmp_path, "/bin/true", refuse="1", ready="removed/ready").returncode == 1
 
 
 def test_a_compiler_that_is_not_there_is_said(listener: socket.socket, tmp_path: Path) -> None:

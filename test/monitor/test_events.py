@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -220,6 +221,20 @@ def test_what_happens_after_ready_happens_while_serving(of_process: EventLog) ->
     emit("jit", "later", 3.0)
     phases = [event.phase for event in read_run(of_process.directory).lanes[0].events]
     assert phases == ["startup", "serving", "serving"]
+
+
+def test_a_run_that_was_removed_is_of_a_server_that_has_been_up_for_long(log: EventLog, tmp_path: Path) -> None:
+    assert log.phase == "startup"
+    shutil.rmtree(log.directory)
+    assert log.phase == "serving"
+    (tmp_path / "file").touch()
+    assert EventLog(tmp_path / "file" / "run", log.process).phase == "startup"  # it was never there
+
+
+def test_a_process_may_begin_to_serve_before_the_others(log: EventLog) -> None:
+    log.begin_serving()
+    assert log.phase == "serving"
+    assert EventLog(log.directory, this_process("restore")).phase == "startup"
 
 
 def test_a_listener_that_cannot_be_loaded_is_said_and_events_are_recorded(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from kit.confined import run_python
+from kit.environment import child_environment, python_path
 from sglang_warmstart.kernels.events import READY
 from sglang_warmstart.monitor.runs import KEPT_RUNS, new_run, runs_of, say_ready
 
@@ -51,10 +56,33 @@ def test_where_the_cache_cannot_be_written_a_run_ends_with_its_process(tmp_path:
     assert not Path(directory).exists()
 
 
+_KILLED = """
+import os, sys
+from pathlib import Path
+from sglang_warmstart.monitor.runs import new_run
+directory, _ = new_run(Path(sys.argv[1]))
+(directory / "main-1.jsonl").touch()
+print(directory, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_left_elsewhere_goes_with_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = child_environment({"PYTHONPATH": python_path(Path(__file__).parents[1])})
+    command = [sys.executable, "-c", _KILLED, str(tmp_path / "file")]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    left = Path(killed.stdout.strip())
+    assert killed.returncode == -signal.SIGKILL and left.is_dir()
+    run_python(_ELSEWHERE, str(tmp_path / "file"))
+    assert not left.exists()
+
+
 def test_ready_is_a_file(tmp_path: Path) -> None:
     say_ready(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [READY]
-    say_ready(tmp_path / "is not there")
+    with pytest.raises(FileNotFoundError):
+        say_ready(tmp_path / "is not there")
 
 
 def test_runs_that_began_just_now_stay_however_many_there_are(tmp_path: Path) -> None:
@@ -68,10 +96,10 @@ def test_runs_that_began_just_now_stay_however_many_there_are(tmp_path: Path) ->
 _NOWHERE = """
 import sys, tempfile
 from pathlib import Path
-from sglang_warmstart.monitor.runs import new_run, say_ready
+from sglang_warmstart.monitor.runs import new_run
 tempfile.tempdir = sys.argv[1] + "/is not there"
 directory, problem = new_run(Path(sys.argv[1]))
-say_ready(directory)
+assert not directory.exists()
 print(problem)
 """
 

@@ -45,6 +45,8 @@ def install_listener(patch: Patch, scheduler: ModuleType) -> None:
     def run_event_loop(original: Callable[..., None], self: Any) -> None:
         mode = mode_of(os.environ)
         log = log_of_process()
+        if mode != "off" and log is None:
+            logger.warning("warmstart: the JIT monitor watches nothing here: no events are recorded in this process")
         if mode != "off" and log is not None:
             further = self.server_args.node_rank > 0
             if mode == "error" and further:

@@ -69,7 +69,13 @@ def server_is_ready() -> None:
     log = log_of_process()
     if log is not None:
         emit("ready", "server", now())
-        runs.say_ready(log.directory)
+        try:
+            runs.say_ready(log.directory)
+        except OSError as error:
+            logger.warning(
+                "warmstart: the ranks do not learn that the server is ready, so the JIT monitor reports nothing: %s",
+                error,
+            )
 
 
 def install_run(patch: Patch, engine: ModuleType) -> None:
@@ -85,10 +91,13 @@ def install_run(patch: Patch, engine: ModuleType) -> None:
     cls = class_of(engine, "Engine")
     constructor = inspect.unwrap(vars(cls)["__init__"]).__code__
 
-    def launch_subprocesses(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        launched = original(*args, **kwargs)
+    def launch_subprocesses(
+        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        launched = original(cls, server_args, *args, **kwargs)
         # It cannot be seen at the constructor itself: that is what loads plugins.
-        if any(frame.f_code is constructor for frame in _callers(sys._getframe())):
+        in_engine = any(frame.f_code is constructor for frame in _callers(sys._getframe()))
+        if in_engine or _warms_up_elsewhere(server_args):
             server_is_ready()
         return launched
 
@@ -101,6 +110,12 @@ def install_run(patch: Patch, engine: ModuleType) -> None:
     )
     patch.wrap(cls, "_launch_subprocesses", launch_subprocesses, *_its_parameters(cls, "_launch_subprocesses"))
     patch.also_undo(close_log)
+
+
+def _warms_up_elsewhere(server_args: Any) -> bool:
+    """Whether the HTTP server's own warm-up is made by processes of uvicorn's or Granian's, which load no plugin."""
+    several = getattr(server_args, "tokenizer_worker_num", 1) > 1
+    return server_args.node_rank == 0 and (several or getattr(server_args, "enable_http2", False))
 
 
 def install_ready(patch: Patch, http_server: ModuleType) -> None:
@@ -128,8 +143,10 @@ def install_rank(patch: Patch, scheduler: ModuleType) -> None:
 
     def run_event_loop(original: Callable[..., None], self: Any) -> None:
         # Further nodes have no HTTP server, and nobody tells them when that of the first one is ready.
-        if self.server_args.node_rank > 0:
-            server_is_ready()
+        log = log_of_process()
+        if self.server_args.node_rank > 0 and log is not None:
+            emit("ready", "rank", now())
+            log.begin_serving()
         original(self)
 
     patch.wrap(cls, "__init__", __init__, *_its_parameters(cls, "__init__"))

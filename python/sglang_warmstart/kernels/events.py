@@ -119,6 +119,7 @@ class EventLog:
         self._ready = False
         with self._lock:
             self._write(self._header)
+        self._was_there = directory.is_dir()
 
     def emit(self, event: Event) -> None:
         """Write an event, and tell those who listen."""
@@ -136,8 +137,17 @@ class EventLog:
     @property
     def phase(self) -> Phase:
         """Whether the server has been ready. A look at the file system, until it has."""
-        self._ready = self._ready or os.access(self.ready_file, os.F_OK)  # unlike Path.exists, it raises nothing
+        # os.access, unlike Path.exists, raises nothing. Runs whose start-up is long over are removed in time, and the
+        # file with them.
+        if not self._ready and (
+            os.access(self.ready_file, os.F_OK) or (self._was_there and not os.access(self.directory, os.F_OK))
+        ):
+            self._ready = True
         return "serving" if self._ready else "startup"
+
+    def begin_serving(self) -> None:
+        """For this process the server is ready, whatever others are told."""
+        self._ready = True
 
     def close(self) -> None:
         """No more events are written."""

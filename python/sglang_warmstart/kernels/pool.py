@@ -111,6 +111,7 @@ class CompilePool:
                             lock.release()
                         return
                 await self._wait_for_other(lock, kernel)
+            emit("compile", shown(kernel.directory), now(), library="deep-gemm", target=target, cached=True)
         except (CompilerError, CacheError, OSError, BrokenExecutor) as error:
             raise KernelError(f"{kernel.directory}: {error}") from error
         finally:
@@ -131,6 +132,7 @@ class CompilePool:
     async def _compile(self, kernel: RecordedKernel, target: str) -> None:
         # Its last holder may have published it since we looked.
         if self._cache.has(kernel.directory):
+            emit("compile", shown(kernel.directory), now(), library="deep-gemm", target=target, cached=True)
             return
         job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
         future = self._executor.submit(_compile_named, name_of(kernel.directory), job)

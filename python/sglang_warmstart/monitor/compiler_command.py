@@ -4,8 +4,8 @@ A program of its own, started by the command that :mod:`.watch_deep_gemm` writes
 imports nothing of this package, and little else: it is to start in milliseconds.
 
 Arguments: SOCKET READY REFUSE COMPILER, then what DeepGEMM gives its compiler.
-SOCKET gets a JSON object before and after each run. Where REFUSE is "1" and the file READY is there, it fails although
-the compiler did not: that is how a call of DeepGEMM is made to fail.
+SOCKET gets a JSON object before and after each run. Where REFUSE is "1" and the file READY is there, or its directory
+no longer is, it fails although the compiler did not: that is how a call of DeepGEMM is made to fail.
 """
 
 import json
@@ -37,7 +37,9 @@ def main() -> int:
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         status = 127
-    refused = status == 0 and refuse == "1" and os.access(ready, os.F_OK)
+    # The run of a server that has been up for long may have been removed, and the file with it.
+    serving = os.access(ready, os.F_OK) or not os.access(os.path.dirname(ready), os.F_OK)  # noqa: PTH120
+    refused = status == 0 and refuse == "1" and serving
     say(at=at, seconds=time.monotonic() - at, status=status)
     if refused:
         print("refused: SGLANG_WARMSTART_JIT_MONITOR=error, and the server is serving", file=sys.stderr)

@@ -37,19 +37,29 @@ class Listener:
             name: Counter(f"{PREFIX}_{name}", what, _BY_LIBRARY.get(name, ())) for name, what in METRICS.items()
         }
 
+        self._planned: set[str] = set()
+        self._done: set[str] = set()
+
     def __call__(self, event: Event) -> None:
         """Count what an event says. It raises nothing that is not a mistake here."""
         counters, library = self._counters, event.library
-        if event.kind in ("jit", "compile") and not event.cached:
+        if event.kind == "compile":
+            # The stub is no kernel of a target; and one that two targets need is wanted, compiled or found once.
+            if event.lane == "stub" or event.name in self._done:
+                return
+            if event.name not in self._planned:
+                counters["kernels_planned"].inc()
+                self._planned.add(event.name)
+            if not event.error:
+                self._done.add(event.name)
+        if event.kind in ("jit", "compile") and not event.cached and not event.error:
             counters["compiles"].labels(library, event.phase).inc(event.kernels)
             # A target of exact warm-up that is met late is about no kernel: those that it needs have their own events.
             counters["compile_seconds"].labels(library, event.phase).inc(event.seconds if event.kernels else 0)
         if event.cached:
             counters["cache_hits"].labels(library).inc(event.kernels)
-        if event.kind == "compile":
-            counters["kernels_planned"].inc()
-            if not event.cached and not event.error:
-                counters["kernels_compiled"].inc()
+        if event.kind == "compile" and not event.cached and not event.error:
+            counters["kernels_compiled"].inc()
         if event.kind == "load" and library == "deep-gemm":
             counters["kernels_loaded"].inc(event.kernels)
         if event.kind == "restore" and library == "deep-gemm" and not event.cached:

@@ -7,11 +7,12 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from sglang_warmstart.kernels.events import READY
+from sglang_warmstart.kernels.private_directory import make_directory, remove_abandoned, remove_directory
 
 # Runs that are kept in a cache; the oldest of the others go first, ...
 KEPT_RUNS = 20
@@ -34,7 +35,8 @@ def new_run(cache: Path) -> tuple[Path, str | None]:
     """A directory for the run that begins, and the oldest ones removed.
 
     Returns:
-        The directory, and why it is not in the cache, if it is not: then it ends with this process.
+        The directory, and why it is not in the cache, if it is not: then it ends with this process or, if that was
+        killed, at the next start.
     """
     place = runs_of(cache)
     try:
@@ -42,10 +44,11 @@ def new_run(cache: Path) -> tuple[Path, str | None]:
     except OSError as error:
         problem = f"{place} cannot be written: {error.strerror or error}"
         try:
-            directory = Path(tempfile.mkdtemp(prefix="sglang-warmstart-events-"))
+            remove_abandoned()
+            directory, alive = make_directory()
         except OSError:
             return place / "none", problem  # nothing can be recorded there, which is no reason not to start
-        atexit.register(_remove, directory, os.getpid())
+        atexit.register(_remove, directory, alive, os.getpid())
         return directory, problem
     with contextlib.suppress(OSError):
         _remove_old(place)
@@ -73,13 +76,16 @@ def _remove_old(place: Path) -> None:
 
 
 def say_ready(directory: Path) -> None:
-    """From now on, what is compiled is compiled while serving."""
-    # Where this cannot be written, events cannot be either, and their log has said so.
-    with contextlib.suppress(OSError):
-        (directory / READY).touch()
+    """From now on, what is compiled is compiled while serving.
+
+    Raises:
+        OSError: nobody can be told.
+    """
+    (directory / READY).touch()
 
 
-def _remove(directory: Path, owner: int) -> None:
+def _remove(directory: Path, alive: BinaryIO, owner: int) -> None:
     # A fork of the owner inherits this call.
     if os.getpid() == owner:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_directory(directory)
+        alive.close()

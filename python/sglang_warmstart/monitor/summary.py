@@ -135,7 +135,7 @@ def summarise(run: Run) -> Summary:
         on_call=sum(event.kernels for event in calls),
         late=sum(event.kernels == 0 for event in calls),
         cached=sum(event.kernels for _, event in placed if event.kind == "compile" and event.cached),
-        restored=sum(event.kernels for _, event in placed if event.kind == "restore"),
+        restored=_restored(event for _, event in placed if event.kind == "restore"),
         failed=sum(bool(each.event.error) for each in compiles),
     )
 
@@ -267,6 +267,14 @@ def _is_compile(event: Event) -> bool:
 
 def _is_ahead(event: Event) -> bool:
     return event.kind == "compile"
+
+
+def _restored(events: Iterable[Event]) -> int:
+    # The marker answers each rank anew, and of kernels that came out of a bundle as well.
+    most: dict[str, int] = {}
+    for event in events:
+        most[event.library] = max(most.get(event.library, 0), event.kernels)
+    return sum(most.values())
 
 
 def _targets(events: Iterable[Event]) -> list[Target]:

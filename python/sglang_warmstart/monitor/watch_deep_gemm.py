@@ -107,16 +107,32 @@ class DeepGemmWatch:
             "command": compiler_command.__file__,
             "socket": str(self._directory / "socket"),
             "ready": str(log.ready_file.absolute()),
-            "refuse": "1" if refuse else "0",
+            "refuse": "1" if refuse and log.directory.is_dir() else "0",
         }
         command = self._directory / "compiler"
         command.write_text(
             _SCRIPT.format(**{name: shlex.quote(word) for name, word in words.items()}), encoding="utf-8"
         )
         command.chmod(0o700)
-        _try(command)
+        self._try(command, words)
         environment[COMPILER] = str(command)
         threading.Thread(target=self._listen, name="warmstart-deep-gemm-watch", daemon=True).start()
+
+    @staticmethod
+    def _try(command: Path, words: dict[str, str]) -> None:
+        """See that a command runs, and what it runs: a temporary directory may be mounted so that nothing in it does.
+
+        Raises:
+            CompilerError: it does not.
+        """
+        # A directory that is there is not a server that is ready.
+        place = [str(command.parent / "nobody"), str(command.parent / "not ready"), "0"]
+        inner = [words["python"], "-IS", words["command"], *place, words["compiler"]]
+        for each in ([str(command)], *([inner] if Path(words["command"]).is_file() else [])):
+            try:
+                subprocess.run([*each, "--version"], capture_output=True, timeout=_VERSION_LIMIT_S, check=True)
+            except (OSError, subprocess.SubprocessError) as error:
+                raise CompilerError(f"a command before the compiler cannot run: {error}") from error
 
     def refusal(self) -> JitWhileServingError | None:
         """Why a call of DeepGEMM that has just failed was made to fail, if it was."""
@@ -176,18 +192,6 @@ class DeepGemmWatch:
             self._socket.close()
             remove_directory(self._directory)
             self._alive.close()
-
-
-def _try(command: Path) -> None:
-    """See that a command runs: a temporary directory may be mounted so that nothing in it does.
-
-    Raises:
-        CompilerError: it does not.
-    """
-    try:
-        subprocess.run([command, "--version"], capture_output=True, timeout=_VERSION_LIMIT_S, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise CompilerError(f"a command before the compiler cannot run: {error}") from error
 
 
 def remedy_of(call: Call, exact: bool) -> str:

@@ -9,6 +9,7 @@ SGLang's own JIT kernels use (``sglang/jit_kernel``).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,4 +78,8 @@ def _building(library: str, name: str, directory: Path) -> Iterator[None]:
 
 
 def _built(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.o")}
+    found = {}
+    with contextlib.suppress(OSError):  # another process builds there
+        for path in directory.glob("*.o"):
+            found[path.name] = path.stat().st_mtime_ns
+    return found

@@ -6,6 +6,7 @@ from the cache (``from_database``).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from types import ModuleType
@@ -33,12 +34,15 @@ def watch(patch: Patch, kernel: ModuleType) -> None:
     signature = inspect.signature(vars(cls)["__init__"])
 
     def __init__(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(*args, **kwargs).arguments
-        function = given.get("func")
-        if given.get("from_database"):
+        name, shape, cached = "a kernel", "", False
+        with contextlib.suppress(Exception):  # what it is given is TileLang's and TVM's; it says itself what is wrong
+            given = signature.bind(*args, **kwargs).arguments
+            function, cached = given.get("func"), bool(given.get("from_database"))
+            name, shape = _name(function), _shape(function)
+        if cached:
             original(*args, **kwargs)
             return
-        with timed("jit", _name(function), library="tilelang", shape=_shape(function), remedy=REMEDY):
+        with timed("jit", name, library="tilelang", shape=shape, remedy=REMEDY):
             original(*args, **kwargs)
 
     patch.wrap(cls, "__init__", __init__, "self, func")

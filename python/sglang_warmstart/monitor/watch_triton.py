@@ -6,6 +6,7 @@ each kernel that was not in the process's memory, with the times that it took, a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -35,12 +36,15 @@ def watch(triton: ModuleType) -> Callable[[], None]:
     ) -> None:
         if before is not None:
             before(src=src, metadata=metadata, metadata_group=metadata_group, times=times, cache_hit=cache_hit)
-        seconds = times.total / 1e6  # Triton counts microseconds
-        details = {"library": "triton", "shape": shape_of(src, metadata)}
+        name, seconds, shape = "a kernel", 0.0, ""
+        with contextlib.suppress(Exception):  # what it is told differs between releases; the kernel is fine
+            name = str(src.name)
+            seconds = times.total / 1e6  # Triton counts microseconds
+            shape = shape_of(src, metadata)
         if cache_hit:
-            emit("load", str(src.name), now() - seconds, seconds, cached=True, **details)
+            emit("load", name, now() - seconds, seconds, library="triton", shape=shape, cached=True)
         else:
-            emit("jit", str(src.name), now() - seconds, seconds, remedy=REMEDY, **details)
+            emit("jit", name, now() - seconds, seconds, library="triton", shape=shape, remedy=REMEDY)
 
     compilation.listener = listener
 

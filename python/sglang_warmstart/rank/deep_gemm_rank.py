@@ -155,24 +155,18 @@ class Rank:
 
     def _warm_late(self, target: Target) -> None:
         """Warm a target whose first call is under way. A server that serves stalls meanwhile, and a monitor hears."""
-        start = now()
+        start, compiled = now(), self.compiled
         try:
             self.warm([target], self._wait_left_s)
         finally:
             seconds = now() - start
             self._wait_left_s -= seconds
         # What the service compiled for it has events of its own.
-        emit(
-            "jit",
-            "a new target",
-            start,
-            seconds,
-            library="deep-gemm",
-            shape=str(target),
-            target=str(target),
-            kernels=0,
-            remedy=_LATE_REMEDY,
-        )
+        details = {"library": "deep-gemm", "shape": str(target), "target": str(target), "kernels": 0}
+        if self.compiled > compiled:
+            emit("jit", "a new target", start, seconds, remedy=_LATE_REMEDY, **details)
+        else:
+            emit("load", "a new target", start, seconds, cached=True, **details)
 
     def _answer_dry(self, gemm: Gemm, arguments: dict[str, Any], call: Callable[[], Any]) -> None:
         answer_with_zeros(gemm, arguments)
