@@ -110,7 +110,8 @@ def test_on_0_5_12_every_feature_is_ours_and_active(healthy: Visit) -> None:
 
 @pytest.mark.release("0.5.23")
 def test_on_0_5_23_it_names_the_definition_by_which_a_feature_is_built_in(healthy: Visit) -> None:
-    ours = dict.fromkeys(("fast-warmup", "exact-warmup", "bundle-restore"), "active")
+    names = ("fast-warmup", "exact-warmup", "bundle-restore", "jit-monitor", "start-up-events")
+    ours = dict.fromkeys(names, "active")
     assert healthy.states == {**dict.fromkeys(FEATURES, "built in"), **ours}
     details = {each["name"]: each["detail"] for each in healthy.report["features"]}
     assert "pp_parallel_deep_gemm_warmup" in details["pp-parallel-warmup"]
