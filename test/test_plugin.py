@@ -34,6 +34,7 @@ NEXTN = "sglang.srt.models.deepseek_v4_nextn"
 MHC = "sglang.srt.layers.mhc"
 ENVIRON = "sglang.srt.environ"
 ENGINE = "sglang.srt.entrypoints.engine"
+SCHEDULER = "sglang.srt.managers.scheduler"
 
 # What the features replace in SGLang 0.5.12, and what they add to it.
 REPLACED = (
@@ -72,8 +73,21 @@ ADDED = (
     f"{DEEPSEEK_V4}:DeepseekV4ForCausalLM.kernel_warmup",
     f"{NEXTN}:DeepseekV4ModelNextN.prewarm_mhc_token_count_buckets",
 )
-# F2, F6 and the plugin's own log hook and switches: all that a release with the other features built in gets.
+# The methods whose seconds are recorded, as far as they are the class's own.
+STEPS_IN_0_5_23 = (
+    "init_torch_distributed",
+    "load_model",
+    "init_attention_backends",
+    "kernel_warmup",
+    "init_cuda_graphs",
+)
+# F2, F6, the monitor, events, and the plugin's own log hook and switches: all that a release gets that has the others
+# built in.
 CHANGED_IN_0_5_23 = {
+    *(f"{MODEL_RUNNER}:ModelRunner.{step}" for step in STEPS_IN_0_5_23),
+    f"{SCHEDULER}:Scheduler.__init__",
+    f"{SCHEDULER}:Scheduler.run_event_loop",
+    f"{ENGINE}:Engine._launch_subprocesses",
     f"{COMMON}:configure_logger",
     f"{COMPILE_UTILS}:update_deep_gemm_config",
     f"{COMPILE_UTILS}:_compile_deep_gemm_one_type_all",
