@@ -81,13 +81,11 @@ def log(tmp_path: Path) -> Iterator[EventLog]:
 @pytest.fixture
 def begin(log: EventLog, rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Bring the rank to its event loop, with exact warm-up or without, and the server to where it is ready."""
-    monkeypatch.setattr(runner.server_args, "node_rank", 0)
 
     def begin(*, exact: bool, ready: bool = True, node_rank: int = 0) -> None:
         monkeypatch.setenv(PRECOMPILE, "1" if exact else "0")
         monkeypatch.setattr(sglang_compile_utils, "_ENABLE_JIT_DEEPGEMM_PRECOMPILE", exact)  # it is read at import
-        runner.server_args.node_rank = node_rank
-        rank.connect(runner)
+        rank.connect(runner, node_rank=node_rank)
         with pytest.raises(_Begun):
             Scheduler.run_event_loop(_Scheduled(node_rank))
         if ready:
