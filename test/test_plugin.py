@@ -78,7 +78,6 @@ STEPS_IN_0_5_23 = (
     "init_torch_distributed",
     "load_model",
     "init_attention_backends",
-    "kernel_warmup",
     "init_cuda_graphs",
 )
 # F2, F6, the monitor, events, and the plugin's own log hook and switches: all that a release gets that has the others
