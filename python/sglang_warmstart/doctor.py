@@ -19,6 +19,7 @@ from sglang_warmstart.bundle.source import shown
 from sglang_warmstart.features import FEATURES, chosen_features
 from sglang_warmstart.features.feature import Installation, State
 from sglang_warmstart.kernels import compiler as compilers
+from sglang_warmstart.kernels.events import first_line
 from sglang_warmstart.switches import (
     ONLY,
     PLUGIN_NAME,
@@ -130,7 +131,7 @@ def _find_gpu(report: Report) -> Found:
     try:
         import torch
     except Exception as error:
-        return Found("GPU", None, f"cannot be looked for without torch: {_first_line(error)}")
+        return Found("GPU", None, f"cannot be looked for without torch: {first_line(error)}")
     if not torch.cuda.is_available():
         report.notes.append("no CUDA GPU is visible: hooks are in place, there are no kernels to warm")
         return Found("GPU", None, "none visible to torch")
@@ -175,11 +176,7 @@ def _why_not(module: str, error: Exception) -> str:
         return "SGLang is not installed. Install it: pip install sglang==0.5.12"
     if isinstance(error, ModuleNotFoundError) and error.name == ENTRY_POINT_GROUP:
         return f"this SGLang has no plugin system ({ENTRY_POINT_GROUP}): 0.5.11 or newer is needed"
-    return f"{module} cannot be imported: {type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{module} cannot be imported: {type(error).__name__}: {first_line(error)}"
 
 
 def _examine_feature(report: Report, installation: Installation) -> FeatureState:
@@ -191,7 +188,7 @@ def _examine_feature(report: Report, installation: Installation) -> FeatureState
             try:
                 importlib.import_module(module)
             except Exception as error:
-                reason = f"{module} cannot be imported: {_first_line(error)}"
+                reason = f"{module} cannot be imported: {first_line(error)}"
                 if step.required:
                     report.problems.append(f"{name}: {reason}")
                     return FeatureState(name, installation.state.value, reason)

@@ -40,6 +40,7 @@ from sglang_warmstart.monitor.reading import read_run
 from sglang_warmstart.monitor.runs import say_ready
 from sglang_warmstart.monitor.watch_deep_gemm import kernel_of
 from sglang_warmstart.plugin import loaded_plugin
+from sglang_warmstart.rank.deep_gemm_rank import Rank
 
 FEATURE = "jit-monitor"
 MONITOR = "SGLANG_WARMSTART_JIT_MONITOR"
@@ -356,6 +357,17 @@ def test_without_events_it_is_said_that_nothing_is_watched(
     events.close_log()
     begin(exact=False)
     assert "warmstart: the JIT monitor watches nothing here: no events are recorded in this process" in caplog.messages
+
+
+def test_a_new_target_for_which_nothing_was_compiled_is_no_jit(
+    log: EventLog, begin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where another node has published its kernels.
+    begin(exact=True)
+    monkeypatch.setattr(Rank, "warm", lambda *_: None)
+    dense(m=5)
+    met = [event for event in read_run(log.directory).lanes[0].events if event.name == "a new target"]
+    assert [(event.kind, event.cached, event.target) for event in met] == [("load", True, str(target(DENSE)))]
 
 
 _KILLED = """

@@ -97,7 +97,7 @@ class CompilePool:
 
     async def _ensure(self, kernel: RecordedKernel, target: str) -> None:
         if self._cache.has(kernel.directory):
-            emit("compile", shown(kernel.directory), now(), library="deep-gemm", target=target, cached=True)
+            _say_found(kernel, target)
             return
         self._watcher.planned()
         try:
@@ -111,7 +111,7 @@ class CompilePool:
                             lock.release()
                         return
                 await self._wait_for_other(lock, kernel)
-            emit("compile", shown(kernel.directory), now(), library="deep-gemm", target=target, cached=True)
+            _say_found(kernel, target)
         except (CompilerError, CacheError, OSError, BrokenExecutor) as error:
             raise KernelError(f"{kernel.directory}: {error}") from error
         finally:
@@ -132,7 +132,7 @@ class CompilePool:
     async def _compile(self, kernel: RecordedKernel, target: str) -> None:
         # Its last holder may have published it since we looked.
         if self._cache.has(kernel.directory):
-            emit("compile", shown(kernel.directory), now(), library="deep-gemm", target=target, cached=True)
+            _say_found(kernel, target)
             return
         job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
         future = self._executor.submit(_compile_named, name_of(kernel.directory), job)
@@ -248,3 +248,7 @@ def _compile_named(name: str, job: CompileJob) -> bytes:
         return compile_kernel(job)
     except CompilerError as error:
         raise CompilerError(f"{name}: {error}") from None
+
+
+def _say_found(kernel: RecordedKernel, target: str) -> None:
+    emit("compile", shown(kernel.directory), now(), library="deep-gemm", target=target, cached=True)

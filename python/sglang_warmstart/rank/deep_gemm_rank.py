@@ -16,7 +16,7 @@ from typing import Any
 
 from sglang_warmstart.kernels.calls import Door, OnCall, answer_with_zeros, check_names
 from sglang_warmstart.kernels.client import ServiceClient, ServiceGoneError
-from sglang_warmstart.kernels.events import emit, now, timed
+from sglang_warmstart.kernels.events import emit, first_line, now, timed
 from sglang_warmstart.kernels.gemms import GEMMS, Gemm, UnsupportedCallError
 from sglang_warmstart.kernels.load import load
 from sglang_warmstart.kernels.marker import TargetKernels
@@ -227,7 +227,7 @@ class Rank:
             loaded = load(targets, lambda: int(self.free_bytes() * _LOAD_SHARE))
             details["kernels"] = loaded.calls
         for target, error in loaded.failed:
-            message = f"{target}: its kernels cannot be loaded: {_first_line(error)}"
+            message = f"{target}: its kernels cannot be loaded: {first_line(error)}"
             if self.strict:
                 raise WarmupError(message) from error
             logger.warning("warmstart: %s; they are on first use", message)
@@ -265,7 +265,3 @@ def _answer_unseen(gemm: Gemm, arguments: dict[str, Any], _call: Callable[[], An
 def _name(key: Key) -> str:
     kernel_type, n, k, num_groups, num_sms = key
     return f"<{kernel_type}> N={n} K={k} num_groups={num_groups} num_sms={num_sms}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
