@@ -27,16 +27,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
-from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.kernels import limits, progress
-from sglang_warmstart.kernels.cache import KernelCache
-from sglang_warmstart.kernels.compiler import CompileJob, Compiler
-from sglang_warmstart.kernels.digest import name_of
-from sglang_warmstart.kernels.events import EVENTS, close_log, open_log
-from sglang_warmstart.kernels.pool import CompilePool, KernelError
-from sglang_warmstart.kernels.recorder import RecordedKernel
-from sglang_warmstart.monitor.page import write_page
-from sglang_warmstart.monitor.reading import read_run
+from sglang_warmstart.base.events import EVENTS, close_log, open_log
+from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler
+from sglang_warmstart.deepgemm.digest import name_of
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.node import limits, progress
+from sglang_warmstart.node.pool import CompilePool, KernelError
+from sglang_warmstart.report.page import write_page
+from sglang_warmstart.report.reading import read_run
 
 FLAG = "--disable-attn-tp-gather"
 SWITCHES = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1", "SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from gpu.tables import TABLES
-from sglang_warmstart.features import FEATURES
-from sglang_warmstart.features.__main__ import hooks, overview
-from sglang_warmstart.features.feature import Feature
-from sglang_warmstart.switches import SWITCHES
+from sglang_warmstart.base.switches import SWITCHES
+from sglang_warmstart.sglang.__main__ import hooks, overview
+from sglang_warmstart.sglang.feature import Feature
+from sglang_warmstart.sglang.features import FEATURES
 from wiring.table import table as series_table
 
 ROOT = Path(__file__).parent.parent

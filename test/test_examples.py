@@ -29,14 +29,14 @@ from kit.environment import python_path
 from kit.plans import real_plan, write_plan
 from kit.toolchain import toolchain
 from packaging.requirements import Requirement
+from sglang_warmstart.base.switches import SWITCHES
 from sglang_warmstart.bundle import archive
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.cli import app
-from sglang_warmstart.kernels import digest
-from sglang_warmstart.kernels.cache import KernelCache
-from sglang_warmstart.kernels.marker import Markers
-from sglang_warmstart.kernels.plan import Plan
-from sglang_warmstart.switches import SWITCHES
+from sglang_warmstart.deepgemm import digest
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.marker import Markers
+from sglang_warmstart.deepgemm.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
@@ -253,9 +253,10 @@ def test_the_server_of_the_image_finds_its_kernels(build: Build, plan: Plan) -> 
 # What a server with the switches does at launch.
 _AT_LAUNCH = """
 import os, sys
-from sglang_warmstart.bundle import at_launch, places
-from sglang_warmstart.switches import BUNDLE, BUNDLE_KEY
-cache = places.default_cache(os.environ)
+from sglang_warmstart.bundle import at_launch
+from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY
+from sglang_warmstart.sglang.caches import deep_gemm_cache
+cache = deep_gemm_cache(os.environ)
 sys.exit(at_launch.run(os.environ[BUNDLE.name], os.environ[BUNDLE_KEY.name], cache, os.environ))
 """
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from kit.environment import child_environment
 from kit.release import installed_release
-from sglang_warmstart.features.feature import State
+from sglang_warmstart.sglang.feature import State
 
 on_0_5_12 = pytest.mark.release("0.5.12")
 on_0_5_23 = pytest.mark.release("0.5.23")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_warmstart.features.attn_tp_gather import FIELD, FLAG, HELP
+from sglang_warmstart.sglang.attn_tp_gather import FIELD, FLAG, HELP
 
 from wiring.commit import Commit
 from wiring.edits import Within, after, before

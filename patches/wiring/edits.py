@@ -1,4 +1,4 @@
-"""Changes to a file of SGLang. Each must fit exactly once, as in ``sglang_warmstart.source_edit``."""
+"""Changes to a file of SGLang. Each must fit exactly once, as in ``sglang_warmstart.base.source_edit``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sglang_warmstart.errors import StandsAsideError
-from sglang_warmstart.source_edit import Edit, apply_edits
+from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.source_edit import Edit, apply_edits
 
 
 @dataclass(frozen=True)

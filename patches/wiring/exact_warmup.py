@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_warmstart.source_edit import Edit
-from sglang_warmstart.switches import COMPILER, STRICT, WARMSTART
+from sglang_warmstart.base.source_edit import Edit
+from sglang_warmstart.base.switches import COMPILER, STRICT, WARMSTART
 
 from wiring.commit import Commit
 from wiring.edits import Append, Within, after, before

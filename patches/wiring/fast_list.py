@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_warmstart.source_edit import Edit
+from sglang_warmstart.base.source_edit import Edit
 
 from wiring.commit import Commit
 from wiring.edits import Cut, Within, after

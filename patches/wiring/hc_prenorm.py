@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sglang_warmstart.rank.hc_prenorm import KERNEL_TYPE
-from sglang_warmstart.rank.mhc_prewarm import BUCKETS
-from sglang_warmstart.source_edit import Edit
+from sglang_warmstart.base.source_edit import Edit
+from sglang_warmstart.sglang.hc_prenorm import KERNEL_TYPE
+from sglang_warmstart.sglang.mhc_prewarm import BUCKETS
 
 from wiring.commit import Commit
 from wiring.edits import Within, after, before

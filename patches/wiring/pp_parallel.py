@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sglang_warmstart.features.dummy_run_edits import DUMMY_RUN_EDITS
-from sglang_warmstart.source_edit import Edit
-from sglang_warmstart.switches import PP_PARALLEL as SWITCH
+from sglang_warmstart.base.source_edit import Edit
+from sglang_warmstart.base.switches import PP_PARALLEL as SWITCH
+from sglang_warmstart.sglang.dummy_run_edits import DUMMY_RUN_EDITS
 
 from wiring.commit import Commit
 from wiring.edits import Within, after

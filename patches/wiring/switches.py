@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_warmstart.switches import COMPILER, PP_PARALLEL, STRICT, WARMSTART
+from sglang_warmstart.base.switches import COMPILER, PP_PARALLEL, STRICT, WARMSTART
 
 from wiring.commit import Commit
 from wiring.edits import after

@@ -18,13 +18,13 @@ from typing import Any
 import wrapt
 
 from sglang_warmstart import __version__
-from sglang_warmstart.announce import Announcer, logging_is_set_up
-from sglang_warmstart.errors import StandsAsideError
-from sglang_warmstart.features import chosen_features
-from sglang_warmstart.features.envs import ENVIRON, declare_bool
-from sglang_warmstart.features.feature import Feature, Installation, State, Step, find_built_in
-from sglang_warmstart.patch import Patch
-from sglang_warmstart.switches import STRICT, WARMSTART, is_on
+from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.base.switches import STRICT, WARMSTART, is_on
+from sglang_warmstart.sglang.announce import Announcer, logging_is_set_up
+from sglang_warmstart.sglang.envs import ENVIRON, declare_bool
+from sglang_warmstart.sglang.feature import Feature, Installation, State, Step, find_built_in
+from sglang_warmstart.sglang.features import chosen_features
 
 COMMON = "sglang.srt.utils.common"
 
@@ -33,7 +33,7 @@ class Plugin:
     """The features in this process, and what is to be said of them."""
 
     def __init__(self, features: Iterable[Feature], announcer: Announcer) -> None:
-        self.installations = [Installation(feature, Patch(feature.name)) for feature in features]
+        self.installations = [Installation(feature, Hooks(feature.name)) for feature in features]
         self.announcer = announcer
         self._spoken = False  # the summary is in the log: what changes from then on is said line by line
 
@@ -67,7 +67,7 @@ class Plugin:
             self._speak()
 
         try:
-            Patch("announcements").wrap(sys.modules[COMMON], "configure_logger", configure_logger, "server_args")
+            Hooks("announcements").wrap(sys.modules[COMMON], "configure_logger", configure_logger, "server_args")
         except (KeyError, StandsAsideError):
             self._speak()
 
@@ -96,8 +96,8 @@ class Plugin:
             return
         installation.missing.discard(step)
         try:
-            step.install(installation.patch, *modules)
-            for note in installation.patch.notes:
+            step.install(installation.hooks, *modules)
+            for note in installation.hooks.notes:
                 self.announcer.warn(f"warmstart: {note}")
         except StandsAsideError as error:
             self._stand_aside(installation, f"{error.target}: {error.reason}")
@@ -111,7 +111,7 @@ class Plugin:
                     self.announcer.say(f"warmstart: {installation.feature.name} is active")
 
     def _stand_aside(self, installation: Installation, reason: str) -> None:
-        installation.patch.undo()
+        installation.hooks.undo()
         installation.missing.clear()
         installation.state, installation.detail = State.STANDS_ASIDE, reason
         self.announcer.warn(f"warmstart: {installation.feature.name} stands aside: {reason}")
@@ -168,4 +168,4 @@ def declare_switches() -> None:
     """
     environ = sys.modules[ENVIRON]
     for switch in (WARMSTART, STRICT):
-        declare_bool(Patch("switches"), environ, switch)
+        declare_bool(Hooks("switches"), environ, switch)

@@ -26,8 +26,8 @@ from kit.node import wait_until
 from kit.plans import LAUNCH, identity_in, real_plan
 from kit.toolchain import toolchain
 from sglang_warmstart.bundle import at_launch
-from sglang_warmstart.kernels.cache import KernelCache
-from sglang_warmstart.kernels.marker import Markers
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.marker import Markers
 
 BUNDLE = "SGLANG_WARMSTART_BUNDLE"
 

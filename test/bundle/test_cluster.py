@@ -17,14 +17,14 @@ from types import TracebackType
 import psutil
 import pytest
 import sglang_warmstart
-from compile_runs import Ended, Machine, end, numbers, read, wait_for
+from kit.compile_runs import Ended, Machine, end, numbers, read, wait_for
 from kit.plans import real_plan, write_plan
 from kit.ports import free_ports
 from kit.recorded import recording
 from kit.scripted_compiler import wait_until_gone
 from kit.toolchain import toolchain
 from sglang_warmstart.bundle import archive
-from sglang_warmstart.kernels import cubin, stub
+from sglang_warmstart.deepgemm import cubin, stub
 
 pytest.importorskip("distributed", reason="dask's distributed is not installed: pip install distributed")
 

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from kit.confined import in_mount_namespace, run_python, why_no_mounts
 from kit.environment import python_path
 from sglang_warmstart.bundle import entries
-from sglang_warmstart.bundle.entries import Published, is_staging, publish
-from sglang_warmstart.bundle.manifest import BundleError, CachedFile
+from sglang_warmstart.bundle.entries import Published, publish
+from sglang_warmstart.bundle.manifest import BundleError
+from sglang_warmstart.libraries.cached import CachedFile, is_staging
 
 needs_mounts = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
 
@@ -240,7 +241,7 @@ import sys
 from pathlib import Path
 import msgspec
 from sglang_warmstart.bundle.entries import publish
-from sglang_warmstart.bundle.manifest import CachedFile
+from sglang_warmstart.libraries.cached import CachedFile
 files = msgspec.json.decode(sys.stdin.buffer.readline(), type=list[CachedFile])
 contents = Path(sys.argv[1])
 for root in sys.argv[2:]:
@@ -418,7 +419,8 @@ import resource, sys
 from pathlib import Path
 import msgspec
 from sglang_warmstart.bundle.entries import publish
-from sglang_warmstart.bundle.manifest import BundleError, CachedFile
+from sglang_warmstart.bundle.manifest import BundleError
+from sglang_warmstart.libraries.cached import CachedFile
 root, contents, listed, limit = sys.argv[1:]
 if int(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))

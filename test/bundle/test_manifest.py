@@ -13,8 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kit.bundles import Bundle, bundles, small_bundle
 from sglang_warmstart.bundle import manifest as manifests
-from sglang_warmstart.bundle.manifest import BundleError, CachedFile, LibraryCache, Manifest
-from sglang_warmstart.kernels import plan as plans
+from sglang_warmstart.bundle.manifest import BundleError, Manifest
+from sglang_warmstart.deepgemm import plan as plans
+from sglang_warmstart.libraries.cached import CachedFile, LibraryCache
 
 SMALL = small_bundle().manifest
 SHA256 = next(iter(SMALL.files))

@@ -13,10 +13,10 @@ from kit.recorded import recording
 from kit.toolchain import toolchain
 from sglang_warmstart.bundle import archive, packing
 from sglang_warmstart.bundle.restore import Place, restore
-from sglang_warmstart.kernels import plan as plans
-from sglang_warmstart.kernels.cache import KernelCache
-from sglang_warmstart.kernels.marker import Launch, Markers, targets_kernels
-from sglang_warmstart.kernels.plan import PlanError
+from sglang_warmstart.deepgemm import plan as plans
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.marker import Launch, Markers, targets_kernels
+from sglang_warmstart.deepgemm.plan import PlanError
 
 SHAPES = (("GROUPED_GEMM_NT_F8F8BF16_MASKED", 7168, 2048), ("TF32_HC_PRENORM_GEMM", 24, 28672))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from compile_runs import small_deep_gemm, small_plan
+from kit.compile_runs import small_deep_gemm, small_plan
 from kit.confined import in_mount_namespace, run_python, why_no_mounts
 from kit.environment import python_path
 from kit.fake_nvcc import FakeNvcc
@@ -16,8 +16,8 @@ from kit.recorded import recording
 from kit.toolchain import toolchain
 from sglang_warmstart.bundle import toolchain as toolchains
 from sglang_warmstart.bundle.toolchain import Pinned, Toolchain, ToolchainError
-from sglang_warmstart.kernels.compiler import Compiler
-from sglang_warmstart.kernels.identity import headers_hash
+from sglang_warmstart.deepgemm.compiler import Compiler
+from sglang_warmstart.deepgemm.identity import headers_hash
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements-toolchain.txt"
 

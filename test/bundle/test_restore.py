@@ -19,12 +19,12 @@ from kit.toolchain import toolchain
 from sglang_warmstart.bundle import restore as restoring
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.restore import Place, Restored, restore
-from sglang_warmstart.kernels.cache import KernelCache
-from sglang_warmstart.kernels.identity import Gpu
-from sglang_warmstart.kernels.marker import Markers
-from sglang_warmstart.kernels.plan import Planner
-from sglang_warmstart.kernels.protocol import Answer, Hello, Warmed, Welcome
-from sglang_warmstart.kernels.targets import KernelUse
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.marker import Markers
+from sglang_warmstart.deepgemm.plan import Planner
+from sglang_warmstart.deepgemm.target import KernelUse
+from sglang_warmstart.node.protocol import Answer, Hello, Warmed, Welcome
 
 SHAPES = (("GROUPED_GEMM_NT_F8F8BF16_MASKED", 7168, 2048), ("TF32_HC_PRENORM_GEMM", 24, 28672))
 
@@ -290,7 +290,7 @@ def test_nothing_of_a_damaged_bundle_is_restored(site: Site) -> None:
 
 
 def test_files_of_another_librarys_cache_come_along_where_its_key_is_the_same(site: Site) -> None:
-    from sglang_warmstart.bundle.libraries import LIBRARIES
+    from sglang_warmstart.libraries.caches import LIBRARIES
 
     triton = LIBRARIES["triton"]
     whole = bundle_of(real_plan(SHAPES[:1]), [cubin(b"1"), cubin(b"2")], {"HASH/kernel.cubin": b"compiled"})
@@ -308,7 +308,7 @@ def test_files_of_another_librarys_cache_come_along_where_its_key_is_the_same(si
 def test_a_librarys_cache_that_cannot_be_written_is_a_note_and_deep_gemm_has_its_markers(
     site: Site, tmp_path: Path
 ) -> None:
-    from sglang_warmstart.bundle.libraries import LIBRARIES
+    from sglang_warmstart.libraries.caches import LIBRARIES
 
     (tmp_path / ".triton").write_text("a file where a directory should be")
     whole = bundle_of(real_plan(SHAPES[:1]), [cubin(b"1"), cubin(b"2")], {"HASH/kernel.cubin": b"compiled"})
@@ -352,7 +352,7 @@ def test_a_library_that_is_not_known_is_a_note(site: Site) -> None:
 _ON_A_FULL_DISK = """
 import pathlib, sys
 from sglang_warmstart.bundle.restore import BundleError, Place, restore
-from sglang_warmstart.kernels.cache import KernelCache
+from sglang_warmstart.deepgemm.cache import KernelCache
 bundle, root, deep_gemm = map(pathlib.Path, sys.argv[1:])
 with bundle.open("rb") as stream:
     try:

@@ -27,7 +27,7 @@ import zstandard
 from sglang_warmstart.bundle import archive, entries, packing
 from sglang_warmstart.bundle.manifest import Manifest
 from sglang_warmstart.bundle.restore import Place, restore
-from sglang_warmstart.kernels.plan import Plan
+from sglang_warmstart.deepgemm.plan import Plan
 
 RESULT = Path(__file__).parent / "results" / "bundle_files.json"
 ROUNDS = 7
@@ -146,7 +146,7 @@ def measured(path: Path) -> dict[str, Any]:
 
 
 def _encoded(plan: Plan) -> bytes:
-    from sglang_warmstart.kernels import plan as plans
+    from sglang_warmstart.deepgemm import plan as plans
 
     return plans.encode(plan)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sglang_warmstart.kernels.marker import Marker, TargetKernels
+from sglang_warmstart.deepgemm.marker import Marker, TargetKernels
 
 ROUNDS, CALLS = 7, 20
 HOOK_ROUNDS, HOOK_CALLS = 31, 300  # the queue of launches has room for more
@@ -45,11 +45,11 @@ def pipeline(targets: Path, cache: Path, kind: str) -> dict[str, Any]:
     """Record and compile by the service alone, then load. Seconds of each, and kernels."""
     os.environ["DG_JIT_CACHE_DIR"] = str(cache)
     import torch
-    from sglang_warmstart.kernels.client import ServiceClient
-    from sglang_warmstart.kernels.identity import Gpu
-    from sglang_warmstart.kernels.launch import start_service
-    from sglang_warmstart.kernels.load import load
-    from sglang_warmstart.kernels.protocol import Hello
+    from sglang_warmstart.deepgemm.identity import Gpu
+    from sglang_warmstart.deepgemm.load import load
+    from sglang_warmstart.node.client import ServiceClient
+    from sglang_warmstart.node.launch import start_service
+    from sglang_warmstart.node.protocol import Hello
 
     properties = torch.cuda.get_device_properties(0)
     gpu = Gpu(properties.name, properties.multi_processor_count, (properties.major, properties.minor), 0, "0")
@@ -108,7 +108,7 @@ def sweep(cache: Path, targets: Path, types: str) -> dict[str, Any]:
         command, log = refusing_compiler(Path(directory))
         os.environ.update(DG_JIT_CACHE_DIR=str(cache), DG_JIT_NVCC_COMPILER=str(command))
         import torch
-        from sglang_warmstart.kernels import gemms
+        from sglang_warmstart.deepgemm import gemms
 
         found = []
         wanted = targets_of(cache) if targets == Path("-") else read(targets)
@@ -193,7 +193,7 @@ def outputs(cache: Path, targets: Path) -> dict[str, Any]:
     os.environ.update(DG_JIT_CACHE_DIR=str(cache), DG_JIT_NVCC_COMPILER=os.environ["WARMSTART_REAL_NVCC"])
     import deep_gemm
     import torch
-    from sglang_warmstart.kernels import gemms
+    from sglang_warmstart.deepgemm import gemms
 
     found = []
     for each in read(targets):
@@ -252,8 +252,8 @@ def hook(cache: Path) -> dict[str, Any]:
     import sglang.srt.managers.scheduler  # noqa: F401  (as in a rank)
     import torch
     from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
-    from sglang_warmstart.features.exact_warmup import MAYBE_COMPILE
-    from sglang_warmstart.rank.exact_warmup import ExactWarmup
+    from sglang_warmstart.sglang.exact_warmup.hooks import MAYBE_COMPILE
+    from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
 
     n, k = 2112, 7168
     lhs = torch.empty((4, k), device="cuda").to(torch.float8_e4m3fn), torch.ones((k // 128, 4), device="cuda").t()

@@ -272,7 +272,7 @@ def patched_path(directory: Path) -> str:
 
 def recorded_targets() -> list[dict[str, Any]]:
     """Targets of every kernel type, with their representatives on a GPU of 132 SMs."""
-    recorded: dict[str, Any] = json.loads((HERE.parent / "kernels" / "recorded.json").read_text())
+    recorded: dict[str, Any] = json.loads((HERE.parent / "deepgemm" / "recorded.json").read_text())
     targets: list[dict[str, Any]] = recorded["targets"]
     return targets
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 from runs import HERE, Run, checkpoint, compiler, kernels_of, outcome, start
-from sglang_warmstart.kernels.marker import Marker
+from sglang_warmstart.deepgemm.marker import Marker
 
 # Stock SGLang, watched.
 WATCHED = {"SGLANG_WARMSTART_ONLY": "jit-monitor,start-up-events"}
@@ -128,11 +128,11 @@ def cost() -> dict[str, Any]:
     import triton
     import triton.language as tl
     from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
-    from sglang_warmstart.announce import Announcer
-    from sglang_warmstart.features.jit_monitor import JIT_MONITORING
-    from sglang_warmstart.kernels.events import open_log
-    from sglang_warmstart.monitor.jit import JitMonitor
+    from sglang_warmstart.base.events import open_log
+    from sglang_warmstart.libraries.monitor import JitMonitor
     from sglang_warmstart.plugin import Plugin, declare_switches
+    from sglang_warmstart.sglang.announce import Announcer
+    from sglang_warmstart.sglang.jit_monitor import JIT_MONITORING
 
     @triton.jit
     def add_one(x, y, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202

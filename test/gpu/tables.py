@@ -8,9 +8,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from sglang_warmstart.monitor.breakdown import CATEGORIES
-from sglang_warmstart.monitor.reading import read_run
-from sglang_warmstart.monitor.summary import summarise
+from sglang_warmstart.report.breakdown import CATEGORIES
+from sglang_warmstart.report.reading import read_run
+from sglang_warmstart.report.summary import summarise
 
 # Below, the host's time is in the figure.
 JUDGED_FROM_US = 60

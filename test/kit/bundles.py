@@ -15,11 +15,12 @@ from typing import BinaryIO, Literal
 import zstandard
 from hypothesis import strategies as st
 from sglang_warmstart.bundle import manifest as manifests
-from sglang_warmstart.bundle.manifest import CachedFile, LibraryCache, Manifest
-from sglang_warmstart.kernels.identity import Identity
-from sglang_warmstart.kernels.plan import Plan, Planner
-from sglang_warmstart.kernels.recorder import RecordedKernel
-from sglang_warmstart.kernels.targets import Target
+from sglang_warmstart.bundle.manifest import Manifest
+from sglang_warmstart.deepgemm.identity import Identity
+from sglang_warmstart.deepgemm.plan import Plan, Planner
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.libraries.cached import CachedFile, LibraryCache
 
 from kit.recorded import recording
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-from sglang_warmstart.kernels.cache import KernelCache
-from sglang_warmstart.kernels.compiler import Compiler
-from sglang_warmstart.kernels.pool import CompilePool, KernelError
-from sglang_warmstart.kernels.recorder import RecordedKernel
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.compiler import Compiler
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.node.pool import CompilePool, KernelError
 
 from kit.environment import python_path
 

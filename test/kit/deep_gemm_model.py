@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang_warmstart.kernels.targets import Target
+from sglang_warmstart.deepgemm.target import Target
 
 from kit.release import installed_release
 from kit.wrapped_gemms import (

@@ -46,8 +46,8 @@ class ByPlugin:
 
     def has(self, feature: str) -> bool:
         """Whether it is installed, or waits for what it hooks."""
-        from sglang_warmstart.features.feature import State
         from sglang_warmstart.plugin import loaded_plugin
+        from sglang_warmstart.sglang.feature import State
 
         plugin = loaded_plugin()
         states = {each.feature.name: each.state for each in plugin.installations} if plugin else {}

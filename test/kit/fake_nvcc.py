@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-from sglang_warmstart.kernels import stub
+from sglang_warmstart.deepgemm import stub
 
 from kit.scripted_compiler import write_compiler
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from sglang_warmstart.kernels.targets import LhsScale, Target
+from sglang_warmstart.deepgemm.target import LhsScale, Target
 from torch.overrides import TorchFunctionMode
 
 from kit.standin_library import Jit, kernels_of

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sglang_warmstart import plugin as plugin_module
-from sglang_warmstart.features.feature import State
-from sglang_warmstart.patch import mend_copies
+from sglang_warmstart.base.hooks import mend_copies
+from sglang_warmstart.base.switches import STRICT, WARMSTART
 from sglang_warmstart.plugin import Plugin
-from sglang_warmstart.switches import STRICT, WARMSTART
+from sglang_warmstart.sglang.feature import State
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def plugin_in_this_process() -> Iterator[Plugin]:
     finally:
         for installation in reversed(plugin.installations):
             installation.missing.clear()  # what it waits for may be imported by a later test
-            installation.patch.undo()
+            installation.hooks.undo()
         for switch in (WARMSTART, STRICT):
             delattr(Envs, switch.name)
         mend_copies(common.configure_logger, configure_logger)
@@ -41,6 +41,6 @@ def load_again(plugin: Plugin) -> None:
     import sglang
 
     for installation in reversed(plugin.installations):
-        installation.patch.undo()
+        installation.hooks.undo()
         installation.state = State.WAITING
     plugin.install(Path(sglang.__path__[0]))

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-from sglang_warmstart.kernels.cache import KernelCache
-from sglang_warmstart.kernels.client import ServiceClient
-from sglang_warmstart.kernels.compiler import Kind
-from sglang_warmstart.kernels.identity import Gpu
-from sglang_warmstart.kernels.marker import Launch
-from sglang_warmstart.kernels.private_directory import remove_directory
-from sglang_warmstart.kernels.protocol import Hello, Welcome
+from sglang_warmstart.base.private_directory import remove_directory
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.compiler import Kind
+from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.marker import Launch
+from sglang_warmstart.node.client import ServiceClient
+from sglang_warmstart.node.protocol import Hello, Welcome
 
 from kit.environment import python_path
 from kit.fake_nvcc import FakeNvcc
@@ -33,7 +33,7 @@ _MARK = "KIT_NODE"
 
 _PARENT = """
 import pathlib, sys
-from sglang_warmstart.kernels.launch import start_service
+from sglang_warmstart.node.launch import start_service
 library, *paths = sys.argv[1:]
 service = start_service(library, *(pathlib.Path(path) if path else None for path in paths))
 print(service.process.pid, service.socket, flush=True)

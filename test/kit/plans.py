@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_warmstart.kernels import plan as plans
-from sglang_warmstart.kernels.identity import Identity, build_hash, distribution_of, headers_hash
-from sglang_warmstart.kernels.plan import Plan, Planner
+from sglang_warmstart.deepgemm import plan as plans
+from sglang_warmstart.deepgemm.identity import Identity, build_hash, distribution_of, headers_hash
+from sglang_warmstart.deepgemm.plan import Plan, Planner
 
 from kit.recorded import recording
 from kit.toolchain import toolchain

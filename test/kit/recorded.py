@@ -6,14 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
-from sglang_warmstart.kernels import digest
-from sglang_warmstart.kernels.compiler import CompileJob, compile_kernel
-from sglang_warmstart.kernels.recorder import RecordedKernel
-from sglang_warmstart.kernels.targets import KernelUse, Target
+from sglang_warmstart.deepgemm import digest
+from sglang_warmstart.deepgemm.compiler import CompileJob, compile_kernel
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.target import KernelUse, Target
 
 from kit.toolchain import toolchain
 
-RECORDING = Path(__file__).parents[1] / "kernels" / "recorded.json"
+RECORDING = Path(__file__).parents[1] / "deepgemm" / "recorded.json"
 
 
 class KernelText(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from sglang_warmstart.kernels.events import Event, EventLog, Process
+from sglang_warmstart.base.events import Event, EventLog, Process
 
 # CLOCK_MONOTONIC of a host that has been up for a while, and its time since 1970 at 0.
 CLOCK = 43_200.0

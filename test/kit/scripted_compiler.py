@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from sglang_warmstart.kernels.compiler import Compiler
+from sglang_warmstart.deepgemm.compiler import Compiler
 
 from kit.recorded import real_cubin, recording
 

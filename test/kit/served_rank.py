@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from sglang_warmstart.kernels.marker import Marker
-from sglang_warmstart.kernels.targets import Target
+from sglang_warmstart.deepgemm.marker import Marker
+from sglang_warmstart.deepgemm.target import Target
 
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaRuntime, DeepGemm, install_deep_gemm

@@ -22,9 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang_warmstart.kernels.digest import directory_of, signature_of
-from sglang_warmstart.kernels.identity import Gpu
-from sglang_warmstart.kernels.targets import KernelUse, Target
+from sglang_warmstart.deepgemm.digest import directory_of, signature_of
+from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.target import KernelUse, Target
 
 # What its compiler prints for --version, and its own short name for that.
 VERSION = "Cuda compilation tools, release 13.0, V13.0.88\n"

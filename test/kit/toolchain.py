@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.kernels.compiler import Compiler
+from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm.compiler import Compiler
 
 from kit.environment import python_path
 

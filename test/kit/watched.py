@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_warmstart.kernels.events import EVENTS, Event, open_log
-from sglang_warmstart.monitor.jit import JitMonitor
-from sglang_warmstart.monitor.reading import read_run
-from sglang_warmstart.monitor.runs import say_ready
+from sglang_warmstart.base.events import EVENTS, Event, open_log
+from sglang_warmstart.base.runs import say_ready
+from sglang_warmstart.libraries.monitor import JitMonitor
+from sglang_warmstart.report.reading import read_run
 
 from kit.environment import child_environment, python_path
 from kit.release import sglang_directory
@@ -36,9 +36,9 @@ class Watched:
 
 def begin() -> None:
     """Watch this process. Its code calls this first; what is imported later is watched as soon as it is."""
-    from sglang_warmstart.announce import Announcer
-    from sglang_warmstart.features.jit_monitor import JIT_MONITORING, mode_of
     from sglang_warmstart.plugin import Plugin
+    from sglang_warmstart.sglang.announce import Announcer
+    from sglang_warmstart.sglang.jit_monitor import JIT_MONITORING, mode_of
 
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s", force=True)
     log = open_log("rank", os.environ)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from sglang_warmstart.kernels.targets import LhsScale, Major, RhsScale, Target
+from sglang_warmstart.deepgemm.target import LhsScale, Major, RhsScale, Target
 
 N, K, GROUPS = 384, 512, 4
 

@@ -16,15 +16,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from sglang_warmstart.base.events import open_log, timed
+from sglang_warmstart.base.private_directory import ALIVE, make_directory
+from sglang_warmstart.base.switches import BUNDLE
 from sglang_warmstart.bundle import source
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.places import place_of
 from sglang_warmstart.bundle.restore import restore
-from sglang_warmstart.bundle.show import restored_in_words
 from sglang_warmstart.bundle.signature import PublicKey
-from sglang_warmstart.kernels.events import open_log, timed
-from sglang_warmstart.kernels.private_directory import ALIVE, make_directory
-from sglang_warmstart.switches import BUNDLE
 
 # A store that does not answer is not waited for. Below the time that the ranks wait for this process.
 LIMIT_S = 120.0
@@ -89,7 +88,7 @@ def run(bundle: str, key: str | None, cache: Path, environment: Mapping[str, str
         return 1
     for note in restored.notes:
         logger.warning("%s: %s", name, note)
-    logger.info("%s: %s", name, restored_in_words(restored))
+    logger.info("%s: %s", name, restored.in_words())
     return 0
 
 

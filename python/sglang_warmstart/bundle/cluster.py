@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sglang_warmstart.bundle.compiling import check_here
+from sglang_warmstart.bundle.build import check_here
 from sglang_warmstart.bundle.toolchain import Pinned, ToolchainError
-from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.kernels.plan import Plan
+from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm.plan import Plan
 
 SCHEME = "dask://"
 _CONNECT_S = 30.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import time
 import uuid
@@ -17,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_warmstart.bundle.manifest import BundleError, CachedFile, defect_of
+from sglang_warmstart.bundle.manifest import BundleError
+from sglang_warmstart.libraries.cached import CachedFile, defect_of, is_staging
 
-_STAGING = re.compile(r"\.warmstart-[0-9a-f]{32}")
 _LEFT_AFTER_S = 3600  # by then nobody builds in it any more
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,11 +38,6 @@ class Published:
 
     new: int
     kept: int
-
-
-def is_staging(name: str) -> bool:
-    """Whether something right below a root is what `publish` builds in, or has left behind."""
-    return _STAGING.fullmatch(name) is not None
 
 
 def publish(root: Path, files: Sequence[CachedFile], contents: Path) -> Published:

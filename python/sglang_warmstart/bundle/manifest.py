@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import msgspec
 
-from sglang_warmstart.kernels import plan as plans
-from sglang_warmstart.kernels.plan import Plan, PlanError
+from sglang_warmstart.deepgemm import plan as plans
+from sglang_warmstart.deepgemm.plan import Plan, PlanError
+from sglang_warmstart.libraries.cached import LibraryCache, defect_of
 
 FORMAT = 1
 # Contents of files are in the archive under their own SHA-256, so that no name in it is ever taken for a path.
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PATH_LIMIT, _NAME_LIMIT = 1024, 255  # bytes, as file systems have them
 # Kernels share lines of flags, so that a small manifest can have much to hash: names are hashes, computed in Python.
 _TEXT_LIMIT = 16 << 20
 _LINE_LIMIT = 1000
@@ -38,34 +38,6 @@ class BundleError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
-
-
-class CachedFile(msgspec.Struct, frozen=True, order=True):
-    """A file of another library's cache.
-
-    Args:
-        path: below the cache's root, with slashes.
-        sha256: of its contents.
-        mtime_ns: when it was last changed, in nanoseconds since 1970.
-    """
-
-    path: str
-    sha256: str
-    mtime_ns: int
-
-
-class LibraryCache(msgspec.Struct, frozen=True):
-    """What was taken along of another library's cache.
-
-    Args:
-        library: its name, such as ``triton``.
-        key: all that has to be the same where it is unpacked.
-        files: by path.
-    """
-
-    library: str
-    key: dict[str, str]
-    files: tuple[CachedFile, ...]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,19 +133,3 @@ def _check_paths(cache: LibraryCache) -> None:
             raise BundleError(f"its manifest: {cache.library}: {path[:-1]!r} is in it twice")
         if path.startswith(above):
             raise BundleError(f"its manifest: {cache.library}: {above[:-1]!r} is a file and a directory")
-
-
-def defect_of(path: str) -> str | None:
-    """Why a path cannot be that of a file in a cache, or None."""
-    if not path or len(path.encode(errors="surrogatepass")) > _PATH_LIMIT:
-        return "empty, or too long"
-    if any(not character.isprintable() for character in path):
-        return "not printable"
-    if path.startswith("/"):
-        return "an absolute path"
-    for name in path.split("/"):
-        if name in ("", ".", ".."):
-            return "not a plain relative path"
-        if len(name.encode()) > _NAME_LIMIT:
-            return "a name too long"
-    return None

@@ -12,13 +12,14 @@ from typing import BinaryIO
 import msgspec
 
 from sglang_warmstart import __version__
-from sglang_warmstart.bundle.manifest import LibraryCache, Manifest
-from sglang_warmstart.kernels import digest
-from sglang_warmstart.kernels.cache import CUBIN, SOURCE, KernelCache
-from sglang_warmstart.kernels.identity import build_hash, distribution_of, headers_hash
-from sglang_warmstart.kernels.marker import Marker, Markers, TargetKernels
-from sglang_warmstart.kernels.plan import Plan, PlanError, Planner, merged
-from sglang_warmstart.kernels.recorder import RecordedKernel
+from sglang_warmstart.bundle.manifest import Manifest
+from sglang_warmstart.deepgemm import digest
+from sglang_warmstart.deepgemm.cache import CUBIN, SOURCE, KernelCache
+from sglang_warmstart.deepgemm.identity import build_hash, distribution_of, headers_hash
+from sglang_warmstart.deepgemm.marker import Marker, Markers, TargetKernels
+from sglang_warmstart.deepgemm.plan import Plan, PlanError, Planner, merged
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.libraries.cached import LibraryCache
 
 
 @dataclass(frozen=True)

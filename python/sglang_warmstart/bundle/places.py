@@ -10,20 +10,11 @@ from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.restore import Place
 
 
-def default_cache(environment: Mapping[str, str]) -> Path:
-    """The root of DeepGEMM's cache of a server with this environment.
-
-    Source: ``layers/deep_gemm_wrapper/compile_utils.py`` of SGLang.
-    """
-    named = environment.get("SGLANG_DG_CACHE_DIR")
-    return Path(named) if named else Path.home() / ".cache" / "deep_gemm"
-
-
-def place_of(environment: Mapping[str, str], cache: Path | None, deep_gemm: Path | None) -> Place:
+def place_of(environment: Mapping[str, str], cache: Path, deep_gemm: Path | None) -> Place:
     """Where a bundle is unpacked for a server with this environment.
 
     Args:
-        cache: root of DeepGEMM's cache, if it was named.
+        cache: root of DeepGEMM's cache.
         deep_gemm: the directory of the package, if it was named.
 
     Raises:
@@ -35,4 +26,4 @@ def place_of(environment: Mapping[str, str], cache: Path | None, deep_gemm: Path
             "DeepGEMM is not installed here: name the directory that the server will import it from with --deep-gemm"
         )
     # A relative path would come into the names of kernels as it is, and DeepGEMM's own is absolute.
-    return Place((cache or default_cache(environment)).absolute(), package.absolute(), environment)
+    return Place(cache.absolute(), package.absolute(), environment)

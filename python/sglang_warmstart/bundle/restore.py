@@ -16,17 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from sglang_warmstart.bundle import archive, entries, libraries
-from sglang_warmstart.bundle.manifest import BundleError, CachedFile, Manifest, printable
+from sglang_warmstart.bundle import archive, entries
+from sglang_warmstart.bundle.manifest import BundleError, Manifest, printable
 from sglang_warmstart.bundle.signature import PublicKey
-from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.kernels import cubin, digest, stub
-from sglang_warmstart.kernels.cache import CUBIN, CacheError, KernelCache, KernelFile
-from sglang_warmstart.kernels.compiler import Compiler, CompilerError
-from sglang_warmstart.kernels.identity import build_hash, distribution_of
-from sglang_warmstart.kernels.marker import Launch, Markers, TargetKernels
-from sglang_warmstart.kernels.plan import Plan, PlannedLaunch
-from sglang_warmstart.kernels.targets import Target
+from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm import cubin, digest, stub
+from sglang_warmstart.deepgemm.cache import CUBIN, CacheError, KernelCache, KernelFile
+from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
+from sglang_warmstart.deepgemm.identity import build_hash, distribution_of
+from sglang_warmstart.deepgemm.marker import Launch, Markers, TargetKernels
+from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
+from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.libraries import caches as libraries
+from sglang_warmstart.libraries.cached import CachedFile
 
 # Publishing waits for the disk, mostly.
 _THREADS = 8
@@ -71,6 +73,18 @@ class Restored:
     libraries: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def in_words(self) -> str:
+        """What came of unpacking a bundle, in one line."""
+        kept = f" ({self.kept} were there)" if self.kept else ""
+        others = "".join(
+            f", {new} files of {library}'s cache" + (f" ({there} were there)" if there else "")
+            for library, (new, there) in self.libraries.items()
+        )
+        return (
+            f"{self.kernels} kernels restored{kept}{others}: {self.targets} targets of {self.launches} ranks "
+            f"in {self.seconds:.2f} s"
+        )
 
 
 def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None) -> Restored:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from sglang_warmstart.kernels import compiler as compilers
-from sglang_warmstart.kernels.compiler import Compiler, CompilerError, Kind
-from sglang_warmstart.kernels.identity import distribution_of, headers_hash
-from sglang_warmstart.kernels.plan import Plan
+from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError, Kind
+from sglang_warmstart.deepgemm.identity import distribution_of, headers_hash
+from sglang_warmstart.deepgemm.plan import Plan
 
 # Where NVIDIA's packages of the index put CUDA 13 and later, below a directory of the Python path.
 _PACKAGED_CUDA = "nvidia/cu13"

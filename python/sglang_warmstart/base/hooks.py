@@ -1,0 +1,230 @@
+"""One feature's changes to SGLang: each checked before it is made, all of them undone if one cannot be made.
+
+SGLang's own ``HookRegistry`` imports the module of every target as soon as plugins have registered. Importing
+``model_runner`` before the arguments are parsed freezes environment switches that it reads at import, and importing
+``layers.mhc`` pulls in TileLang. So hooks are placed here once SGLang itself has imported the module, in the registry's
+own manner: the wrapper carries ``__wrapped__``, and copies made by ``from module import name`` are mended. Hooks of
+other plugins on a function that we wrap stack with ours in either order.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any, cast
+
+from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.source_edit import Edit, edited_function
+
+Owner = ModuleType | type
+Around = Callable[..., Any]
+
+_MISSING = object()
+
+
+@dataclass
+class _Life:
+    """Whether the hooks made together still count."""
+
+    alive: bool = True
+
+
+class Hooks:
+    """The changes of one feature, in the order in which they were made."""
+
+    def __init__(self, feature: str) -> None:
+        self.feature = feature
+        self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
+        self.notes: list[str] = []  # what its user is to know, once there is a log
+        self._undo: list[Callable[[], None]] = []
+        self._life = _Life()
+
+    def add(self, owner: Owner, name: str, value: object) -> None:
+        """Give ``owner`` an attribute that it does not have.
+
+        Raises:
+            StandsAsideError: it has one of that name.
+        """
+        if getattr(owner, name, _MISSING) is not _MISSING:
+            raise StandsAsideError(_dotted(owner, name), "already there")
+        _mark(value, self.feature)
+        setattr(owner, name, value)
+        self.changed.append(_dotted(owner, name))
+
+        def undo() -> None:
+            if owner.__dict__.get(name) is value:
+                delattr(owner, name)
+
+        self._undo.append(undo)
+
+    def wrap(self, owner: Owner, name: str, around: Around, *parameters: str) -> None:
+        """Put ``around(original, *args, **kwargs)`` in the place of a function of ``owner``.
+
+        Args:
+            parameters: what the original may take, as "name, name": one of these, followed by optional ones at the
+                most.
+
+        Raises:
+            StandsAsideError: the function is missing, is ours already, or has other parameters.
+        """
+        raw, original = self._function(owner, name)
+        check_parameters(original, parameters, _dotted(owner, name))
+        life = self._life
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            # Undone below somebody else's wrapper, it stays in the chain and does nothing.
+            return around(original, *args, **kwargs) if life.alive else original(*args, **kwargs)
+
+        self._replace_function(owner, name, raw, cast(FunctionType, wrapper))
+
+    def edit(self, owner: Owner, name: str, edits: Sequence[Edit], *parameters: str) -> None:
+        """Apply ``edits`` to the source of a function of ``owner`` (see :mod:`.source_edit`).
+
+        Raises:
+            StandsAsideError: as ``wrap``, or an edit does not match.
+        """
+        target = _dotted(owner, name)
+        raw, original = self._function(owner, name)
+        check_parameters(original, parameters, target)
+        self._replace_function(owner, name, raw, edited_function(original, edits, target))
+
+    def replace(self, owner: Owner, name: str, value: object) -> None:
+        """Put ``value`` in the place of a function or class of ``owner``, and of its copies in other modules.
+
+        Raises:
+            StandsAsideError: ``owner`` has no such attribute, or it is a plain value, which others may hold by chance.
+        """
+        old = _own_attribute(owner, name)
+        if not callable(old):
+            raise StandsAsideError(_dotted(owner, name), f"expected a function or class, found {type(old).__name__}")
+        _mark(value, self.feature)
+        self._set(owner, name, old, value)
+
+    def made(self, target: str, undo: Callable[[], None]) -> None:
+        """Note a change that none of the methods above makes, and how to take it back."""
+        self.changed.append(target)
+        self._undo.append(undo)
+
+    def also_undo(self, undo: Callable[[], None]) -> None:
+        """Note what else is to be done when the changes are taken back."""
+        self._undo.append(undo)
+
+    def undo(self) -> None:
+        """Take everything back, last change first."""
+        while self._undo:
+            self._undo.pop()()
+        self.changed.clear()
+        self._life.alive = False
+        self._life = _Life()
+
+    def _function(self, owner: Owner, name: str) -> tuple[object, FunctionType]:
+        raw = _own_attribute(owner, name)
+        original = raw.__func__ if isinstance(raw, (staticmethod, classmethod)) else raw
+        if not isinstance(original, FunctionType):
+            raise StandsAsideError(_dotted(owner, name), f"expected a function, found {type(raw).__name__}")
+        layer: object = original
+        while layer is not None:
+            if getattr(layer, "__warmstart__", None) == self.feature:
+                raise StandsAsideError(_dotted(owner, name), "already patched by this feature")
+            layer = getattr(layer, "__wrapped__", None)
+        return raw, original
+
+    def _replace_function(self, owner: Owner, name: str, raw: object, new: FunctionType) -> None:
+        _mark(new, self.feature)
+        bound = type(raw)(new) if isinstance(raw, (staticmethod, classmethod)) else new
+        self._set(owner, name, raw, bound)
+
+    def _set(self, owner: Owner, name: str, old: object, new: object) -> None:
+        setattr(owner, name, new)
+        self.changed.append(_dotted(owner, name))
+        if isinstance(owner, ModuleType):
+            mend_copies(old, new)
+
+        def undo() -> None:
+            # Whoever wrapped ours in the meantime keeps it: taking it away would drop their hook too.
+            if owner.__dict__.get(name) is new:
+                setattr(owner, name, old)
+                if isinstance(owner, ModuleType):
+                    mend_copies(new, old)
+            else:
+                # It does nothing from now on, and is not in the way of another installation.
+                _unmark(new)
+
+        self._undo.append(undo)
+
+
+def class_of(module: ModuleType, name: str) -> type:
+    """The class ``name`` of ``module``.
+
+    Raises:
+        StandsAsideError: there is none.
+    """
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        raise StandsAsideError(_dotted(module, name), "not there" if found is None else "not a class")
+    return found
+
+
+def check_parameters(function: FunctionType, accepted: Sequence[str], target: str) -> None:
+    """Refuse a function that takes none of ``accepted`` ("name, name"), followed by optional parameters at the most.
+
+    Raises:
+        StandsAsideError: it takes something else.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    names = [parameter.name for parameter in parameters]
+    for wanted in accepted:
+        count = len(wanted.split(", "))
+        if ", ".join(names[:count]) == wanted and all(map(_is_optional, parameters[count:])):
+            return
+    expected = " or ".join(f"({wanted})" for wanted in accepted)
+    raise StandsAsideError(target, f"expected parameters {expected}, found ({', '.join(names)})")
+
+
+def _is_optional(parameter: inspect.Parameter) -> bool:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is not parameter.empty or parameter.kind in variadic
+
+
+def mend_copies(old: object, new: object) -> None:
+    """Rebind every name that a loaded module took from another by ``from module import name``."""
+    for module, name in list(_copies(old)):
+        setattr(module, name, new)
+
+
+def _copies(value: object) -> Iterator[tuple[ModuleType, str]]:
+    for module in list(sys.modules.values()):
+        # Lazy modules of other libraries are proxies: looking into them would load them.
+        if type(module) is ModuleType:
+            for name, found in list(vars(module).items()):
+                if found is value:
+                    yield module, name
+
+
+def _own_attribute(owner: Owner, name: str) -> object:
+    value = owner.__dict__.get(name, _MISSING)
+    if value is _MISSING:
+        raise StandsAsideError(_dotted(owner, name), "not there")
+    return value
+
+
+def _dotted(owner: Owner, name: str) -> str:
+    if isinstance(owner, ModuleType):
+        return f"{owner.__name__}.{name}"
+    return f"{owner.__module__}.{owner.__qualname__}.{name}"
+
+
+def _unmark(value: object) -> None:
+    function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    if isinstance(function, FunctionType) and hasattr(function, "__warmstart__"):
+        del function.__warmstart__
+
+
+def _mark(value: object, feature: str) -> None:
+    if isinstance(value, FunctionType):
+        value.__warmstart__ = feature  # type: ignore[attr-defined]

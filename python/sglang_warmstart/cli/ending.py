@@ -1,0 +1,66 @@
+"""What the commands that make and take bundles have in common: how they end, and what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import typer
+
+from sglang_warmstart.bundle.manifest import BundleError
+from sglang_warmstart.bundle.toolchain import ToolchainError
+from sglang_warmstart.deepgemm import plan as plans
+from sglang_warmstart.deepgemm.plan import Plan, PlanError
+
+# Something was done, and something was not.
+EXIT_FAILED = 1
+# What was asked cannot be done as it was asked. Typer's own status for a wrong option.
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+_PLAN_LIMIT = 256 << 20
+
+_Parameters = ParamSpec("_Parameters")
+
+
+def command(function: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Ends a command whose error is known with one line and its exit status."""
+
+    @wraps(function)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except (BundleError, PlanError, ToolchainError) as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(EXIT_REFUSED) from error
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return run
+
+
+def read_plans(paths: list[Path]) -> Plan:
+    """One plan of those in files.
+
+    Raises:
+        PlanError: one of them is none, or they do not go together.
+    """
+    return plans.merged({str(path): _read_plan(path) for path in paths})
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_PLAN_LIMIT + 1)
+        if len(data) > _PLAN_LIMIT:
+            raise PlanError(f"not a plan: more than {_PLAN_LIMIT} bytes")
+        return plans.decode(data)
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror or error}") from error
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+    except (UnicodeDecodeError, OverflowError, RecursionError) as error:
+        raise PlanError(f"{path}: not a plan: {error}") from error

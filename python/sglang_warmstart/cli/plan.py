@@ -1,0 +1,84 @@
+"""``sglang-warmstart plan``: the plan of what a cache has, and what a plan says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sglang_warmstart.bundle import packing, toolchain
+from sglang_warmstart.cli.ending import EXIT_FAILED, command, read_plans
+from sglang_warmstart.cli.show import show_plan
+from sglang_warmstart.deepgemm import plan as plans
+from sglang_warmstart.deepgemm.cache import write_atomically
+from sglang_warmstart.deepgemm.plan import PlanError
+from sglang_warmstart.sglang.caches import deep_gemm_cache
+
+app = typer.Typer(
+    help="What a server needs of DeepGEMM, as a file for any machine that compiles.", no_args_is_help=True
+)
+
+_Plans = Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans, of `record` or `plan export`.")]
+
+
+@app.command("export")
+@command
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PLAN", help="The file to write (JSON).")],
+    cache: Annotated[
+        Path | None, typer.Option(help="DeepGEMM's cache. Default: SGLANG_DG_CACHE_DIR, else ~/.cache/deep_gemm.")
+    ] = None,
+    identity: Annotated[
+        str, typer.Option(help="Only the markers in the directory below warmstart/markers that begins so.")
+    ] = "",
+) -> None:
+    """Write the plan of the finished warm-ups in a cache: what servers here have needed.
+
+    Exit status 0 when it has all their targets, 1 when some are left out, 2 when there is nothing to export.
+    """
+    exported = packing.export(cache or deep_gemm_cache(os.environ), identity)
+    write_plan(output, exported.plan, exported.notes)
+
+
+@app.command("show")
+@command
+def show(
+    paths: _Plans, as_json: Annotated[bool, typer.Option("--json", help="The merged plan itself.")] = False
+) -> None:
+    """Show targets and kernels of plans, and what compiles them."""
+    plan = read_plans(paths)
+    if as_json:
+        typer.echo(plans.encode(plan).decode(), nl=False)
+    else:
+        show_plan(plan, Console())
+
+
+@app.command("requirements")
+@command
+def requirements(paths: _Plans) -> None:
+    """Print what pip has to install, with --no-deps, on a machine that compiles these plans."""
+    for line in toolchain.requirements_of(read_plans(paths)):
+        typer.echo(line)
+
+
+def write_plan(output: Path, plan: plans.Plan, notes: tuple[str, ...] = ()) -> None:
+    """Write a plan, say what it has, and end with the exit status that fits.
+
+    Raises:
+        PlanError: it cannot be written.
+    """
+    try:
+        write_atomically(output, plans.encode(plan))
+    except OSError as error:
+        raise PlanError(f"{output} cannot be written ({error.strerror or error}): name another place") from error
+    for note in notes:
+        typer.echo(note, err=True)
+    for each in plan.left_out:
+        typer.echo(f"not in the plan: {each.target}: {each.reason}", err=True)
+    targets = sum(len(launch.targets) for launch in plan.launches)
+    typer.echo(f"{output}: {len(plan.kernels)} kernels, {targets} targets of {len(plan.launches)} ranks")
+    if plan.left_out:
+        raise typer.Exit(EXIT_FAILED)

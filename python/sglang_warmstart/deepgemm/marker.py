@@ -1,0 +1,215 @@
+"""What a finished warm-up leaves in the cache, so that a restart need not ask again.
+
+A marker holds the targets of a launch, the kernels of each, and what proves that those are still in the cache. It lies
+under the identity of what compiled them, so one of another GPU, DeepGEMM or compiler is not even found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from sglang_warmstart.deepgemm.cache import CacheError, KernelCache, KernelFile, write_atomically
+from sglang_warmstart.deepgemm.identity import Identity
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.target import KernelUse, Target
+
+FORMAT = 2
+
+Launch = dict[str, str]
+
+
+class TargetKernels(msgspec.Struct, frozen=True):
+    """A target and its kernels, by ascending M.
+
+    Args:
+        flags: the compiler's flags, each line of them that these kernels were compiled with. The cache does not keep
+            them, and without them nobody else can compile the kernels.
+    """
+
+    target: Target
+    kernels: tuple[KernelUse, ...]
+    flags: tuple[str, ...] = ()
+
+
+def targets_kernels(target: Target, kernels: Iterable[RecordedKernel]) -> TargetKernels:
+    """A target with what was recorded for it."""
+    recorded = list(kernels)
+    uses = sorted(KernelUse(kernel.m, kernel.directory) for kernel in recorded)
+    return TargetKernels(target, tuple(uses), tuple(sorted({kernel.flags for kernel in recorded})))
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """A completion marker.
+
+    Args:
+        identity: what the kernels were compiled with and for.
+        launch: what a rank of a server was started with, as far as it decides which targets there are.
+        targets: with the kernels of each.
+        files: of all those kernels.
+    """
+
+    format: int
+    identity: Identity
+    launch: Launch
+    targets: tuple[TargetKernels, ...]
+    files: tuple[KernelFile, ...]
+
+
+class MarkerError(Exception):
+    """A marker that cannot be used; says why."""
+
+
+@dataclass(frozen=True)
+class Markers:
+    """The markers of one identity in a cache."""
+
+    cache: KernelCache
+    identity: Identity
+
+    @property
+    def directory(self) -> Path:
+        """Where they lie."""
+        return self.cache.own / "markers" / self.identity.digest
+
+    def path(self, launch: Launch) -> Path:
+        """The marker of a launch."""
+        name = hashlib.sha256(msgspec.json.encode(launch, order="deterministic")).hexdigest()[:16]
+        return self.directory / f"{name}.json"
+
+    def load(self, launch: Launch) -> Marker | None:
+        """The marker of a launch, all of whose kernels are in the cache as they were. None if there is none.
+
+        Raises:
+            MarkerError: it is there and cannot be used. It has been set aside, and broken kernels too.
+        """
+        path = self.path(launch)
+        try:
+            marker = self._read(path)
+        except FileNotFoundError:
+            return None
+        except MarkerError as error:
+            raise MarkerError(f"{error}; it is set aside as {_aside(path)}") from error
+        if marker.launch != launch:
+            raise MarkerError(f"{path}: of another launch; it is set aside as {_aside(path)}")
+        defects = self._defects(marker.files)
+        if defects:
+            raise MarkerError(f"{path}: {defects[0]}{_and_more(defects)}; it is set aside as {_aside(path)}")
+        return marker
+
+    def find(self, target: Target) -> TargetKernels | None:
+        """A target by any marker, if all its kernels are in the cache as they were."""
+        for marker in self.all():
+            for known in marker.targets:
+                wanted = {use.directory for use in known.kernels}
+                if known.target == target and not self._defects(
+                    [file for file in marker.files if file.directory in wanted]
+                ):
+                    return known
+        return None
+
+    def all(self) -> Iterator[Marker]:
+        """The markers that can be read. Whether their kernels are still there is not looked at."""
+        for path in sorted(self.directory.glob("*.json")):
+            try:
+                yield self._read(path)
+            except (OSError, MarkerError):
+                continue
+
+    def add(self, launch: Launch, finished: Iterable[TargetKernels]) -> None:
+        """Add targets to the marker of a launch. Those that it has are replaced.
+
+        Raises:
+            OSError: the cache cannot be written, or a kernel is not there.
+        """
+        path = self.path(launch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            try:
+                known = {each.target: each for each in self._read(path).targets}
+            except (FileNotFoundError, MarkerError):
+                known = {}
+            known |= {each.target: each for each in finished}
+            directories = {use.directory for each in known.values() for use in each.kernels}
+            marker = Marker(
+                format=FORMAT,
+                identity=self.identity,
+                launch=launch,
+                targets=tuple(known[target] for target in sorted(known)),
+                files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
+            )
+            write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
+
+    def _read(self, path: Path) -> Marker:
+        data = path.read_bytes()
+        try:
+            marker = msgspec.json.decode(data, type=Marker)
+        except msgspec.DecodeError as error:
+            raise MarkerError(f"{path}: damaged: {error}") from error
+        if marker.format != FORMAT:
+            raise MarkerError(f"{path}: of format {marker.format}, expected {FORMAT}")
+        if marker.identity != self.identity:
+            raise MarkerError(f"{path}: of another GPU, DeepGEMM, compiler or setting")
+        named = {use.directory for each in marker.targets for use in each.kernels}
+        if named != {file.directory for file in marker.files}:
+            raise MarkerError(f"{path}: damaged: its targets and its files do not agree")
+        return marker
+
+    def _defects(self, files: Iterable[KernelFile]) -> list[str]:
+        defects = []
+        for file in files:
+            what = self._defect(file)
+            if what is None:
+                continue
+            if self.cache.path(file.directory).exists():
+                defects.append(f"{file.directory} is not what it was ({what})")
+                if not self._is_known(file.directory):
+                    self._set_aside(file.directory)
+            else:
+                defects.append(f"{file.directory} is not in the cache")
+        return defects
+
+    def _defect(self, file: KernelFile) -> str | None:
+        try:
+            found = self.cache.describe(file.directory)
+        except OSError:
+            return "no cubin"
+        if found.size != file.size:
+            return f"{found.size} of {file.size} bytes"
+        if found != file:
+            return "changed"
+        return None if self.cache.has(file.directory) else "no source"
+
+    def _is_known(self, directory: str) -> bool:
+        """Whether another marker knows a kernel as it is now: it was compiled, or restored, once more."""
+        try:
+            found = self.cache.describe(directory)
+        except OSError:
+            return False
+        return self.cache.has(directory) and any(found in marker.files for marker in self.all())
+
+    def _set_aside(self, directory: str) -> None:
+        # A cubin that is not what it was must not be loaded; where it cannot be moved, DeepGEMM will say so itself.
+        try:
+            self.cache.set_aside(directory)
+        except CacheError:
+            return
+
+
+def _aside(path: Path) -> str:
+    aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.set-aside")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        return f"nothing ({error.strerror})"
+    return aside.name
+
+
+def _and_more(defects: list[str]) -> str:
+    return f" and {len(defects) - 1} more" if len(defects) > 1 else ""

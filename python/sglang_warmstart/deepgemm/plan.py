@@ -1,0 +1,296 @@
+"""What a server needs of DeepGEMM, told so that any machine can compile it: sources and flags, and no path of this one.
+
+DeepGEMM's name for a kernel hashes its flags, and those hold the path of DeepGEMM's headers. In a plan a placeholder
+stands for that path; where a bundle made from it is unpacked, names are computed anew for the path there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from sglang_warmstart.deepgemm import digest
+from sglang_warmstart.deepgemm.identity import Identity
+from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.target import KernelUse, Target
+
+FORMAT = 1
+INCLUDE = "{include}"
+_NAME_LIMIT = 255  # bytes, as file systems have it
+
+
+class PlanError(Exception):
+    """What is wrong with a plan, in one line."""
+
+
+class PlannedKernel(msgspec.Struct, frozen=True):
+    """What the compiler is given for a kernel.
+
+    Args:
+        flags: which of the plan's lines of flags.
+        source: CUDA source.
+    """
+
+    flags: int
+    source: str
+
+
+class LeftOut(msgspec.Struct, frozen=True, order=True):
+    """A target that is not in the plan, and why."""
+
+    target: str
+    reason: str
+
+
+class PlannedLaunch(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank of a server needs.
+
+    Args:
+        gpu, num_sms, capability, settings: as of :class:`Identity`.
+        launch: what the rank was started with, as far as it decides which targets there are.
+        targets: with the plan's names of their kernels, and without flags: the kernels have them.
+    """
+
+    gpu: str
+    num_sms: int
+    capability: tuple[int, int]
+    settings: dict[str, str]
+    launch: Launch
+    targets: tuple[TargetKernels, ...]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Kernels for DeepGEMM, and the ranks that need them.
+
+    Args:
+        format: of this file.
+        deep_gemm: version of the distribution that brought it, such as ``sgl-deep-gemm 0.1.0``; empty if unknown.
+        build, headers: hashes of its build, and of its headers alone (see :mod:`.identity`).
+        compiler: what it prints for ``--version``.
+        kind: nvcc or nvrtc.
+        launches: who needs which.
+        left_out: targets that could not be recorded.
+        flags: lines of flags, with ``{include}`` for the directory of DeepGEMM's headers.
+        kernels: by name: DeepGEMM's for it, if that placeholder were the path.
+    """
+
+    format: int = FORMAT
+    deep_gemm: str
+    build: str
+    headers: str
+    compiler: str
+    kind: str
+    launches: tuple[PlannedLaunch, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    flags: tuple[str, ...]
+    kernels: dict[str, PlannedKernel]
+
+    def flags_of(self, name: str, include: Path) -> str:
+        """The flags of a kernel where DeepGEMM's headers are in ``include``."""
+        return self.flags[self.kernels[name].flags].replace(INCLUDE, str(include))
+
+    def directory_of(self, name: str, include: Path) -> str:
+        """DeepGEMM's name for a kernel there."""
+        flags, source = self.flags_of(name, include), self.kernels[name].source
+        return digest.directory_of(digest.name_of(name), digest.signature_of(self.compiler), flags, source)
+
+    def identity_of(self, launch: PlannedLaunch, deep_gemm: Path, compiler: str) -> Identity:
+        """What a rank compiles with where DeepGEMM is in ``deep_gemm`` and the compiler says ``compiler`` of itself."""
+        return Identity(
+            gpu=launch.gpu,
+            num_sms=launch.num_sms,
+            capability=launch.capability,
+            deep_gemm=self.build,
+            installed_in=str(deep_gemm),
+            compiler=compiler,
+            kind=self.kind,
+            settings=launch.settings,
+        )
+
+    def directories(self, include: Path) -> dict[str, str]:
+        """DeepGEMM's names there, by the plan's."""
+        return {name: self.directory_of(name, include) for name in self.kernels}
+
+    def targets_of(self, launch: PlannedLaunch, include: Path, directories: Mapping[str, str]) -> list[TargetKernels]:
+        """The targets of a launch with DeepGEMM's names for their kernels there, and the flags.
+
+        Args:
+            directories: by :meth:`directories`.
+        """
+        return [
+            TargetKernels(
+                each.target,
+                tuple(sorted(KernelUse(use.m, directories[use.directory]) for use in each.kernels)),
+                tuple(sorted({self.flags_of(use.directory, include) for use in each.kernels})),
+            )
+            for each in launch.targets
+        ]
+
+
+class Planner:
+    """Makes a plan of one build of DeepGEMM and one compiler.
+
+    Args:
+        identity: of the ranks; of its GPU and settings each launch has its own.
+        deep_gemm: version of the distribution that brought it.
+        headers: hash of its headers.
+    """
+
+    def __init__(self, identity: Identity, deep_gemm: str, headers: str) -> None:
+        self._identity, self._deep_gemm, self._headers = identity, deep_gemm, headers
+        self._include = str(Path(identity.installed_in, "include"))
+        self._signature = digest.signature_of(identity.compiler)
+        self._flags: list[str] = []
+        self._kernels: dict[str, PlannedKernel] = {}
+        self._launches: list[PlannedLaunch] = []
+        self._left_out: list[LeftOut] = []
+
+    def add(self, identity: Identity, launch: Launch, targets: Iterable[tuple[Target, list[RecordedKernel]]]) -> None:
+        """Add a launch and the kernels of its targets."""
+        planned = [
+            TargetKernels(target, tuple(sorted(KernelUse(kernel.m, self._name(kernel)) for kernel in kernels)))
+            for target, kernels in targets
+        ]
+        self._launches.append(
+            PlannedLaunch(
+                gpu=identity.gpu,
+                num_sms=identity.num_sms,
+                capability=identity.capability,
+                settings=identity.settings,
+                launch=launch,
+                targets=tuple(sorted(planned, key=lambda each: each.target)),
+            )
+        )
+
+    def leave_out(self, target: str, reason: str) -> None:
+        """Say why a target is not in it."""
+        self._left_out.append(LeftOut(target, reason))
+
+    def plan(self) -> Plan:
+        """The plan of all that was added."""
+        return Plan(
+            deep_gemm=self._deep_gemm,
+            build=self._identity.deep_gemm,
+            headers=self._headers,
+            compiler=self._identity.compiler,
+            kind=self._identity.kind,
+            launches=tuple(self._launches),
+            left_out=tuple(sorted(set(self._left_out))),
+            flags=tuple(self._flags),
+            kernels=dict(sorted(self._kernels.items())),
+        )
+
+    def _name(self, kernel: RecordedKernel) -> str:
+        flags = kernel.flags.replace(self._include, INCLUDE)
+        if flags not in self._flags:
+            self._flags.append(flags)
+        name = digest.directory_of(digest.name_of(kernel.directory), self._signature, flags, kernel.source)
+        self._kernels[name] = PlannedKernel(self._flags.index(flags), kernel.source)
+        return name
+
+
+def merged(plans: Mapping[str, Plan]) -> Plan:
+    """One plan of several, by where each is from.
+
+    Raises:
+        PlanError: they are of different compilers or builds of DeepGEMM.
+    """
+    (first_name, first), *others = plans.items()
+    flags = list(first.flags)
+    kernels = dict(first.kernels)
+    launches = {_key(each): each for each in first.launches}
+    left_out = set(first.left_out)
+    for name, plan in others:
+        for what in ("build", "compiler", "kind"):
+            mine, its = getattr(first, what), getattr(plan, what)
+            if mine != its:
+                raise PlanError(
+                    f"{first_name} and {name} are not of the same {what}: {_brief(mine)} and {_brief(its)}: "
+                    "compile them one by one"
+                )
+        flags += [line for line in plan.flags if line not in flags]
+        for kernel, planned in plan.kernels.items():
+            kernels.setdefault(kernel, PlannedKernel(flags.index(plan.flags[planned.flags]), planned.source))
+        for each in plan.launches:
+            known = launches.get(_key(each))
+            launches[_key(each)] = each if known is None else _united(known, each)
+        left_out |= set(plan.left_out)
+    there = {str(each.target) for launch in launches.values() for each in launch.targets}
+    left_out = {each for each in left_out if each.target not in there}
+    return msgspec.structs.replace(
+        first,
+        flags=tuple(flags),
+        kernels=dict(sorted(kernels.items())),
+        launches=tuple(launches.values()),
+        left_out=tuple(sorted(left_out)),
+    )
+
+
+def encode(plan: Plan) -> bytes:
+    """The plan as it is kept: JSON that a person can read, a line per value."""
+    return msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n"
+
+
+def decode(data: bytes) -> Plan:
+    """A plan that holds together.
+
+    Raises:
+        PlanError: it is none, or does not.
+    """
+    try:
+        head = msgspec.json.decode(data, type=_Head)
+        if head.format != FORMAT:
+            raise PlanError(f"a plan of format {head.format}, this version reads format {FORMAT}")
+        plan = msgspec.json.decode(data, type=Plan)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PlanError(f"not a plan: {error}") from error
+    check(plan)
+    return plan
+
+
+def check(plan: Plan) -> None:
+    """See whether a plan holds together: its names are those of its sources and flags, and none is missing.
+
+    Raises:
+        PlanError: it does not.
+    """
+    try:
+        digest.signature_of(plan.compiler)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    for name, kernel in plan.kernels.items():
+        if len(name) > _NAME_LIMIT:
+            raise PlanError(f"{name[:_NAME_LIMIT]}...: too long for the name of a directory")
+        if not 0 <= kernel.flags < len(plan.flags):
+            raise PlanError(f"{name}: there is no line {kernel.flags} of flags")
+        try:
+            expected = plan.directory_of(name, Path(INCLUDE))
+        except ValueError as error:
+            raise PlanError(str(error)) from error
+        if expected != name:
+            raise PlanError(f"{name}: its source or its flags are not those that it was named for")
+    for launch in plan.launches:
+        for each in launch.targets:
+            for use in each.kernels:
+                if use.directory not in plan.kernels:
+                    raise PlanError(f"{each.target} needs {use.directory}, which is not in the plan")
+
+
+class _Head(msgspec.Struct):
+    format: int
+
+
+def _united(first: PlannedLaunch, second: PlannedLaunch) -> PlannedLaunch:
+    targets = {each.target: each for each in (*first.targets, *second.targets)}
+    return msgspec.structs.replace(first, targets=tuple(targets[target] for target in sorted(targets)))
+
+
+def _key(launch: PlannedLaunch) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(launch, targets=()), order="deterministic")
+
+
+def _brief(value: str) -> str:
+    return (value.strip().splitlines() or [""])[-1][:80]

@@ -1,0 +1,1 @@
+"""Record which kernels DeepGEMM would compile for a target."""

@@ -1,0 +1,1 @@
+"""The JIT libraries of a server, one object each."""

@@ -1,0 +1,248 @@
+"""Compiles each kernel once: in this process, on this node, and among all that share the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import math
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import ParamSpec, Protocol, TypeVar
+
+from filelock import FileLock, Timeout
+
+from sglang_warmstart.base.events import Lanes, emit, first_line, now
+from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
+from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler, CompilerError, compile_kernel
+from sglang_warmstart.deepgemm.digest import name_of, short_name
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+
+# How often somebody else's lock is tried again.
+_TRY_AGAIN_S = 0.1
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class KernelError(Exception):
+    """A kernel could not be compiled or published; names it and says why."""
+
+
+class Watcher(Protocol):
+    """Who shows the progress."""
+
+    def planned(self) -> None:
+        """A kernel is wanted that was not before."""
+
+    def started(self) -> None:
+        """A compiler has started on a kernel."""
+
+    def ended(self) -> None:
+        """That compiler has ended, one way or another."""
+
+    def finished(self) -> None:
+        """A kernel is done: compiled here, or published by somebody else, or failed."""
+
+
+class CompilePool:
+    """Kernels of one cache.
+
+    Args:
+        executor: runs ``compile_kernel``; it bounds how many run at once.
+        limit_s: seconds for a compile, and for the wait for another process that has begun it.
+        workers: how many the executor runs at once. Only so many locks are held then: what waits here for a core is
+            left to other processes that have one free.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        cache: KernelCache,
+        compiler: Compiler,
+        watcher: Watcher,
+        limit_s: float,
+        workers: int = sys.maxsize,
+    ) -> None:
+        self.compiled = 0
+        self._executor = executor
+        self._cache = cache
+        self._compiler = compiler
+        self._watcher = watcher
+        self._limit_s = limit_s
+        self._places = _Places(workers)
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._lanes = Lanes()
+
+    async def ensure(self, kernel: RecordedKernel, target: str = "") -> None:
+        """Return when the kernel is in the cache.
+
+        Args:
+            target: that it is for; the kernel's event names it.
+
+        Raises:
+            KernelError: it could not be compiled or published.
+        """
+        task = self._under_way.get(kernel.directory)
+        if task is None:
+            task = asyncio.create_task(self._ensure(kernel, target))
+            self._under_way[kernel.directory] = task
+            task.add_done_callback(lambda _: self._under_way.pop(kernel.directory, None))
+        # One that waits may give up: the work goes on for the others.
+        await asyncio.shield(task)
+
+    async def _ensure(self, kernel: RecordedKernel, target: str) -> None:
+        if self._cache.has(kernel.directory):
+            _say_found(kernel, target)
+            return
+        self._watcher.planned()
+        try:
+            lock = self._cache.lock(kernel.directory)
+            while not self._cache.has(kernel.directory):
+                async with self._places.one_for(size_of(kernel.source)):
+                    if _take(lock):
+                        try:
+                            await self._compile(kernel, target)
+                        finally:
+                            lock.release()
+                        return
+                await self._wait_for_other(lock, kernel)
+            _say_found(kernel, target)
+        except (CompilerError, CacheError, OSError, BrokenExecutor) as error:
+            raise KernelError(f"{kernel.directory}: {error}") from error
+        finally:
+            self._watcher.finished()
+
+    async def _wait_for_other(self, lock: FileLock, kernel: RecordedKernel) -> None:
+        """Return when the lock's holder has published the kernel, or has let the lock go."""
+        end = time.monotonic() + self._limit_s
+        while not self._cache.has(kernel.directory):
+            if _take(lock):
+                lock.release()
+                return
+            if time.monotonic() > end:
+                message = f"another process holds its lock for more than {self._limit_s:g} s"
+                raise KernelError(f"{kernel.directory}: {message}")
+            await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _compile(self, kernel: RecordedKernel, target: str) -> None:
+        # Its last holder may have published it since we looked.
+        if self._cache.has(kernel.directory):
+            _say_found(kernel, target)
+            return
+        job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
+        future = self._executor.submit(_compile_named, name_of(kernel.directory), job)
+        self._watcher.started()
+        at, lane, failure = now(), self._lanes.take(), ""
+        try:
+            data = await asyncio.wrap_future(future)
+        except Exception as error:
+            failure = first_line(error)
+            raise
+        finally:
+            self._watcher.ended()
+            self._lanes.give_back(lane)
+            emit(
+                "compile",
+                short_name(kernel.directory),
+                at,
+                now() - at,
+                library="deep-gemm",
+                lane=f"worker {lane}",
+                target=target,
+                error=failure,
+            )
+        # In a thread: the cache may be on a slow disk, and it is told to write at once.
+        await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data)
+        self.compiled += 1
+
+
+class RenewedExecutor(Executor):
+    """An executor in whose place a new one comes after it has broken: a worker that dies takes its whole pool along.
+
+    What the pool had at that time fails. It is used from one thread.
+
+    Args:
+        make: makes the executors.
+    """
+
+    def __init__(self, make: Callable[[], Executor]) -> None:
+        self._make = make
+        self._executor = make()
+        self._is_over = False
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """As of any executor."""
+        try:
+            return self._executor.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            if self._is_over:
+                raise
+            self._executor.shutdown(wait=False)
+            self._executor = self._make()
+            return self._executor.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of any executor."""
+        self._is_over = True
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+class _Places:
+    """Places at the compilers. The largest kernel that waits gets the next one: it would else be the last to end."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._arrivals = itertools.count()
+
+    @contextlib.asynccontextmanager
+    async def one_for(self, size: int) -> AsyncIterator[None]:
+        if self._free > 0:
+            self._free -= 1
+        else:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (-size, next(self._arrivals), turn))
+            await turn
+        try:
+            yield
+        finally:
+            self._free += 1
+            while self._waiting and self._free > 0:
+                turn = heapq.heappop(self._waiting)[2]
+                if not turn.cancelled():
+                    self._free -= 1
+                    turn.set_result(None)
+
+
+def size_of(source: str) -> int:
+    """A guess at how long a kernel takes to compile, of use for the order alone: the product of its template arguments.
+
+    Those are tile sizes, stages and threads, mostly: the larger they are, the more there is to unroll.
+    """
+    _, _, instantiation = source.partition("__instantiate_kernel")
+    return math.prod(int(number) or 1 for number in re.findall(r"(?<![\w:])\d+(?=[,\s])", instantiation))
+
+
+def _take(lock: FileLock) -> bool:
+    """Take a lock if nobody else holds it. Says whether we hold it now."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
+
+
+def _compile_named(name: str, job: CompileJob) -> bytes:
+    try:
+        return compile_kernel(job)
+    except CompilerError as error:
+        raise CompilerError(f"{name}: {error}") from None
+
+
+def _say_found(kernel: RecordedKernel, target: str) -> None:
+    emit("compile", short_name(kernel.directory), now(), library="deep-gemm", target=target, cached=True)

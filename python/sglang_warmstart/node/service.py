@@ -1,0 +1,494 @@
+"""The warm-start service: one per node. Ranks ask it for targets, and it has their kernels recorded and compiled.
+
+Started beside the server by :mod:`.launch`; it ends with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
+from sglang_warmstart.base.private_directory import remove_directory
+from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm import stub
+from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
+from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
+from sglang_warmstart.deepgemm.identity import identity_of
+from sglang_warmstart.deepgemm.marker import Marker, MarkerError, Markers, TargetKernels, targets_kernels
+from sglang_warmstart.deepgemm.rank_plan import RankPlan
+from sglang_warmstart.deepgemm.record.child import LIBRARY, RecordingOrder, RecordingProblem, record
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.node import limits, protocol
+from sglang_warmstart.node.pool import CompilePool, KernelError, RenewedExecutor
+from sglang_warmstart.node.progress import Progress
+from sglang_warmstart.node.protocol import Announce, Answer, Hello, LeftOut, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.node.restoring import wait_until_unlocked
+
+# The largest of DeepGEMM's kernels takes nvcc 8 s where all cores compile at once.
+COMPILE_LIMIT_S = 120.0
+RECORD_LIMIT_S = 120.0
+# Whoever restores kernels has a limit of its own, which is lower.
+RESTORE_LIMIT_S = 150.0
+# What a recording child takes of the GPU's memory, mostly its context, and the share of the free memory for all.
+CHILD_BYTES = 1 << 30
+CHILDREN_MAX = 16
+CHILDREN_SHARE = 0.5
+
+_PARENT_CHECK_S = 0.25
+
+logger = logging.getLogger("sglang.warmstart.service")
+
+
+@dataclass
+class Workshop:
+    """All that belongs to one cache with one identity: its compiler, its pool, its targets."""
+
+    compiler: Compiler
+    markers: Markers
+    pool: CompilePool
+    progress: Progress
+    stub: asyncio.Task[Path] | None = None
+    # Targets that are being warmed, or have been; and for those that have been, what a marker or a plan says of them.
+    works: dict[Target, asyncio.Task[Warmed]] = field(default_factory=dict)
+    known: dict[Target, TargetKernels] = field(default_factory=dict)
+    recorded: dict[Target, list[RecordedKernel]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One that asks: its own GPU, launch and plan (where one is made), and the workshop that it shares."""
+
+    hello: Hello
+    shop: Workshop
+    plan: RankPlan | None
+    notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # its marker
+
+
+class Service:
+    """The service's state; all of it lives in one event loop.
+
+    Args:
+        directory: private to the service and its children.
+        library: the module that calls DeepGEMM in recording children.
+        restoring: a file that is locked as long as somebody restores kernels into the cache.
+        plans: where the plans of ranks go; then nothing is compiled.
+    """
+
+    def __init__(
+        self, directory: Path, library: str = LIBRARY, restoring: Path | None = None, plans: Path | None = None
+    ) -> None:
+        self._directory = directory
+        self._library = library
+        self._restoring = restoring
+        self._plans = plans
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._workshops: dict[tuple[str, str], Workshop] = {}
+        self._executors: dict[str, Executor] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._children = ThreadPoolExecutor(CHILDREN_MAX, thread_name_prefix="record")
+        self._stopped = threading.Event()
+        self._room = asyncio.Condition()
+        self._recording = 0
+        self._lanes = Lanes()
+        self._prepared = False
+        self._context.set_forkserver_preload([self._library, record.__module__])
+
+    def prepare(self) -> None:
+        """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
+        if not self._prepared:
+            self._prepared = True
+            threading.Thread(target=self._start_forkserver, daemon=True).start()
+
+    def _start_forkserver(self) -> None:
+        with contextlib.suppress(OSError, EOFError):  # a recording will say so
+            process = self._context.Process(target=os.getpid)
+            process.start()
+            process.join()
+
+    def stop(self) -> None:
+        """End what runs: compilers and recording children."""
+        self._stopped.set()
+        compilers.end_all_runs()
+        for executor in self._executors.values():
+            executor.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Talk to one rank until it goes."""
+        try:
+            rank: Rank | None = None
+            answer: Welcome | Answer
+            async for message in _messages(reader):
+                if isinstance(message, (Announce, LeftOut)):
+                    await self._told(rank, message)
+                    continue
+                if isinstance(message, Hello):
+                    rank, answer = await self._welcome(message)
+                    if rank is not None:
+                        self._get_ready(rank)
+                elif rank is None:
+                    answer = Welcome(problem="say Hello first")
+                elif isinstance(message, Warm):
+                    answer = await self._warm(rank, message)
+                elif isinstance(message, Restore):
+                    answer = await self._restore(rank)
+                else:
+                    raise protocol.ProtocolError(f"a {type(message).__name__} is no question")
+                writer.write(protocol.encode(answer))
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the rank has gone: what it asked for is of use to others, and to the next start
+        except protocol.ProtocolError as error:
+            logger.warning("a connection is closed: %s", error)
+        finally:
+            writer.close()
+
+    async def _welcome(self, hello: Hello) -> tuple[Rank | None, Welcome]:
+        try:
+            compiler = await asyncio.to_thread(compilers.find, hello.environment, hello.kind)
+            identity = await asyncio.to_thread(
+                identity_of, hello.gpu, compiler, Path(hello.deep_gemm), hello.environment
+            )
+        except (CompilerError, OSError) as error:
+            return None, Welcome(problem=str(error))
+        cache = KernelCache(Path(hello.cache))
+        notes = await asyncio.to_thread(_mend, cache)
+        key = (hello.cache, identity.digest)
+        shop = self._workshops.get(key)
+        if shop is None:
+            workers = limits.compile_workers(hello.workers)
+            progress = Progress(workers)
+            executor = self._executor(hello.kind, workers)
+            pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, workers)
+            shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress)
+        plan = None
+        if self._plans is not None:
+            name = f"{identity.digest}-{shop.markers.path(hello.launch).stem}.json"
+            plan = RankPlan(self._plans / name, identity, hello.launch)
+        return Rank(hello, shop, plan), Welcome(notes=tuple(notes), only_plans=plan is not None)
+
+    def _get_ready(self, rank: Rank) -> None:
+        task = asyncio.create_task(self._prepare_to_record(rank))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _prepare_to_record(self, rank: Rank) -> None:
+        """Where there is no marker there is work ahead, and the rank is about to find out which."""
+        await self._wait_for_restoring()
+        if rank.plan is not None or await self._marker(rank) is None:
+            self._stub(rank)
+            self.prepare()
+
+    async def _wait_for_restoring(self) -> None:
+        if self._restoring is not None:
+            done = await wait_until_unlocked(self._restoring, RESTORE_LIMIT_S)
+            if not done:
+                logger.warning("restoring kernels takes more than %g s: it is not waited for", RESTORE_LIMIT_S)
+            self._restoring = None
+
+    def _executor(self, kind: str, workers: int) -> Executor:
+        # One pool a node: the first rank's bound holds for all. NVRTC keeps its parsed headers in a process.
+        if kind not in self._executors:
+            self._executors[kind] = (
+                RenewedExecutor(functools.partial(_processes, workers))
+                if kind == "nvrtc"
+                else ThreadPoolExecutor(workers, thread_name_prefix="compile")
+            )
+        return self._executors[kind]
+
+    def _stub(self, rank: Rank) -> asyncio.Task[Path]:
+        """What makes the stub, begun by whoever needs it first, and again after a failure."""
+        shop = rank.shop
+        if shop.stub is None or (shop.stub.done() and shop.stub.exception() is not None):
+            shop.stub = asyncio.create_task(self._make_stub(shop, rank.hello.gpu.capability))
+        return shop.stub
+
+    async def _make_stub(self, shop: Workshop, capability: tuple[int, int]) -> Path:
+        # By nvcc in any case, and of the rank's architecture.
+        compiler = Compiler(shop.compiler.path, shop.compiler.version)
+        job = compilers.CompileJob(stub.SOURCE, " ".join(stub.flags_for(capability)), compiler, COMPILE_LIMIT_S)
+        with timed("compile", "the stub", library="deep-gemm", lane="stub"):
+            data = await asyncio.to_thread(compilers.compile_kernel, job)
+        path = self._directory / f"stub-{shop.markers.identity.digest}.cubin"
+        await asyncio.to_thread(path.write_bytes, data)
+        return path
+
+    async def _restore(self, rank: Rank) -> Answer:
+        await self._wait_for_restoring()
+        if rank.plan is not None:
+            return Answer(())
+        marker = await self._marker(rank)
+        targets = () if marker is None else marker.targets
+        if targets:
+            names = {use.directory for each in targets for use in each.kernels}
+            emit("restore", "by the marker", now(), library="deep-gemm", kernels=len(names), cached=True)
+        notes, rank.notes[:] = tuple(rank.notes), []
+        return Answer(tuple(Warmed(each.target, each.kernels) for each in targets), notes=notes)
+
+    async def _marker(self, rank: Rank) -> Marker | None:
+        try:
+            # When a rank has said hello, and when it asks. One that is damaged is set aside by the first of them, and
+            # is not there for the other.
+            async with rank.reading:
+                return await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
+        except (MarkerError, OSError) as error:
+            rank.notes.append(f"the marker is not used: {error}")
+            return None
+
+    async def _told(self, rank: Rank | None, message: Announce | LeftOut) -> None:
+        if rank is None:
+            return
+        if isinstance(message, Announce):
+            for target in message.targets:
+                self._work(rank, target, message.free_bytes)
+        elif rank.plan is not None:
+            rank.plan.leave_out(message.target, message.reason)
+            await self._write(rank.plan)
+
+    async def _warm(self, rank: Rank, question: Warm) -> Answer:
+        works = [self._work(rank, target, question.free_bytes) for target in question.targets]
+        if works:
+            await asyncio.wait(works, timeout=question.limit_s)
+        rank.shop.progress.rest()
+        answers = []
+        for target, work in zip(question.targets, works, strict=True):
+            if work.done():
+                answers.append(work.result())
+            else:
+                answers.append(Warmed(target, error=f"not ready after {question.limit_s:g} s", not_ready=True))
+        return Answer(tuple(answers), rank.shop.pool.compiled, tuple(await self._remember(rank, answers)))
+
+    async def _remember(self, rank: Rank, answers: list[Warmed]) -> list[str]:
+        """Leave a marker or a plan. Returns what the rank's log is to say."""
+        shop = rank.shop
+        finished = [each.target for each in answers if not each.error]
+        if rank.plan is not None:
+            for each in answers:
+                if each.error:
+                    rank.plan.leave_out(str(each.target), each.error)
+                else:
+                    rank.plan.add(each.target, shop.recorded[each.target])
+            return await self._write(rank.plan)
+        try:
+            if finished:
+                known = [shop.known[target] for target in finished]
+                await asyncio.to_thread(shop.markers.add, rank.hello.launch, known)
+        except OSError as error:
+            return [f"no marker is left for the next start: {error}"]
+        return []
+
+    async def _write(self, plan: RankPlan) -> list[str]:
+        try:
+            await asyncio.to_thread(plan.write)
+        except OSError as error:
+            return [f"the plan cannot be written: {error}"]
+        return []
+
+    def _work(self, rank: Rank, target: Target, free_bytes: int) -> asyncio.Task[Warmed]:
+        works = rank.shop.works
+        work = works.get(target)
+        if work is None or (work.done() and work.result().error):
+            work = works[target] = asyncio.create_task(self._warm_target(rank, target, free_bytes))
+        return work
+
+    async def _warm_target(self, rank: Rank, target: Target, free_bytes: int) -> Warmed:
+        shop = rank.shop
+        try:
+            await self._wait_for_restoring()
+            known = None if rank.plan is not None else await asyncio.to_thread(shop.markers.find, target)
+            if known is None:
+                known = await self._new_target(rank, target, free_bytes)
+            shop.known[target] = known
+        except RecordingProblem as error:
+            return Warmed(target, error=str(error), no_context=error.failed.no_context)
+        except (CompilerError, KernelError, OSError) as error:
+            return Warmed(target, error=str(error))
+        except Exception as error:
+            # It is this target's, and neither the service's nor that of a rank that asks for others too.
+            logger.exception("%s", target)
+            return Warmed(target, error=f"{type(error).__name__}: {error}")
+        return Warmed(target, known.kernels)
+
+    async def _new_target(self, rank: Rank, target: Target, free_bytes: int) -> TargetKernels:
+        kernels, compiles = await self._record(rank, target, free_bytes)
+        if rank.plan is not None:
+            rank.shop.recorded[target] = kernels
+        ended = await asyncio.gather(*compiles, return_exceptions=True)
+        failures = [each for each in ended if each is not None]
+        for each in failures:
+            if not isinstance(each, KernelError):
+                raise each
+        if failures:
+            more = f" (and {len(failures) - 1} more kernels)" if len(failures) > 1 else ""
+            raise KernelError(f"{failures[0]}{more}")
+        return targets_kernels(target, kernels)
+
+    async def _record(
+        self, rank: Rank, target: Target, free_bytes: int
+    ) -> tuple[list[RecordedKernel], list[asyncio.Task[None]]]:
+        loop = asyncio.get_running_loop()
+        order = RecordingOrder(
+            target=target,
+            gpu=rank.hello.gpu,
+            environment=rank.hello.environment,
+            version=rank.shop.compiler.version,
+            stub=str(await asyncio.shield(self._stub(rank))),
+            directory=str(self._directory),
+            library=self._library,
+        )
+        kernels: list[RecordedKernel] = []
+        compiles: list[asyncio.Task[None]] = []
+
+        def found(kernel: RecordedKernel) -> None:
+            kernels.append(kernel)
+            if rank.plan is None:
+                # It compiles while the sweep goes on.
+                compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel, str(target))))
+
+        def sweep() -> None:
+            for kernel in record(self._context, order, RECORD_LIMIT_S, self._stopped.is_set):
+                loop.call_soon_threadsafe(found, kernel)
+
+        async with self._place(free_bytes) as lane:
+            with timed("record", str(target), library="deep-gemm", lane=lane, kernels=0) as details:
+                try:
+                    await loop.run_in_executor(self._children, sweep)
+                except RecordingProblem:
+                    # What was found compiles on: it is of use to the next start.
+                    for each in compiles:
+                        each.add_done_callback(asyncio.Task.exception)
+                    raise
+                finally:
+                    details["kernels"] = len(kernels)
+        return kernels, compiles
+
+    @contextlib.asynccontextmanager
+    async def _place(self, free_bytes: int) -> AsyncIterator[str]:
+        """A place for a recording child, and what it is called: no more than the GPU's free memory carries."""
+        places = max(1, min(CHILDREN_MAX, int(free_bytes * CHILDREN_SHARE) // CHILD_BYTES))
+        async with self._room:
+            await self._room.wait_for(lambda: self._recording < places)
+            self._recording += 1
+        lane = self._lanes.take()
+        try:
+            yield f"recorder {lane}"
+        finally:
+            self._lanes.give_back(lane)
+            async with self._room:
+                self._recording -= 1
+                self._room.notify_all()
+
+
+async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[protocol.Message]:
+    while True:
+        try:
+            prefix = await reader.readexactly(protocol.LENGTH.size)
+        except asyncio.IncompleteReadError:
+            return
+        yield protocol.decode(await reader.readexactly(protocol.length_of(prefix)))
+
+
+def _processes(workers: int) -> Executor:
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
+
+
+def _end_with(parent: int) -> None:
+    """Have this process of a pool end with the service, also where that had no time to say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _mend(cache: KernelCache) -> list[str]:
+    """Move aside what would make DeepGEMM abort. Returns a line for each."""
+    notes = []
+    for directory in cache.broken():
+        if cache.has(directory):
+            continue  # somebody has just published it
+        try:
+            aside = cache.set_aside(directory)
+        except CacheError as error:
+            if not cache.path(directory).exists():
+                continue  # another rank has just moved it
+            notes.append(f"{cache.path(directory)} lacks one of its two files, and DeepGEMM will abort: {error}")
+        else:
+            notes.append(f"{directory} lacked one of its two files and is set aside as {aside}")
+    return notes
+
+
+async def run(service: Service, path: Path, parent: int) -> int:
+    """Serve until the parent ends or a signal says so. Returns the exit status."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    # Ctrl-C is for the server; this ends when that does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = await asyncio.start_unix_server(service.serve, path)
+    except OSError as error:
+        print(f"warmstart service: {path} cannot be served: {error.strerror or error}", file=sys.stderr)
+        return 1
+    while not stop.is_set() and os.getppid() == parent:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stop.wait(), _PARENT_CHECK_S)
+    # Not to wait for its connections: a rank that waits for an answer keeps its own open.
+    server.close()
+    service.stop()
+    return 0
+
+
+async def serve(options: argparse.Namespace) -> int:
+    """The service of these options. Returns the exit status."""
+    service = Service(options.socket.parent, options.library, options.restoring, options.plans)
+    return await run(service, options.socket, options.parent)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the service's process."""
+    parser = argparse.ArgumentParser(prog="python -m sglang_warmstart.node.service", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True, help="a path in a directory of the service alone")
+    parser.add_argument("--parent", type=int, required=True, help="the process to end with")
+    parser.add_argument("--library", default=LIBRARY, help="the module that calls DeepGEMM in recording children")
+    parser.add_argument("--restoring", type=Path, help="a file that is locked while somebody restores kernels")
+    parser.add_argument("--plans", type=Path, help="record plans into this directory, and compile nothing")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="[%(asctime)s] warmstart service: %(message)s", level=logging.INFO)
+    open_log("service", os.environ)
+    if options.socket.exists():
+        print(f"warmstart service: {options.socket} is taken: name another --socket", file=sys.stderr)
+        sys.exit(2)
+    # Not asyncio.run, which ends its threads first: one may still wait for a child that hangs in the driver.
+    status = asyncio.new_event_loop().run_until_complete(serve(options))
+    remove_directory(options.socket.parent)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The picture of a start-up for a terminal: tables and bars there, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from sglang_warmstart.report.breakdown import CATEGORIES
+from sglang_warmstart.report.summary import Compile, Summary, compared, in_words, verdict
+
+_LONGEST = 10  # compiles and targets that are shown
+_BAR = 30  # columns of the longest bar
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_STYLES = {"compile": "yellow", "find": "yellow", "load": "cyan", "jit": "bold red", "other": "dim"}
+
+
+def show(summaries: Sequence[Summary], console: Console) -> None:
+    """Print one run, or two that are compared."""
+    for number, summary in enumerate(summaries):
+        letter = f"{'AB'[number]}: " if len(summaries) > 1 else ""
+        _line(console, plain(f"{letter}{summary.run.name}, {', '.join(summary.hosts)}, {summary.when}"), "dim")
+        _line(console, verdict(summary), "bold")
+        for each in summary.serving:
+            _line(console, f"JIT while serving: {_told(each, summary)}", "bold red")
+            if each.event.remedy:
+                _line(console, plain(f"  instead: {each.event.remedy}"))
+    if len(summaries) == 2:
+        _line(console, compared(*summaries), "bold")
+    _show_parts(summaries, console)
+    for summary in summaries:
+        _show_compiles(summary, console)
+        _show_targets(summary, console)
+
+
+def plain(text: str) -> str:
+    """Text from outside in one line, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def bar(part: float, most: float, width: int = _BAR) -> str:
+    """A bar whose length is a part of the longest one's, to an eighth of a column."""
+    eighths = round(part / most * width * 8) if most > 0 else 0
+    # What took any time is seen.
+    eighths = max(eighths, 1) if part > 0 else 0
+    return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def _show_parts(summaries: Sequence[Summary], console: Console) -> None:
+    breakdowns = [summary.breakdown for summary in summaries]
+    shown = [category for category in CATEGORIES if any(each.parts[category.key] > 0 for each in breakdowns)]
+    if not console.is_terminal:
+        for category in shown:
+            _line(console, f"  {category.title}: {', '.join(_parts_of(summaries, category.key))}")
+        return
+    most = max((each.parts[category.key] for each in breakdowns for category in shown), default=0.0)
+    right = ["A", "B", "difference"] if len(summaries) == 2 else ["seconds", "share"]
+    table = Table(
+        Column("where the seconds went", no_wrap=True, overflow="ellipsis"),
+        *(Column(title, justify="right", no_wrap=True) for title in right),
+        Column("", no_wrap=True, overflow="crop"),
+        box=box.SIMPLE_HEAD,
+    )
+    for category in shown:
+        style = _STYLES.get(category.key, "")
+        bars = "\n".join(bar(each.parts[category.key], most) for each in breakdowns)
+        table.add_row(Text(category.title, style), *_parts_of(summaries, category.key), Text(bars, style or "blue"))
+    table.add_section()
+    table.add_row("all", *_columns([each.seconds for each in breakdowns], breakdowns[0].seconds), style="bold")
+    console.print(table)
+
+
+def _parts_of(summaries: Sequence[Summary], key: str) -> list[str]:
+    breakdowns = [summary.breakdown for summary in summaries]
+    return _columns([each.parts[key] for each in breakdowns], breakdowns[0].seconds)
+
+
+def _columns(seconds: Sequence[float], whole: float) -> list[str]:
+    if len(seconds) == 2:
+        left, right = seconds
+        sign = "+" if right > left else "-" if right < left else ""
+        return [in_words(left), in_words(right), sign + in_words(abs(right - left))]
+    return [in_words(seconds[0]), f"{100 * seconds[0] / whole:.1f} %" if whole else ""]
+
+
+def _show_compiles(summary: Summary, console: Console) -> None:
+    longest = summary.compiles[:_LONGEST]
+    if not longest:
+        return
+    if not console.is_terminal:
+        _line(console, f"longest compiles of {len(summary.compiles)} in {plain(summary.run.name)}:")
+        for each in longest:
+            _line(console, f"  {_told(each, summary)}")
+        return
+    table = Table(
+        Column(_title(f"longest compiles of {plain(summary.run.name)}"), overflow="fold", ratio=3),
+        Column("seconds", justify="right", no_wrap=True),
+        Column("began at", justify="right", no_wrap=True),
+        Column("how", no_wrap=True),
+        Column("where", no_wrap=True),
+        Column("target or shape", overflow="ellipsis", no_wrap=True, ratio=3),
+        box=box.SIMPLE_HEAD,
+        expand=True,
+    )
+    for each in longest:
+        event = each.event
+        began = in_words(event.at - summary.run.start)
+        what = event.error or event.target or event.shape
+        cells = (plain(event.name), in_words(event.seconds), began, _how(each), plain(each.track), plain(what))
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def _show_targets(summary: Summary, console: Console) -> None:
+    targets = summary.targets[:_LONGEST]
+    if not targets:
+        return
+    if not console.is_terminal:
+        _line(console, f"targets of {plain(summary.run.name)}:")
+        for each in targets:
+            _line(console, f"  {plain(each.name)}: {each.kernels} kernels in {in_words(each.seconds)}")
+        return
+    right = [
+        Column(title, justify="right", no_wrap=True) for title in ("compiled", "in the cache", "failed", "seconds")
+    ]
+    table = Table(Column(_title(f"targets of {plain(summary.run.name)}"), overflow="fold"), *right, box=box.SIMPLE_HEAD)
+    for each in targets:
+        numbers = (each.kernels, each.cached, each.failed)
+        table.add_row(
+            Text(plain(each.name)), *(str(number) if number else "" for number in numbers), in_words(each.seconds)
+        )
+    console.print(table)
+
+
+def _told(each: Compile, summary: Summary) -> str:
+    event = each.event
+    parts: Iterator[str] = filter(
+        None,
+        (
+            f"{event.library} {event.name}".strip(),
+            f"for {event.target or event.shape}" if event.target or event.shape else "",
+        ),
+    )
+    began = in_words(event.at - summary.run.start)
+    return plain(f"{' '.join(parts)}: {in_words(event.seconds)}, {_how(each)}, {each.track}, at {began}") + (
+        f": {plain(event.error)}" if event.error else ""
+    )
+
+
+def _how(each: Compile) -> str:
+    if each.event.error:
+        return "failed"
+    if each.event.kind == "compile":
+        return "ahead"
+    return "on call, serving" if each.event.phase == "serving" else "on call"
+
+
+def _title(text: str) -> Text:
+    # A name in brackets would be markup in a bare title.
+    return Text(text)
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style), soft_wrap=True)

@@ -1,0 +1,1 @@
+"""SGLang: one file per feature. Only this room touches it."""

@@ -1,0 +1,78 @@
+"""A bundle of compiled kernels is restored while weights load (:mod:`sglang_warmstart.bundle.at_launch`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from sglang_warmstart.base.hooks import Hooks, class_of
+from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY
+from sglang_warmstart.sglang.envs import ENVIRON, declare_text
+from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
+from sglang_warmstart.sglang.exact_warmup.warmup import RESTORING, is_wanted, logger
+from sglang_warmstart.sglang.feature import Feature, Step
+
+
+def start_restoring(server_args: Any) -> None:
+    """Begin to restore the bundle that the environment names. The service of the node waits for it, and so do ranks."""
+    bundle = os.environ.get(BUNDLE.name)
+    os.environ.pop(RESTORING, None)
+    if not bundle or server_args.device != "cuda" or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
+        return
+    try:
+        # Here and not above: no rank needs these, and a server without a bundle does not either.
+        from sglang_warmstart.bundle import at_launch
+        from sglang_warmstart.sglang.caches import deep_gemm_cache
+
+        lock = at_launch.start(bundle, os.environ.get(BUNDLE_KEY.name), deep_gemm_cache(os.environ))
+    except Exception as error:
+        # Whatever it is, the server starts without.
+        logger.warning("warmstart: the bundle is not restored: %s", error)
+    else:
+        os.environ[RESTORING] = str(lock)
+
+
+def install_switches(hooks: Hooks, environ: ModuleType) -> None:
+    """Declare the switches on ``Envs``."""
+    for switch in (BUNDLE, BUNDLE_KEY):
+        declare_text(hooks, environ, switch)
+
+
+def install_start(hooks: Hooks, engine: ModuleType) -> None:
+    """Start restoring before the schedulers, and before the service, which reads where the lock is."""
+
+    def launch_scheduler_processes(
+        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        start_restoring(server_args)
+        return original(cls, server_args, *args, **kwargs)
+
+    hooks.wrap(
+        class_of(engine, "Engine"),
+        "_launch_scheduler_processes",
+        launch_scheduler_processes,
+        "cls, server_args, port_args, run_scheduler_process_func",
+        "cls, server_args, port_args, run_scheduler_process_func, placement_group",
+    )
+
+
+BUNDLE_RESTORE = Feature(
+    name="bundle-restore",
+    gains="kernels that were compiled elsewhere are restored while weights load; the start compiles none",
+    hooks={
+        f"{ENVIRON}.Envs.{BUNDLE.name}": "the switch, beside its neighbours",
+        f"{ENVIRON}.Envs.{BUNDLE_KEY.name}": "whose signature the bundle must bear",
+        f"{ENGINE}.Engine._launch_scheduler_processes": "runs once per node before any rank; wrapped after "
+        "exact-warmup, so that restoring has begun when the service starts",
+    },
+    upstream="none",
+    drop_when="upstream restores a cache of kernels by itself, under any install path",
+    built_in_as=(),
+    steps=(
+        Step((ENVIRON,), install_switches),
+        Step((ENGINE,), install_start, required=False),
+    ),
+)

@@ -1,0 +1,1 @@
+"""F6: each kernel is compiled once, all at the same time; a restart compiles none."""

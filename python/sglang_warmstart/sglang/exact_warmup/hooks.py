@@ -1,0 +1,122 @@
+"""F6: each kernel is compiled once, and a restart compiles none: how it gets into SGLang (see :mod:`.warmup`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.hooks import Hooks, check_parameters, class_of
+from sglang_warmstart.base.switches import COMPILER
+from sglang_warmstart.sglang.envs import ENVIRON, declare_text
+from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup, start_node_service
+from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT, chunked_prefill_size
+from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.hc_prenorm import DIRECT
+from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+
+ENGINE = "sglang.srt.entrypoints.engine"
+MAYBE_COMPILE = "_maybe_compile_deep_gemm_one_type_all"
+
+
+def install_service(hooks: Hooks, engine: ModuleType) -> None:
+    """Start the service with the schedulers: it ends with the process that starts them."""
+
+    def launch_scheduler_processes(
+        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        start_node_service(server_args)
+        return original(cls, server_args, *args, **kwargs)
+
+    hooks.wrap(
+        class_of(engine, "Engine"),
+        "_launch_scheduler_processes",
+        launch_scheduler_processes,
+        "cls, server_args, port_args, run_scheduler_process_func",
+        "cls, server_args, port_args, run_scheduler_process_func, placement_group",
+    )
+
+
+def install_switch(hooks: Hooks, environ: ModuleType) -> None:
+    """Declare the choice of the compiler on ``Envs``."""
+    declare_text(hooks, environ, COMPILER)
+
+
+class _Installed:
+    """The one exact warm-up of this process, made by the first step that is installed."""
+
+    exact: ExactWarmup | None = None
+
+    def hooks(self, hooks: Hooks, compile_utils: ModuleType, _entrypoint: ModuleType) -> None:
+        """Connect each rank when its configuration is known, and take the place of SGLang's own decision."""
+        original = getattr(compile_utils, MAYBE_COMPILE, None)
+        if original is None:
+            raise StandsAsideError(f"{COMPILE_UTILS}.{MAYBE_COMPILE}", "not there")
+        check_parameters(original, ("kernel_type, n, k, num_groups",), f"{COMPILE_UTILS}.{MAYBE_COMPILE}")
+        exact = ExactWarmup(compile_utils, direct=lambda _, function: getattr(function, DIRECT, None) or function)
+        self.exact = exact
+
+        def update_deep_gemm_config(update: Callable[..., None], gpu_id: int, *args: Any, **kwargs: Any) -> None:
+            update(gpu_id, *args, **kwargs)
+            server_args = server_arguments(*args, **kwargs)
+            # In 0.5.23 the arguments themselves are what the user gave, before anything was decided.
+            decided = server_args.resolved_dict() if hasattr(server_args, "resolved_dict") else None
+            exact.connect(server_args, decided, chunked_prefill_size(compile_utils, *args, **kwargs))
+
+        hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
+        hooks.replace(compile_utils, MAYBE_COMPILE, exact.around(original))
+        hooks.also_undo(exact.forget)
+
+    def discovery(self, hooks: Hooks, model_runner: ModuleType) -> None:
+        """Warm all targets of the rank before anything else runs a forward."""
+        runner_class = class_of(model_runner, "ModelRunner")
+        if "kernel_warmup" not in vars(runner_class):
+            return  # a later release: each target is met when it is first called
+
+        def kernel_warmup(original: Callable[..., None], runner: Any) -> None:
+            if self.exact is not None:
+                self.exact.warm(runner)
+            original(runner)
+
+        hooks.wrap(runner_class, "kernel_warmup", kernel_warmup, "self")
+
+
+def server_arguments(server_args: Any = None) -> Any:
+    """The server's arguments, which 0.5.23 keeps in its runtime context."""
+    if server_args is None:
+        from sglang.srt.runtime_context import get_server_args
+
+        return get_server_args()
+    return server_args
+
+
+def _steps() -> tuple[Step, ...]:
+    installed = _Installed()
+    return (
+        Step((ENVIRON,), install_switch),
+        Step((COMPILE_UTILS, ENTRYPOINT), installed.hooks),
+        Step((ENGINE,), install_service, required=False),
+        Step((MODEL_RUNNER,), installed.discovery, required=False),
+    )
+
+
+EXACT_WARMUP = Feature(
+    name="exact-warmup",
+    gains="each distinct DeepGEMM kernel is compiled once, all at the same time; a restart compiles none",
+    hooks={
+        f"{ENVIRON}.Envs.{COMPILER.name}": "the choice of the compiler, beside its neighbours",
+        f"{ENGINE}.Engine._launch_scheduler_processes": "the process that starts the ranks starts the service, "
+        "and they find it by their environment",
+        f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before it loads weights: it says hello, so that "
+        "the service is ready when it asks",
+        f"{COMPILE_UTILS}.{MAYBE_COMPILE}": "all wrapped GEMMs pass it, on every rank; replaced, not wrapped, since "
+        "it is on the path of every call",
+        f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "after memory is measured and before any forward: the dry "
+        "forwards, and one batch for all targets",
+    },
+    upstream="none",
+    drop_when="upstream compiles each distinct kernel once, in parallel, before it serves",
+    built_in_as=(f"{COMPILE_UTILS}:EXACT_WARMUP",),  # by a patch of the series
+    steps=_steps(),
+)

@@ -1,0 +1,419 @@
+"""Exact warm-up: each distinct kernel is compiled once, all of them at the same time, and a restart compiles none.
+
+SGLang's warm-up runs a GEMM for every M, or a sample of them, and compiles what it meets, one kernel after another.
+Here DeepGEMM itself is asked which kernels it would compile (:mod:`sglang_warmstart.deepgemm`), by one service a node.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from sglang_warmstart.base.events import timed
+from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.base.settings import number_above_0, one_of
+from sglang_warmstart.deepgemm.compiler import Kind
+from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
+from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
+from sglang_warmstart.node.launch import start_service
+from sglang_warmstart.node.protocol import Hello
+from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Rank
+from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
+from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
+
+# How a rank finds the service of its node; set by the process that starts both.
+SERVICE = "SGLANG_WARMSTART_SERVICE"
+# A file that is locked as long as somebody restores kernels into the cache; set by whoever started that.
+RESTORING = "SGLANG_WARMSTART_RESTORING"
+# Where `sglang-warmstart record` wants the plans of the ranks; set by that alone.
+PLANS = "SGLANG_WARMSTART_PLANS"
+
+COMPILER = "SGLANG_WARMSTART_COMPILER"
+KINDS: tuple[Kind, ...] = ("nvcc", "nvrtc")
+WORKERS = "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS"
+
+# What else a rank's DeepGEMM and its search for a compiler read.
+_PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
+# The arguments of a server that decide which GEMMs its ranks call. One that is missing here costs little: what a marker
+# does not know is warmed when it is first called.
+_DECIDING_ARGUMENTS = (
+    "model_path",
+    "revision",
+    "quantization",
+    "dtype",
+    "tp_size",
+    "pp_size",
+    "dp_size",
+    "ep_size",
+    "enable_dp_attention",
+    "moe_dense_tp_size",
+    "attention_backend",
+    "prefill_attention_backend",
+    "decode_attention_backend",
+    "moe_a2a_backend",
+    "moe_runner_backend",
+    "deepep_mode",
+    "chunked_prefill_size",
+    "max_prefill_tokens",
+    "disaggregation_mode",
+    "speculative_algorithm",
+    "enable_two_batch_overlap",
+    "enable_lora",
+)
+
+# In a model's configuration, what is about the place and the tool that it was read by.
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
+
+logger = logging.getLogger(LOGGER_NAME)
+
+
+class ExactWarmup:
+    """Exact warm-up in this process, which may become a rank.
+
+    Args:
+        compile_utils: SGLang's DeepGEMM warm-up.
+        direct: a GEMM as the library exports it, if somebody has put another one in its place (see ``Door``).
+    """
+
+    def __init__(
+        self,
+        compile_utils: ModuleType,
+        direct: Callable[[str, Callable[..., Any]], Callable[..., Any]] = lambda _, function: function,
+    ) -> None:
+        self.rank: Rank | None = None
+        self._compile_utils, self._direct = compile_utils, direct
+        self._is_wanted = False  # whether SGLang warms DeepGEMM here; ranks answer alike where their settings are
+        self._get_num_sms: Callable[[], int] | None = None  # DeepGEMM's, once there is a rank
+        # SGLang's keys of the GEMMs that are seen to, and their number of SMs.
+        self._known: set[tuple[Any, int, int, int, int]] = set()
+        self._chunk = 0
+        self._sweep_all: Callable[..., None] | None = None
+
+    def around(self, original: Callable[..., None]) -> Callable[..., None]:
+        """What takes the place of ``original``: SGLang's decision whether to warm a GEMM before it is called."""
+        known = self._known
+        self._sweep_all = original
+
+        @functools.wraps(original)
+        def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> None:
+            # On the path of every GEMM: nothing but the number of SMs, which is in the key, and a look into a set.
+            get_num_sms = self._get_num_sms
+            if get_num_sms is None:
+                original(kernel_type, n, k, num_groups)
+                return
+            key = (kernel_type, n, k, num_groups, get_num_sms())
+            if key not in known:
+                self._meet(key)
+
+        return maybe_compile
+
+    def _meet(self, key: tuple[Any, int, int, int, int]) -> None:
+        import torch
+
+        rank = self.rank
+        assert rank is not None
+        named = (key[0].name, *key[1:])
+        if named in rank.seen:
+            self._known.add(key)
+        elif not torch.cuda.is_current_stream_capturing():
+            # A kernel that is captured cannot be warmed in passing: DeepGEMM loads it, as it would.
+            rank.meet(named)
+
+    def _sweep(self, name: str, n: int, k: int, num_groups: int, fast: bool) -> None:
+        utils = self._compile_utils
+        kernel_type = utils.DeepGemmKernelType[name]
+        if not fast:
+            assert self._sweep_all is not None
+            self._sweep_all(kernel_type, n, k, num_groups)
+        elif utils._DO_COMPILE_ALL:
+            utils._compile_deep_gemm_one_type_all(kernel_type, n, k, num_groups, fast_m_list(self._chunk))
+
+    def connect(
+        self, server_args: Any, arguments: Mapping[str, Any] | None = None, chunked_prefill_size: int | None = None
+    ) -> None:
+        """Make this process a rank, if it can be one. It is said why not, and SGLang starts and warms as it does.
+
+        Args:
+            server_args: the server's arguments.
+            arguments: the same by name, where they are not its attributes.
+            chunked_prefill_size: tokens in a prefill chunk, likewise.
+
+        Raises:
+            RuntimeError: it cannot, and strict mode is on.
+        """
+        if self.rank is not None or not self._compile_utils.ENABLE_JIT_DEEPGEMM or not is_wanted():
+            return
+        from sglang.srt.environ import envs
+
+        self._is_wanted = True
+        self._chunk = server_args.chunked_prefill_size if chunked_prefill_size is None else chunked_prefill_size
+        strict = bool(envs.SGLANG_WARMSTART_STRICT.get())
+        try:
+            self.rank = self._connected_rank(_launch(server_args, arguments or vars(server_args)), strict)
+        except Exception as error:
+            # Whatever a fork looks like.
+            if strict:
+                raise
+            _refuse(f"{type(error).__name__}: {error}", strict)
+        if self.rank is not None:
+            self._get_num_sms = self.rank.library.get_num_sms
+
+    def warm(self, model_runner: Any) -> None:
+        """Before anything else runs a forward, find out the targets of the rank and warm all of them at once."""
+        if not self._is_wanted or not may_run_dry(model_runner):
+            return
+        # A rank that has no service would not run the forwards in which the others wait for it.
+        agreed = _all_agree(model_runner.tp_group, self.rank is not None)
+        if self.rank is not None and agreed:
+            warm_all(self.rank, model_runner)
+        elif self.rank is not None:
+            logger.warning("warmstart: not all ranks have a service: targets are warmed when they are first called")
+
+    def forget(self) -> None:
+        """As in a process that has just been started."""
+        self.rank, self._get_num_sms, self._is_wanted = None, None, False
+        self._known.clear()
+
+    def _connected_rank(self, launch: Launch, strict: bool) -> Rank | None:
+        from sglang.srt.environ import envs
+        from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+        compile_utils = self._compile_utils
+        library = compile_utils.deep_gemm
+        path = os.environ.get(SERVICE)
+        if path is None:
+            _refuse("no service was started with this server", strict)
+            return None
+        word, no_kind = one_of(COMPILER, KINDS, os.environ)
+        kind = cast(Kind, word)
+        # Not by ``envs``: a default of 4 is nobody's wish.
+        workers, no_number = number_above_0(WORKERS, os.environ)
+        for complaint in filter(None, (no_kind, no_number)):
+            logger.warning("warmstart: %s", complaint)
+        cache = os.environ["DG_JIT_CACHE_DIR"]
+        if kind == "nvrtc":
+            # Kernels of another compiler than DeepGEMM's own: once this is switched off again, none is in use.
+            cache = str(Path(cache, "nvrtc"))
+        environment = {name: os.environ[name] for name in os.environ if name.startswith("DG_") or name in _PLACES}
+        environment["DG_JIT_CACHE_DIR"] = cache
+        try:
+            client = ServiceClient(Path(path))
+            welcome = client.hello(
+                Hello(
+                    cache=cache,
+                    environment=environment,
+                    deep_gemm=str(Path(library.__file__).parent),
+                    gpu=_gpu(),
+                    launch=launch,
+                    kind=kind,
+                    workers=workers,
+                )
+            )
+        except ServiceGoneError as error:
+            _refuse(str(error), strict)
+            return None
+
+        @contextmanager
+        def outside() -> Iterator[None]:
+            saved = compile_utils.disable_symmetric_memory_context()
+            try:
+                yield
+            finally:
+                compile_utils.restore_symmetric_memory_context(saved)
+
+        for note in welcome.notes:
+            logger.warning("warmstart: %s", note)
+        if welcome.problem:
+            _refuse(welcome.problem, strict)
+            return None
+        os.environ["DG_JIT_CACHE_DIR"] = cache
+        if envs.SGLANG_JIT_DEEPGEMM_FAST_WARMUP.get():
+            logger.info("warmstart: exact warm-up takes the place of FAST_WARMUP: it covers every M, and costs less")
+        return Rank(
+            client=client,
+            library=library,
+            entrypoint=entrypoint,
+            direct=self._direct,
+            m_max=full_m_list(self._chunk)[-1],
+            strict=strict,
+            free_bytes=_free_bytes,
+            sweep=self._sweep,
+            outside_symmetric_memory=outside,
+            only_plans=welcome.only_plans,
+        )
+
+
+def is_wanted() -> bool:
+    """Whether the switches leave it on, and DeepGEMM's warm-up as a whole."""
+    from sglang.srt.environ import envs
+
+    return bool(
+        envs.SGLANG_WARMSTART.get()
+        and envs.SGLANG_ENABLE_JIT_DEEPGEMM.get()
+        and envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.get()
+    )
+
+
+def start_node_service(server_args: Any) -> None:
+    """Start the service beside the ranks, which find it by their environment. It ends with this process."""
+    if server_args.device == "cuda" and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
+        os.environ.pop(SERVICE, None)
+        try:
+            restoring, plans = (Path(os.environ[name]) if name in os.environ else None for name in (RESTORING, PLANS))
+            os.environ[SERVICE] = str(start_service(restoring=restoring, plans=plans).socket)
+        except Exception as error:
+            # Whatever it is, the server starts without.
+            logger.warning("warmstart: no service for exact warm-up: %s", error)
+
+
+def _refuse(reason: str, strict: bool) -> None:
+    if strict:
+        raise RuntimeError(f"exact warm-up is not possible: {reason}")
+    logger.warning("warmstart: no exact warm-up, SGLang warms DeepGEMM in its own way: %s", reason)
+
+
+def _gpu() -> Gpu:
+    import torch
+
+    ordinal = torch.cuda.current_device()
+    properties = torch.cuda.get_device_properties(ordinal)
+    return Gpu(
+        name=properties.name,
+        num_sms=properties.multi_processor_count,
+        capability=(properties.major, properties.minor),
+        ordinal=ordinal,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+
+
+def _free_bytes() -> int:
+    import torch
+
+    # What the allocator holds and does not use, it gives up for another tensor.
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(torch.cuda.mem_get_info()[0] + unused)
+
+
+def _launch(server_args: Any, arguments: Mapping[str, Any]) -> Launch:
+    from sglang.srt.distributed.parallel_state import get_world_group
+
+    launch = {name: str(arguments.get(name)) for name in _DECIDING_ARGUMENTS}
+    launch["rank"] = str(get_world_group().rank)
+    if hasattr(server_args, "get_model_config"):
+        config = json.loads(server_args.get_model_config().hf_config.to_json_string())
+        said = {name: value for name, value in config.items() if name not in _NOT_THE_MODEL}
+        launch["config"] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        # The model is what its configuration says, wherever it lies: a plan is to fit it on any machine.
+        del launch["model_path"], launch["revision"]
+    return launch
+
+
+def may_run_dry(model_runner: Any) -> bool:
+    """Whether dry forwards can run. It follows from arguments that all ranks share."""
+    return (
+        model_runner.device == "cuda"
+        and not model_runner.is_draft_worker
+        and not model_runner.spec_algorithm.is_speculative()
+    )
+
+
+def warm_all(rank: Rank, model_runner: Any) -> None:
+    """Warm all targets of a rank: those of the marker, or those that dry forwards find."""
+    group = model_runner.tp_group
+    start = dry_done = time.perf_counter()
+    restored = _restored(rank.client)
+    # A dry forward holds collectives: all ranks run it, or none.
+    if _all_agree(group, bool(restored)):
+        rank.load(restored)
+        how, count = "restored from the marker", len(restored)
+    else:
+        with timed("discover", "dry forwards", library="deep-gemm") as details:
+            targets = found_dry(rank, model_runner)
+            details["kernels"] = len(targets)
+        dry_done = time.perf_counter()
+        rank.warm(targets, START_WAIT_S)
+        how, count = "found by dry forwards", len(targets)
+    end = time.perf_counter()
+    logger.info(
+        "warmstart: exact warm-up: %d targets %s, %d kernels compiled on this node: "
+        "dry forwards %.2f s, wait %.2f s, load %.3f s",
+        count,
+        how,
+        rank.compiled,
+        dry_done - start,
+        end - dry_done - rank.load_s,
+        rank.load_s,
+    )
+    # Ranks that were done first wait here, and not in a collective of the GPU.
+    group.barrier()
+
+
+def _restored(client: ServiceClient) -> list[TargetKernels]:
+    try:
+        answer = client.restore()
+    except ServiceGoneError as error:
+        logger.warning("warmstart: the marker cannot be read: %s", error)
+        return []
+    for note in answer.notes:
+        logger.warning("warmstart: %s", note)
+    return [TargetKernels(each.target, each.kernels) for each in answer.targets]
+
+
+def _all_agree(group: Any, mine: bool) -> bool:
+    import torch
+
+    if group.world_size == 1:
+        return mine
+    votes = torch.tensor([int(mine)])
+    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN, group=group.cpu_group)
+    return bool(votes.item())
+
+
+def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
+    """The targets that one DECODE and one EXTEND forward of the smallest legal batch call, without calling them."""
+    import torch
+    from sglang.srt.layers.dp_attention import set_is_extend_in_batch
+
+    failure: Exception | None = None
+    agreed = True
+    rank.start_dry()
+    for each in forward_modes_of(model_runner):
+        try:
+            with torch.inference_mode():
+                model_runner._dummy_run(batch_size=smallest_batch(model_runner), forward_mode_override=each)
+            torch.get_device_module(model_runner.device).synchronize()
+        except Exception as error:
+            failure = error
+        # After each: the others would wait at the beginning of the next one for a rank that has failed.
+        agreed = _all_agree(model_runner.tp_group, failure is None)
+        if not agreed:
+            break
+    targets = rank.end_dry()
+    set_is_extend_in_batch(False)  # as it was before a forward that extends
+    if not agreed:
+        if rank.strict:
+            raise RuntimeError("a dry forward failed on this or on another rank") from failure
+        why = f"{type(failure).__name__}: {failure}" if failure else "on another rank"
+        logger.warning("warmstart: a dry forward failed, targets are warmed when they are first called: %s", why)
+    return targets
+
+
+def smallest_batch(model_runner: Any) -> int:
+    """The smallest batch that all ranks can split among them."""
+    from sglang.srt.layers.dp_attention import get_attention_tp_size
+    from sglang.srt.utils import require_gathered_buffer
+
+    gathered = require_gathered_buffer(model_runner.server_args)
+    return math.lcm(max(model_runner.attn_cp_size, 1), get_attention_tp_size() if gathered else 1)

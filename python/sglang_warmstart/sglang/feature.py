@@ -1,0 +1,74 @@
+"""What a feature is: a name, what it follows, and the steps that install it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from sglang_warmstart.base.hooks import Hooks
+
+
+class State(Enum):
+    """Where a feature stands in this process."""
+
+    ACTIVE = "active"
+    WAITING = "waiting for its module"  # SGLang has not imported what it hooks
+    BUILT_IN = "built in"  # by SGLang's own release, or by a patch of the series
+    STANDS_ASIDE = "stands aside"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a feature, installed as soon as SGLang has imported all of ``modules``.
+
+    ``install(hooks, *modules)`` makes its changes through ``hooks`` and raises StandsAsideError where SGLang does not
+    look as expected.
+    """
+
+    modules: tuple[str, ...]
+    install: Callable[..., None]
+    # False for what only some models bring in: the feature counts as active without it.
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One thing that SGLang gains. The table of these is the plugin; the docs page of each is built from it."""
+
+    name: str
+    gains: str
+    hooks: Mapping[str, str]  # everything in SGLang that it adds or changes, by full dotted name, and why there
+    upstream: str
+    drop_when: str
+    # "module:name" in SGLang's own source: it has the feature itself where one of them is defined or imported.
+    built_in_as: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass
+class Installation:
+    """A feature in this process: its state, why, and the changes that it has made."""
+
+    feature: Feature
+    hooks: Hooks
+    state: State = State.WAITING
+    detail: str = ""
+    missing: set[Step] = field(default_factory=set)
+
+
+def find_built_in(feature: Feature, sglang_root: Path) -> str | None:
+    """The first of ``feature.built_in_as`` that SGLang's source has, found by reading: nothing is imported.
+
+    Args:
+        sglang_root: the directory of the package ``sglang``.
+    """
+    for name in feature.built_in_as:
+        module, definition = name.split(":")
+        path = sglang_root.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        pattern = rf"^\s*(def {definition}\b|{definition}\s*[:=]|from \S+ import .*\b{definition}\b)"
+        if path.is_file() and re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE):
+            return name.replace(":", ".")
+    return None

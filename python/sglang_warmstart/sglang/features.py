@@ -1,0 +1,50 @@
+"""The features: one file each, and the table that the plugin installs.
+
+The order is that of installation. Hooks on one function stack in it, the later one outside: ``mhc-prewarm`` comes
+before ``pp-parallel-warmup`` so that the latter's forwards are the last thing in ``ModelRunner.kernel_warmup``, and
+``bundle-restore`` after ``exact-warmup`` so that restoring has begun when the service is started. What watches comes
+last: ``jit-monitor`` before ``start-up-events``, whose run begins before all else, and whose steps hold all else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sglang_warmstart.base.switches import ONLY
+from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
+from sglang_warmstart.sglang.bundle_restore import BUNDLE_RESTORE
+from sglang_warmstart.sglang.exact_warmup.hooks import EXACT_WARMUP
+from sglang_warmstart.sglang.fast_warmup import FAST_WARMUP
+from sglang_warmstart.sglang.feature import Feature
+from sglang_warmstart.sglang.hc_prenorm import HC_PRENORM
+from sglang_warmstart.sglang.jit_monitor import JIT_MONITORING
+from sglang_warmstart.sglang.mhc_prewarm import MHC_PREWARM
+from sglang_warmstart.sglang.pp_parallel_warmup import PP_PARALLEL_WARMUP
+from sglang_warmstart.sglang.start_up_events import START_UP_EVENTS
+
+FEATURES: tuple[Feature, ...] = (
+    FAST_WARMUP,
+    HC_PRENORM,
+    MHC_PREWARM,
+    PP_PARALLEL_WARMUP,
+    ATTN_TP_GATHER,
+    EXACT_WARMUP,
+    BUNDLE_RESTORE,
+    JIT_MONITORING,
+    START_UP_EVENTS,
+)
+
+
+def chosen_features(environment: Mapping[str, str]) -> tuple[tuple[Feature, ...], str | None]:
+    """The features to install: those that ``SGLANG_WARMSTART_ONLY`` names, or all where it names none.
+
+    Returns:
+        The features, and a complaint (one line) about names that are none.
+    """
+    wanted = [name.strip() for name in environment.get(ONLY.name, "").split(",") if name.strip()]
+    known = {feature.name for feature in FEATURES}
+    strange = [name for name in wanted if name not in known]
+    words = ", ".join(f'"{name}"' for name in strange)
+    complaint = f"{ONLY.name}: there is no feature {words}: choose among {', '.join(sorted(known))}"
+    chosen = tuple(feature for feature in FEATURES if feature.name in wanted) or FEATURES
+    return chosen, complaint if strange else None

@@ -1,0 +1,168 @@
+"""A kernel that is compiled while serving is reported or refused (:mod:`sglang_warmstart.libraries.monitor`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Any, Literal, cast
+
+from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.events import log_of_process
+from sglang_warmstart.base.hooks import Hooks, class_of
+from sglang_warmstart.base.settings import one_of
+from sglang_warmstart.base.switches import JIT_MONITOR
+from sglang_warmstart.deepgemm.compiler import CompilerError
+from sglang_warmstart.libraries import ninja as watch_ninja
+from sglang_warmstart.libraries import tilelang as watch_tilelang
+from sglang_warmstart.libraries import triton as watch_triton
+from sglang_warmstart.libraries.deep_gemm import DeepGemmWatch
+from sglang_warmstart.libraries.monitor import MODES, JitMonitor, JitWhileServingError, Mode
+from sglang_warmstart.sglang.envs import ENVIRON, declare_text
+from sglang_warmstart.sglang.exact_warmup.hooks import server_arguments
+from sglang_warmstart.sglang.exact_warmup.warmup import SERVICE, is_wanted, logger
+from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
+from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.start_up_events import SCHEDULER
+
+
+def mode_of(environment: Mapping[str, str]) -> Mode:
+    """What is to become of a JIT compile while serving."""
+    return cast(Mode, one_of(JIT_MONITOR.name, MODES, environment)[0])
+
+
+def install_switch(hooks: Hooks, environ: ModuleType) -> None:
+    """Declare the switch on ``Envs``, and say if its value is none that it has."""
+    declare_text(hooks, environ, JIT_MONITOR)
+    complaint = one_of(JIT_MONITOR.name, MODES, os.environ)[1]
+    if complaint:
+        hooks.notes.append(complaint)
+
+
+def install_listener(hooks: Hooks, scheduler: ModuleType) -> None:
+    """In a rank, hear of every compile from when its events are recorded."""
+
+    def run_event_loop(original: Callable[..., None], self: Any) -> None:
+        mode = mode_of(os.environ)
+        log = log_of_process()
+        if mode != "off" and log is None:
+            logger.warning("warmstart: the JIT monitor watches nothing here: no events are recorded in this process")
+        if mode != "off" and log is not None:
+            further = self.server_args.node_rank > 0
+            if mode == "error" and further:
+                logger.warning(
+                    "warmstart: on further nodes JIT is reported and not refused: they are not told when the server is "
+                    "ready"
+                )
+            log.listeners.append(JitMonitor("warn" if further else mode))
+        original(self)
+
+    hooks.wrap(class_of(scheduler, "Scheduler"), "run_event_loop", run_event_loop, "self")
+
+
+def _watching(library: str, install: Callable[[Hooks, ModuleType], None]) -> Callable[..., None]:
+    """A step that watches a library. Where that looks different it is not watched, which is said; the others are."""
+
+    def install_watch(hooks: Hooks, module: ModuleType, *_others: ModuleType) -> None:
+        if mode_of(os.environ) == "off":
+            return
+        try:
+            install(hooks, module)
+        except StandsAsideError as error:
+            hooks.notes.append(f"the JIT monitor does not watch {library}: {error.target}: {error.reason}")
+
+    return install_watch
+
+
+def watch_triton_here(hooks: Hooks, triton: ModuleType) -> None:
+    """Watch Triton by its listener."""
+    hooks.made("triton.knobs.compilation.listener", watch_triton.watch(triton))
+
+
+def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
+    """Stand before DeepGEMM's compiler in each rank, once that has said hello to the service with the real one."""
+    refuse = mode_of(os.environ) == "error"
+    watch: DeepGemmWatch | None = None
+
+    def update_deep_gemm_config(original: Callable[..., None], gpu_id: int, *args: Any, **kwargs: Any) -> None:
+        nonlocal watch
+        original(gpu_id, *args, **kwargs)
+        log = log_of_process()
+        if watch is not None or log is None or not compile_utils.ENABLE_JIT_DEEPGEMM:
+            return
+        try:
+            further = server_arguments(*args, **kwargs).node_rank > 0
+            watch = DeepGemmWatch(
+                log, os.environ, refuse=refuse and not further, exact=is_wanted() and SERVICE in os.environ
+            )
+        except (CompilerError, OSError) as error:
+            logger.warning("warmstart: the JIT monitor does not watch deep-gemm: %s", error)
+        else:
+            hooks.also_undo(watch.stop)
+
+    def deep_gemm_execution_hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inside = original(*args, **kwargs)
+        return inside if watch is None else _Refusing(inside, watch)
+
+    hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
+    if refuse:
+        # DeepGEMM's own error does not say what failed, and why. Not in the default mode: it is on every call's path.
+        hooks.wrap(
+            compile_utils, "deep_gemm_execution_hook", deep_gemm_execution_hook, "m, n, k, num_groups, kernel_type"
+        )
+
+
+@dataclass
+class _Refusing(AbstractContextManager[None]):
+    """What SGLang puts around a GEMM, and an error that says why if the GEMM was made to fail."""
+
+    inside: AbstractContextManager[None]
+    watch: DeepGemmWatch
+
+    def __enter__(self) -> None:
+        self.inside.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        try:
+            self.inside.__exit__(kind, error, traceback)
+        finally:
+            if isinstance(error, RuntimeError) and not isinstance(error, JitWhileServingError):
+                refusal = self.watch.refusal()
+                if refusal is not None:
+                    raise refusal from error
+        return False
+
+
+JIT_MONITORING = Feature(
+    name="jit-monitor",
+    gains="a kernel that is compiled while serving is reported, or refused, with what would have covered it",
+    hooks={
+        f"{ENVIRON}.Envs.{JIT_MONITOR.name}": "the switch, beside its neighbours",
+        f"{SCHEDULER}.Scheduler.run_event_loop": "a rank that begins to serve hears of compiles from now on",
+        f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before DeepGEMM asks for its compiler; wrapped "
+        "after exact-warmup, which tells the service of the real one",
+        f"{COMPILE_UTILS}.deep_gemm_execution_hook": "in mode error only: around every wrapped GEMM, so that one that "
+        "is refused says why",
+        "triton.knobs.compilation.listener": "Triton's own hook, called after each compile",
+        "flashinfer.jit.core.JitSpec.build": "FlashInfer has no hook; this is called once per module that is loaded",
+        "tvm_ffi.cpp.extension.build_ninja": "nor has tvm-ffi, by which SGLang's own JIT kernels are built; likewise",
+        "tilelang.jit.kernel.JITKernel.__init__": "nor has TileLang; it compiles here what its cache does not have",
+    },
+    upstream="none",
+    drop_when="upstream reports what is compiled while serving",
+    built_in_as=(),
+    steps=(
+        Step((ENVIRON,), install_switch),
+        Step((SCHEDULER,), install_listener, required=False),
+        # With the modules of exact-warmup's step, or it would not come after that.
+        Step((COMPILE_UTILS, ENTRYPOINT), _watching("deep-gemm", watch_deep_gemm_here), required=False),
+        Step(("triton",), _watching("triton", watch_triton_here), required=False),
+        Step(("flashinfer.jit.core",), _watching("flashinfer", watch_ninja.watch_flashinfer), required=False),
+        Step(("tvm_ffi.cpp.extension",), _watching("tvm-ffi", watch_ninja.watch_tvm_ffi), required=False),
+        Step(("tilelang.jit.kernel",), _watching("tilelang", watch_tilelang.watch), required=False),
+    ),
+)

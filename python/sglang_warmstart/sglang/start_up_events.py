@@ -1,0 +1,209 @@
+"""What a start-up went to is recorded as events (:mod:`sglang_warmstart.base.events`), and counted in metrics."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType, ModuleType
+from typing import Any
+
+from sglang_warmstart.base import runs
+from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.events import EVENTS, METRICS, close_log, emit, log_of_process, now, open_log, timed
+from sglang_warmstart.base.hooks import Hooks, class_of
+from sglang_warmstart.sglang.caches import deep_gemm_cache
+from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
+from sglang_warmstart.sglang.exact_warmup.warmup import logger
+from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+
+HTTP_SERVER = "sglang.srt.entrypoints.http_server"
+SCHEDULER = "sglang.srt.managers.scheduler"
+
+RUNNER = f"{MODEL_RUNNER}.ModelRunner"
+_OWNERS = {"init_memory_pool": f"{MODEL_RUNNER}_kv_cache_mixin.ModelRunnerKVCacheMixin"}
+
+# The steps of a rank's start-up: method of ModelRunner -> what it is called. A release has some of them.
+STEPS = {
+    "init_torch_distributed": "distributed",
+    "load_model": "load weights",
+    "init_memory_pool": "memory pool",
+    "init_attention_backend": "attention backend",
+    "init_attention_backends": "attention backend",
+    "kernel_warmup": "kernel warm-up",
+    "init_device_graphs": "CUDA graphs",
+    "init_cuda_graphs": "CUDA graphs",
+    "init_piecewise_cuda_graphs": "piecewise CUDA graphs",
+}
+
+
+def begin_run(server_args: Any) -> None:
+    """Make the directory of this run, for this process and those that it starts."""
+    directory, problem = runs.new_run(deep_gemm_cache(os.environ))
+    if problem:
+        logger.warning("warmstart: events of this run are not kept: %s", problem)
+    os.environ[EVENTS] = str(directory)
+    os.environ.pop(METRICS, None)
+    if server_args.enable_metrics and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        os.environ[METRICS] = "1"
+    log = open_log("main", os.environ)
+    if log is not None:
+        emit("step", "imports", log.process.started, now() - log.process.started)
+
+
+def server_is_ready() -> None:
+    """From now on, what is compiled is compiled while serving. Every process of the node learns of it."""
+    log = log_of_process()
+    if log is not None:
+        emit("ready", "server", now())
+        try:
+            runs.say_ready(log.directory)
+        except OSError as error:
+            logger.warning(
+                "warmstart: the ranks do not learn that the server is ready, so the JIT monitor reports nothing: %s",
+                error,
+            )
+
+
+def install_run(hooks: Hooks, engine: ModuleType) -> None:
+    """Begin a run with the first thing that belongs to it, and end its start-up where no HTTP server does."""
+
+    def launch_scheduler_processes(
+        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        begin_run(server_args)
+        with timed("step", "launch"):
+            return original(cls, server_args, *args, **kwargs)
+
+    cls = class_of(engine, "Engine")
+    constructor = inspect.unwrap(vars(cls)["__init__"]).__code__
+
+    def launch_subprocesses(
+        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        launched = original(cls, server_args, *args, **kwargs)
+        # It cannot be seen at the constructor itself: that is what loads plugins.
+        in_engine = any(frame.f_code is constructor for frame in _callers(sys._getframe()))
+        if in_engine or _warms_up_elsewhere(server_args):
+            server_is_ready()
+        return launched
+
+    hooks.wrap(
+        cls,
+        "_launch_scheduler_processes",
+        launch_scheduler_processes,
+        "cls, server_args, port_args, run_scheduler_process_func",
+        "cls, server_args, port_args, run_scheduler_process_func, placement_group",
+    )
+    hooks.wrap(cls, "_launch_subprocesses", launch_subprocesses, *_its_parameters(cls, "_launch_subprocesses"))
+    hooks.also_undo(close_log)
+
+
+def _warms_up_elsewhere(server_args: Any) -> bool:
+    """Whether the HTTP server's own warm-up is made by processes of uvicorn's or Granian's, which load no plugin."""
+    several = getattr(server_args, "tokenizer_worker_num", 1) > 1
+    return server_args.node_rank == 0 and (several or getattr(server_args, "enable_http2", False))
+
+
+def install_ready(hooks: Hooks, http_server: ModuleType) -> None:
+    """The server is ready when its own warm-up has ended."""
+
+    def _wait_and_warmup(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        with timed("step", "server warm-up"):
+            original(*args, **kwargs)
+        server_is_ready()
+
+    hooks.wrap(http_server, "_wait_and_warmup", _wait_and_warmup, "server_args, launch_callback, execute_warmup_func")
+
+
+def install_rank(hooks: Hooks, scheduler: ModuleType) -> None:
+    """A scheduler's process is a rank."""
+    cls = class_of(scheduler, "Scheduler")
+    signature = inspect.signature(vars(cls)["__init__"])
+
+    def __init__(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        log = open_log("rank", os.environ, **_labels(signature.bind(*args, **kwargs).arguments))
+        if log is not None:
+            emit("step", "imports", log.process.started, now() - log.process.started)
+        with timed("step", "scheduler"):
+            original(*args, **kwargs)
+
+    def run_event_loop(original: Callable[..., None], self: Any) -> None:
+        # Further nodes have no HTTP server, and nobody tells them when that of the first one is ready.
+        log = log_of_process()
+        if self.server_args.node_rank > 0 and log is not None:
+            emit("ready", "rank", now())
+            log.begin_serving()
+        original(self)
+
+    hooks.wrap(cls, "__init__", __init__, *_its_parameters(cls, "__init__"))
+    hooks.wrap(cls, "run_event_loop", run_event_loop, "self")
+
+
+def install_steps(hooks: Hooks, model_runner: ModuleType) -> None:
+    """Record how long each step of a rank's start-up takes."""
+    cls = class_of(model_runner, "ModelRunner")
+    # Some come from a class that it is made of.
+    owners = {name: owner for owner in reversed(cls.__mro__) for name in STEPS if name in vars(owner)}
+    if not owners:
+        raise StandsAsideError(RUNNER, f"none of {', '.join(STEPS)} is there")
+    for name, owner in owners.items():
+        _record_step(hooks, owner, name)
+
+
+def _record_step(hooks: Hooks, cls: type, name: str) -> None:
+    def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with timed("step", STEPS[name]):
+            return original(*args, **kwargs)
+
+    hooks.wrap(cls, name, step, *_its_parameters(cls, name))
+
+
+def _its_parameters(cls: type, name: str) -> tuple[str, ...]:
+    """What a method takes: nothing is done with what it is given."""
+    method = vars(cls).get(name)
+    return (", ".join(inspect.signature(getattr(method, "__func__", method)).parameters) if method else "",)
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _labels(arguments: dict[str, Any]) -> dict[str, str]:
+    names = ("dp_rank", "pp_rank", "tp_rank")
+    given = {name: arguments[name] for name in names if name in arguments}
+    if not given:
+        # In 0.5.23 a rank finds its place by its runtime context.
+        from sglang.srt.runtime_context import get_parallel
+
+        given = {name: getattr(get_parallel(), name, None) for name in names}
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+START_UP_EVENTS = Feature(
+    name="start-up-events",
+    gains="what each second of a start-up went to, as events for `sglang-warmstart report`, and metrics",
+    hooks={
+        f"{ENGINE}.Engine._launch_scheduler_processes": "runs once per node before any rank; wrapped last, so that the "
+        "run begins before anything that has events",
+        f"{ENGINE}.Engine._launch_subprocesses": "an engine without HTTP is ready when this ends; its constructor is "
+        "what loads plugins, and cannot be hooked by one",
+        f"{HTTP_SERVER}._wait_and_warmup": "when it ends, the server is ready",
+        f"{SCHEDULER}.Scheduler.__init__": "the first thing in a rank that knows which one it is",
+        f"{SCHEDULER}.Scheduler.run_event_loop": "further nodes have nobody else who says that they are ready",
+        **{f"{_OWNERS.get(name, RUNNER)}.{name}": f"the step: {step}" for name, step in STEPS.items()},
+    },
+    upstream="none",
+    drop_when="upstream says what its start-up goes to",
+    built_in_as=(),
+    steps=(
+        Step((ENGINE,), install_run, required=False),
+        Step((HTTP_SERVER,), install_ready, required=False),
+        Step((SCHEDULER,), install_rank, required=False),
+        Step((MODEL_RUNNER,), install_steps, required=False),
+    ),
+)

@@ -1,0 +1,725 @@
+"""F6 in a rank that serves: what happens when SGLang's wrapper calls a GEMM for the first time, and from then on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sglang_warmstart
+import torch
+from kit import wrapped_gemms
+from kit.delivery import Delivery, delivered
+from kit.gpu_standins import CudaRuntime
+from kit.node import Node
+from kit.release import installed_release
+from kit.served_rank import ServedRank, compiled_for, representatives_of
+from kit.standin_library import TAKEN_GPU
+from kit.wrapped_gemms import (
+    BF16,
+    CALLS,
+    CONTIGUOUS,
+    DENSE,
+    MASKED,
+    PRENORM,
+    K,
+    bf16,
+    dense,
+    masked,
+    overlapped,
+    prenorm,
+    target,
+)
+from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
+from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+from sglang_warmstart.deepgemm import gemms
+from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
+from sglang_warmstart.sglang.exact_warmup.rank import Rank, WarmupError
+from sglang_warmstart.sglang.m_list import fast_m_list
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+FEATURE = "exact-warmup"
+STRICT = "SGLANG_WARMSTART_STRICT"
+
+on_0_5_12 = pytest.mark.release("0.5.12")
+
+# SGLang's own prenorm of 0.5.23 does not pass the hook.
+HOOKED = [kernel_type for kernel_type in CALLS if kernel_type != PRENORM or installed_release().version == "0.5.12"]
+
+# In a tuple: as a name of this module the plugin would replace it.
+SGLANG_MAYBE_COMPILE = (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,)
+
+# What SGLang sweeps in these tests, instead of thousands.
+SWEPT = [1, 2, 3]
+
+
+@pytest.fixture(autouse=True)
+def delivery() -> Iterator[Delivery]:
+    """Started anew for each test: a process that is a rank stays one."""
+    with delivered() as delivery:
+        yield delivery
+
+
+@pytest.fixture
+def started(rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> ServedRank:
+    """A rank whose model runner has started: the first one of its node."""
+    monkeypatch.delenv(STRICT, raising=False)
+    rank.connect(runner)
+    return rank
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What was warned of so far."""
+
+    def so_far() -> list[str]:
+        records = caplog.get_records("call")
+        return [each.getMessage() for each in records if each.name == "sglang.warmstart" and each.levelname != "INFO"]
+
+    return so_far
+
+
+def deep_gemm_is_in_its_place(rank: ServedRank) -> bool:
+    return entrypoint.deep_gemm is rank.deep_gemm.module
+
+
+def ms(rank: ServedRank) -> list[int]:
+    """The M of each call that reached DeepGEMM."""
+    return [m for _, m in rank.calls]
+
+
+# The first call
+
+
+LAYOUTS = {
+    DENSE: [{"lhs_scale": lhs, "rhs_scale": rhs} for lhs in ("k", "tma") for rhs in ("k", "mn")],
+    CONTIGUOUS: [{"lhs_scale": "k", "rhs_scale": "mn"}, {"lhs_scale": "tma", "rhs_scale": "k"}],
+    MASKED: [{"lhs_scale": "k", "rhs_scale": "mn"}, {"lhs_scale": "tma", "rhs_scale": "k"}],
+    BF16: [{"lhs_major": lhs, "rhs_major": rhs} for lhs in ("k", "mn") for rhs in ("k", "mn")],
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel_type", "layout"),
+    [(kernel_type, layout) for kernel_type, layouts in LAYOUTS.items() for layout in layouts],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value.values()),
+)
+def test_the_first_call_becomes_a_target_with_its_layouts_and_loads_all_its_kernels(
+    kernel_type: str, layout: dict[str, str], started: ServedRank
+) -> None:
+    expected = target(kernel_type, **layout)
+    assert CALLS[kernel_type](**layout).unique().tolist() == [K]
+    assert started.warmed == {expected}
+    assert started.nvcc.compiled == compiled_for(expected)
+    *loaded, real = ms(started)
+    assert loaded == representatives_of(expected)
+    assert real not in loaded
+    assert deep_gemm_is_in_its_place(started)
+
+
+@pytest.mark.parametrize("kernel_type", HOOKED)
+def test_no_m_of_a_target_compiles_anything_afterwards(kernel_type: str, started: ServedRank) -> None:
+    CALLS[kernel_type]()
+    before = started.nvcc.runs
+    for m in (128, 256, 640) if kernel_type == CONTIGUOUS else (1, 16, 17, 40, 100, 129, 700):
+        assert CALLS[kernel_type](m=m).unique().tolist() == [K]
+    assert started.nvcc.runs == before
+
+
+@pytest.mark.parametrize("kernel_type", HOOKED)
+def test_the_second_call_goes_straight_to_deep_gemm(kernel_type: str, started: ServedRank) -> None:
+    CALLS[kernel_type]()
+    before = len(started.calls)
+    CALLS[kernel_type]()
+    assert len(started.calls) == before + 1
+
+
+def functions_of_ours(run: Callable[[], Any]) -> list[str]:
+    """Which of our functions a run calls."""
+    called, package = [], str(Path(sglang_warmstart.__file__).parent)
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return called
+
+
+def test_a_known_call_costs_a_look_into_a_set(started: ServedRank) -> None:
+    for _ in range(2):
+        bf16()
+    assert functions_of_ours(bf16) == ["maybe_compile"]
+
+
+def test_each_shape_is_a_target_of_its_own(started: ServedRank) -> None:
+    for n, k in ((384, 512), (768, 512), (384, 1024)):
+        dense(n=n, k=k)
+    assert started.warmed == {target(DENSE, n=n, k=k) for n, k in ((384, 512), (768, 512), (384, 1024))}
+
+
+def test_the_range_of_m_is_what_sglang_would_sweep(rank: ServedRank, runner: ModelRunner) -> None:
+    rank.connect(runner, chunked_prefill_size=10000)
+    bf16()
+    assert rank.warmed == {target(BF16, m_max=20000)}
+
+
+@pytest.mark.parametrize("gpu_id", [0, 3])
+def test_every_rank_is_warmed_and_none_sweeps(gpu_id: int, rank: ServedRank, runner: ModelRunner) -> None:
+    rank.connect(runner, gpu_id=gpu_id)
+    assert sglang_compile_utils._DO_COMPILE_ALL is (gpu_id == 0)
+    dense()
+    assert rank.nvcc.compiled == compiled_for(target(DENSE))
+    assert ms(rank) == [*representatives_of(target(DENSE)), 5]
+
+
+def test_two_ranks_compile_what_they_share_once(rank: ServedRank, runner: ModelRunner, delivery: Delivery) -> None:
+    for gpu_id in (0, 1):
+        delivery.start_again()
+        rank.connect(runner, gpu_id=gpu_id)
+        dense()
+    assert rank.nvcc.compiled == compiled_for(target(DENSE))
+    assert ms(rank) == 2 * [*representatives_of(target(DENSE)), 5]
+
+
+# The number of SMs
+
+
+def test_the_number_of_sms_is_part_of_the_key(started: ServedRank) -> None:
+    dense()
+    with entrypoint.configure_deep_gemm_num_sms(100):
+        dense()
+        assert started.deep_gemm.num_sms == 100
+    assert started.deep_gemm.num_sms == 132
+    assert started.warmed == {target(DENSE), target(DENSE, num_sms=100)}
+    assert started.nvcc.compiled == compiled_for(*started.warmed)
+    before = started.nvcc.runs
+    dense(m=700)
+    with entrypoint.configure_deep_gemm_num_sms(100):
+        dense(m=700)
+    assert started.nvcc.runs == before
+
+
+def with_fewer_sms_inside_the_hook(num_sms: int) -> None:
+    """As the masked wrapper does where two batches overlap: the hook sees another number than the call."""
+    kernel_type = sglang_compile_utils.DeepGemmKernelType[BF16]
+    lhs, rhs = (torch.ones(rows, K, dtype=torch.bfloat16) for rows in (5, wrapped_gemms.N))
+    with (
+        sglang_compile_utils.deep_gemm_execution_hook(5, wrapped_gemms.N, K, 1, kernel_type),
+        entrypoint.configure_deep_gemm_num_sms(num_sms),
+    ):
+        entrypoint.deep_gemm.bf16_gemm_nt(lhs, rhs, torch.empty(5, wrapped_gemms.N))
+
+
+def test_a_number_of_sms_that_is_set_after_the_hook_is_that_of_the_target(started: ServedRank) -> None:
+    with_fewer_sms_inside_the_hook(100)
+    assert started.warmed == {target(BF16, num_sms=100)}
+    assert started.deep_gemm.num_sms == 132
+    before = len(started.calls)
+    with_fewer_sms_inside_the_hook(100)
+    assert len(started.calls) == before + 1, "the hook's own key is known too, or each call would be met anew"
+    assert deep_gemm_is_in_its_place(started)
+
+
+# CUDA graphs
+
+
+def test_nothing_is_warmed_while_a_graph_is_captured(started: ServedRank) -> None:
+    started.cuda.is_capturing = True
+    dense()
+    assert ms(started) == [5]
+    assert started.warmed == set()
+    assert deep_gemm_is_in_its_place(started)
+
+    started.cuda.is_capturing = False
+    dense()
+    assert started.warmed == {target(DENSE)}
+
+
+# What cannot be warmed
+
+
+FAILING_KERNEL = """if grep -q 256x "$source"; then echo "ptxas fatal: out of registers" >&2; exit 2; fi"""
+
+
+def test_a_target_that_does_not_compile_is_left_to_sglang_with_one_line(
+    started: ServedRank, warnings: Callable[[], list[str]]
+) -> None:
+    started.nvcc.on_each_kernel(FAILING_KERNEL)
+    for _ in range(3):
+        assert dense().unique().tolist() == [K]
+    assert ms(started) == [*SWEPT, 5, 5, 5]
+    (line,) = warnings()
+    for words in (DENSE, f"N={wrapped_gemms.N}", f"K={K}", "num_groups=1", "num_sms=132", "ptxas fatal: out of reg"):
+        assert words in line
+    assert "is left to SGLang" in line
+    assert deep_gemm_is_in_its_place(started)
+
+
+def test_a_rank_that_does_not_sweep_does_not_sweep_then_either(
+    rank: ServedRank, runner: ModelRunner, warnings: Callable[[], list[str]]
+) -> None:
+    rank.connect(runner, gpu_id=1)
+    rank.nvcc.on_each_kernel(FAILING_KERNEL)
+    for _ in range(2):
+        dense()
+    assert ms(rank) == [5, 5]
+    assert len(warnings()) == 1
+
+
+def test_the_next_target_is_tried_again(started: ServedRank) -> None:
+    started.nvcc.on_each_kernel(FAILING_KERNEL)
+    dense()
+    started.nvcc.on_each_kernel(":")
+    bf16()
+    assert started.warmed == {target(BF16)}
+
+
+def test_a_call_that_a_target_does_not_describe_is_left_to_sglang_with_what_it_is(
+    started: ServedRank, warnings: Callable[[], list[str]]
+) -> None:
+    for _ in range(3):
+        assert masked(overlap_args=overlapped()).unique().tolist() == [K]
+    assert ms(started) == [*SWEPT, 64, 64, 64]
+    assert started.warmed == set()
+    (line,) = warnings()
+    assert MASKED in line
+    assert "the argument enable_overlap" in line or "the argument signal" in line
+
+
+def bf16_masked() -> None:
+    """A GEMM that SGLang wraps and DeepGEMM 0.1.0 does not have."""
+    from sglang.srt.layers import deep_gemm_wrapper
+
+    lhs, rhs = torch.ones(4, 64, K).bfloat16(), torch.ones(4, wrapped_gemms.N, K).bfloat16()
+    rows = torch.full((4,), 64, dtype=torch.int32)
+    deep_gemm_wrapper.grouped_gemm_nt_bf16_masked(lhs, rhs, torch.empty(4, 64, wrapped_gemms.N), rows, 64)
+
+
+@pytest.fixture
+def bf16_masked_calls(started: ServedRank) -> list[int]:
+    """The M of each call of that GEMM, of a DeepGEMM that has it."""
+    calls: list[int] = []
+    module: Any = started.deep_gemm.module
+    module.m_grouped_bf16_gemm_nt_masked = lambda *args, expected_m=None, **_: calls.append(expected_m or args[4])
+    return calls
+
+
+def test_a_gemm_that_is_not_known_is_left_to_sglang(
+    started: ServedRank, bf16_masked_calls: list[int], warnings: Callable[[], list[str]]
+) -> None:
+    for _ in range(2):
+        bf16_masked()
+    assert bf16_masked_calls == [*SWEPT, 64, 64]
+    (line,) = warnings()
+    assert "GROUPED_GEMM_NT_BF16_MASKED" in line
+    assert "not known to have such a GEMM" in line
+
+
+def by_another_function() -> None:
+    """As in SGLang 0.5.23, where one kernel type of the hook is called by two functions."""
+    kernel_type = sglang_compile_utils.DeepGemmKernelType[DENSE]
+    with sglang_compile_utils.deep_gemm_execution_hook(5, wrapped_gemms.N, K, 1, kernel_type):
+        entrypoint.deep_gemm.fp8_fp4_gemm_nt()
+
+
+@pytest.fixture
+def other_calls(started: ServedRank) -> list[int]:
+    calls: list[int] = []
+    module: Any = started.deep_gemm.module
+    module.fp8_fp4_gemm_nt = lambda: calls.append(1)
+    return calls
+
+
+def test_a_call_that_does_not_come_by_is_left_to_sglang_when_it_comes_again(
+    started: ServedRank, other_calls: list[int], warnings: Callable[[], list[str]]
+) -> None:
+    for _ in range(3):
+        by_another_function()
+    assert len(other_calls) == 3
+    assert ms(started) == SWEPT
+    (line,) = warnings()
+    assert DENSE in line
+    assert "called by another function" in line
+    assert deep_gemm_is_in_its_place(started)
+
+
+def test_no_other_call_is_taken_for_the_one_that_did_not_come_by(started: ServedRank, other_calls: list[int]) -> None:
+    bf16()
+    before = len(started.calls)
+    by_another_function()
+    assert bf16().unique().tolist() == [K]  # known: it passes the hook, and comes to the door
+    assert len(started.calls) == before + 1
+    masked()
+    assert started.warmed == {target(BF16), target(MASKED)}
+
+
+# No context, no time, no service
+
+
+def test_without_a_context_the_first_rank_warms_the_fast_list_by_sglang_itself(
+    rank: ServedRank, runner: ModelRunner, warnings: Callable[[], list[str]]
+) -> None:
+    rank.cuda.name = TAKEN_GPU
+    rank.connect(runner, chunked_prefill_size=1)
+    for _ in range(2):
+        assert dense(n=128, k=128).unique().tolist() == [128]
+    assert ms(rank) == [*fast_m_list(1), 5, 5]
+    assert {call.compile_mode for call in rank.deep_gemm.calls[:-2]} == {1}, "SGLang's own warm-up has made them"
+    (line,) = warnings()
+    assert "no CUDA context" in line
+    assert "fast list" in line
+
+
+def test_without_a_context_another_rank_warms_nothing(rank: ServedRank, runner: ModelRunner) -> None:
+    rank.cuda.name = TAKEN_GPU
+    rank.connect(runner, gpu_id=1)
+    for _ in range(2):
+        dense()
+    assert ms(rank) == [5, 5]
+
+
+class Held:
+    """The largest kernel is not done before it is let go."""
+
+    def __init__(self, rank: ServedRank, directory: Path) -> None:
+        self._released = directory / "released"
+        wait = f"while [ ! -e '{self._released}' ]; do sleep 0.02; done"
+        rank.nvcc.on_each_kernel(f'if grep -q 256x "$source"; then {wait}; fi')
+
+    def let_go(self) -> None:
+        self._released.touch()
+
+
+@pytest.fixture
+def held(rank: ServedRank, tmp_path: Path) -> Iterator[Held]:
+    held = Held(rank, tmp_path)
+    yield held
+    held.let_go()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
+    """How long forwards wait, all of them together."""
+    seconds = 1.0
+    monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=seconds))
+    return seconds
+
+
+@pytest.mark.usefixtures("held")
+def test_what_is_not_ready_in_time_is_left_to_deep_gemm_and_not_swept(
+    impatient: float, started: ServedRank, warnings: Callable[[], list[str]]
+) -> None:
+    begin = time.monotonic()
+    for _ in range(2):
+        assert dense().unique().tolist() == [K]
+    assert impatient <= time.monotonic() - begin < impatient + 10
+    assert ms(started) == [5, 5]
+    (line,) = warnings()
+    assert str(target(DENSE)) in line
+    assert "not ready" in line
+
+
+@pytest.mark.usefixtures("impatient", "held")
+def test_all_waits_of_forwards_have_one_limit(started: ServedRank, warnings: Callable[[], list[str]]) -> None:
+    dense()
+    begin = time.monotonic()
+    for _ in range(2):
+        assert bf16().unique().tolist() == [K]
+    assert time.monotonic() - begin < 0.5
+    assert ms(started) == [5, 5, 5]
+    assert started.warmed == set()
+    _, line = warnings()
+    assert BF16 in line
+    assert "no time is left" in line
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_took_no_time_leaves_time_for_others(started: ServedRank, warnings: Callable[[], list[str]]) -> None:
+    dense()
+    bf16()
+    assert started.warmed == {target(DENSE), target(BF16)}
+    assert warnings() == []
+
+
+@pytest.fixture
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node of a test alone: its service may be ended."""
+    with Node(tmp_path_factory.mktemp("mortal")) as node:
+        yield node
+
+
+@pytest.fixture
+def bereft(
+    mortal: Node,
+    cuda: CudaRuntime,
+    compile_utils: ModuleType,
+    runner: ModelRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> ServedRank:
+    """A rank whose service is about to go."""
+    rank = ServedRank(tmp_path, mortal, cuda, monkeypatch)
+    rank.connect(runner)
+    return rank
+
+
+def test_a_service_that_has_gone_leaves_each_new_target_to_sglang(
+    bereft: ServedRank, mortal: Node, warnings: Callable[[], list[str]]
+) -> None:
+    dense()
+    warmed = bereft.calls
+    os.kill(mortal.service, signal.SIGKILL)
+    for _ in range(2):
+        assert dense().unique().tolist() == [K]  # warm is warm
+        assert bf16().unique().tolist() == [K]
+        assert masked().unique().tolist() == [K]
+    sweep = [("bf16_gemm_nt", m) for m in SWEPT], [("fp8_m_grouped_gemm_nt_masked", m) for m in SWEPT]
+    once = [("fp8_gemm_nt", 5), ("bf16_gemm_nt", 5), ("fp8_m_grouped_gemm_nt_masked", 64)]
+    assert bereft.calls == [*warmed, once[0], *sweep[0], once[1], *sweep[1], once[2], *once]
+    first, second = warnings()
+    assert BF16 in first and MASKED in second
+    assert all("the service" in line and "is left to SGLang" in line for line in (first, second))
+
+
+def test_a_service_that_goes_while_a_rank_waits_is_noticed_at_once(
+    bereft: ServedRank, mortal: Node, tmp_path: Path, warnings: Callable[[], list[str]]
+) -> None:
+    Held(bereft, tmp_path)
+    killer = threading.Timer(1.0, os.kill, (mortal.service, signal.SIGKILL))
+    killer.start()
+    begin = time.monotonic()
+    assert dense().unique().tolist() == [K]
+    assert 0.5 < time.monotonic() - begin < 10
+    assert ms(bereft) == [*SWEPT, 5]
+    (line,) = warnings()
+    assert DENSE in line and "the service" in line
+    assert deep_gemm_is_in_its_place(bereft)
+
+
+# Loading
+
+
+def test_kernels_that_cannot_be_loaded_are_said_and_left_to_first_use(
+    started: ServedRank, warnings: Callable[[], list[str]]
+) -> None:
+    started.deep_gemm.failure = RuntimeError("CUDA out of memory\nand a page of advice")
+    for _ in range(2):
+        assert dense().unique().tolist() == [K]
+    assert ms(started) == [5, 5]
+    (line,) = warnings()
+    assert str(target(DENSE)) in line
+    assert "CUDA out of memory" in line and "\n" not in line
+
+
+def test_an_m_that_does_not_fit_is_said_and_left_to_first_use(
+    started: ServedRank, warnings: Callable[[], list[str]]
+) -> None:
+    asked = target(DENSE)
+    *fitting, last = representatives_of(asked)
+    started.cuda.free_memory = int(gemms.real_bytes(asked, fitting[-1]) / 0.8) + 10
+    dense()
+    assert ms(started) == [*fitting, 5]
+    (line,) = warnings()
+    assert str(asked) in line
+    assert f"M={last} and above" in line
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt()], ids=["well", "interrupted"])
+def test_loading_allocates_outside_symmetric_memory(
+    failure: Any, started: ServedRank, compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+
+    def disable() -> str:
+        events.append(("disabled", len(started.calls)))
+        return "the context"
+
+    monkeypatch.setattr(compile_utils, "disable_symmetric_memory_context", disable)
+    monkeypatch.setattr(
+        compile_utils,
+        "restore_symmetric_memory_context",
+        lambda context: events.append((context, len(started.calls))),
+    )
+    started.deep_gemm.failure = failure
+    if failure is None:
+        dense()
+        loaded = len(representatives_of(target(DENSE)))
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            dense()
+        loaded = 0
+    assert events == [("disabled", 0), ("the context", loaded)]
+    assert deep_gemm_is_in_its_place(started)
+
+
+# Strict
+
+
+@pytest.fixture
+def strict(rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> ServedRank:
+    monkeypatch.setenv(STRICT, "1")
+    rank.connect(runner)
+    return rank
+
+
+def expect_refusal(rank: ServedRank, call: Callable[[], Any], *words: str) -> None:
+    with pytest.raises(WarmupError) as refused:
+        call()
+    for each in words:
+        assert each in str(refused.value)
+    assert deep_gemm_is_in_its_place(rank)
+    assert SWEPT[0] not in ms(rank), "SGLang has swept"
+
+
+def test_strict_nothing_is_raised_for_what_can_be_warmed(strict: ServedRank) -> None:
+    for call in (dense, bf16, masked, wrapped_gemms.contiguous):
+        call()
+    assert len(strict.warmed) == 4
+
+
+def test_strict_a_target_that_does_not_compile_is_raised(strict: ServedRank) -> None:
+    strict.nvcc.on_each_kernel(FAILING_KERNEL)
+    expect_refusal(strict, dense, DENSE, f"N={wrapped_gemms.N} K={K}", "ptxas fatal: out of registers")
+
+
+def test_strict_a_call_that_a_target_does_not_describe_is_raised(strict: ServedRank) -> None:
+    expect_refusal(strict, lambda: masked(overlap_args=overlapped()), MASKED, "the argument ")
+
+
+def test_strict_a_gemm_that_is_not_known_is_raised(strict: ServedRank) -> None:
+    expect_refusal(strict, bf16_masked, "GROUPED_GEMM_NT_BF16_MASKED", "not known")
+
+
+def test_strict_a_call_that_does_not_come_by_is_raised(strict: ServedRank) -> None:
+    module: Any = strict.deep_gemm.module
+    module.fp8_fp4_gemm_nt = lambda: None
+    by_another_function()
+    expect_refusal(strict, by_another_function, DENSE, "another function")
+
+
+def test_strict_no_context_is_raised(rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STRICT, "1")
+    rank.cuda.name = TAKEN_GPU
+    rank.connect(runner)
+    expect_refusal(rank, dense, DENSE, "no CUDA context")
+
+
+@pytest.mark.usefixtures("impatient", "held")
+def test_strict_what_is_not_ready_is_raised_and_so_is_what_there_is_no_time_for(strict: ServedRank) -> None:
+    expect_refusal(strict, dense, str(target(DENSE)), "not ready")
+    expect_refusal(strict, bf16, BF16, "no time is left")
+
+
+def test_strict_kernels_that_cannot_be_loaded_are_raised(strict: ServedRank) -> None:
+    strict.deep_gemm.failure = RuntimeError("CUDA out of memory")
+    expect_refusal(strict, dense, str(target(DENSE)), "CUDA out of memory")
+
+
+def test_strict_a_service_that_has_gone_is_raised(
+    mortal: Node,
+    cuda: CudaRuntime,
+    compile_utils: ModuleType,
+    runner: ModelRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv(STRICT, "1")
+    rank = ServedRank(tmp_path, mortal, cuda, monkeypatch)
+    rank.connect(runner)
+    os.kill(mortal.service, signal.SIGKILL)
+    expect_refusal(rank, dense, DENSE, "the service")
+
+
+# mHC's prenorm
+
+
+@on_0_5_12
+@pytest.mark.parametrize(("num_splits", "num_groups"), [(None, 0), (1, 1), (16, 16)])
+def test_the_first_prenorm_of_a_bucket_becomes_a_target(
+    num_splits: int | None, num_groups: int, started: ServedRank
+) -> None:
+    expected = target(PRENORM, num_groups=num_groups)
+    assert prenorm(num_splits=num_splits).unique().tolist() == [K]
+    assert started.warmed == {expected}
+    assert ms(started) == [*representatives_of(expected), 5]
+    assert {call.num_splits for call in started.deep_gemm.calls} == {num_splits}
+
+
+@on_0_5_12
+@pytest.mark.by_plugin
+@pytest.mark.parametrize("num_splits", [None, 1, 16])
+def test_a_prenorm_that_is_routed_becomes_the_same_target(num_splits: int | None, started: ServedRank) -> None:
+    from sglang_warmstart.base.hooks import Hooks
+    from sglang_warmstart.sglang.hc_prenorm import route_hc_prenorm
+
+    hooks = Hooks("hc-prenorm")
+    # Once a layer has been built, the module's own name is that of the wrapper.
+    route_hc_prenorm(hooks, entrypoint, started.deep_gemm.module)
+    try:
+        assert prenorm(num_splits=num_splits).unique().tolist() == [K]
+    finally:
+        hooks.undo()
+    expected = target(PRENORM, num_groups=num_splits or 0)
+    assert started.warmed == {expected}
+    assert ms(started) == [*representatives_of(expected), 5]
+
+
+@on_0_5_12
+def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank) -> None:
+    for _ in range(2):
+        prenorm(num_splits=4)
+    before = len(started.calls)
+    assert functions_of_ours(lambda: prenorm(num_splits=4)) == ["tf32_hc_prenorm_gemm"]
+    assert prenorm(num_splits=4).unique().tolist() == [K]
+    assert len(started.calls) == before + 2
+    prenorm(num_splits=8)
+    assert started.warmed == {target(PRENORM, num_groups=4), target(PRENORM, num_groups=8)}
+
+
+# Where it is not to be
+
+
+def take_back() -> None:
+    from sglang_warmstart.plugin import loaded_plugin
+
+    plugin = loaded_plugin()
+    assert plugin is not None
+    (installation,) = (each for each in plugin.installations if each.feature.name == FEATURE)
+    installation.hooks.undo()
+
+
+@pytest.mark.by_plugin
+def test_taken_back_it_leaves_sglangs_own_decision(started: ServedRank) -> None:
+    dense()
+    before = len(started.calls)
+    take_back()
+    dense(n=768)
+    assert ms(started)[before:] == [*SWEPT, 5]
+    assert (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,) == SGLANG_MAYBE_COMPILE
+
+
+@pytest.mark.by_plugin
+def test_taken_back_below_another_plugins_hook_it_does_nothing(started: ServedRank) -> None:
+    ours = sglang_compile_utils._maybe_compile_deep_gemm_one_type_all
+    sglang_compile_utils._maybe_compile_deep_gemm_one_type_all = lambda *shape: ours(*shape)
+    try:
+        take_back()
+        dense()
+    finally:
+        (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,) = SGLANG_MAYBE_COMPILE
+    assert ms(started) == [*SWEPT, 5]
