@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY
+from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.envs import ENVIRON, declare_text
 from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
 from sglang_warmstart.sglang.exact_warmup.warmup import RESTORING, is_wanted, logger
@@ -20,7 +21,8 @@ def start_restoring(server_args: Any) -> None:
     """Begin to restore the bundle that the environment names. The service of the node waits for it, and so do ranks."""
     bundle = os.environ.get(BUNDLE.name)
     os.environ.pop(RESTORING, None)
-    if not bundle or server_args.device != "cuda" or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
+    on_gpu = decided(server_args)["device"] == "cuda"
+    if not bundle or not on_gpu or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
         return
     try:
         # Here and not above: no rank needs these, and a server without a bundle does not either.
