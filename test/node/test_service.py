@@ -101,7 +101,7 @@ def test_a_restart_restores_from_the_marker_and_neither_records_nor_compiles(
     runs = place.nvcc.runs
     with Node(tmp_path, library="a_library_that_is_not_there") as restarted:
         rank = place.rank(restarted)
-        assert rank.restore() == Answer(defined(*asked))
+        assert rank.restore() == Answer(defined(*asked), known=True)
         assert not restarted.is_running(FORKSERVER)
         assert place.nvcc.runs == runs
         # Another launch has no marker of its own, but the kernels are known.
@@ -109,6 +109,17 @@ def test_a_restart_restores_from_the_marker_and_neither_records_nor_compiles(
         assert other.restore() == Answer(())
         assert warm(other, *asked) == Answer(defined(*asked))
     assert place.nvcc.compiled == once_each(*asked)
+
+
+def test_a_launch_without_targets_is_known_from_then_on(node: Node, place: Place) -> None:
+    rank = place.rank(node)
+    assert rank.restore() == Answer(())
+    assert warm(rank) == Answer(())
+    assert rank.restore() == Answer((), known=True)
+    assert place.rank(node, place.hello(launch={"rank": "1"})).restore() == Answer(())
+    # What is met later is added.
+    warm(rank, target())
+    assert rank.restore() == Answer(defined(target()), known=True)
 
 
 def test_without_a_marker_the_service_gets_ready_to_record_before_it_is_asked_to(place: Place, tmp_path: Path) -> None:
@@ -283,7 +294,7 @@ def test_kernels_that_are_being_restored_are_waited_for_and_not_compiled(
             assert not marker.done() and not kernels.done()
             aside.rename(place.cache.root)
             process.stdin.close()  # type: ignore[union-attr]
-            assert marker.result(10) == Answer(defined(target()))
+            assert marker.result(10) == Answer(defined(target()), known=True)
             assert kernels.result(10) == Answer(defined(target()))
         assert not restarted.is_running(FORKSERVER) or place.nvcc.runs["stub"] == runs["stub"] + 1  # for the other one
     assert place.nvcc.compiled == {what: count for what, count in runs.items() if what != "stub"}
@@ -451,7 +462,7 @@ def test_a_slow_rank_is_understood_and_keeps_nobody_waiting(node: Node, place: P
         assert warm(place.rank(node), target()).targets == defined(target())
         connection.sendall(frames(Restore())[-1:])
         assert read_answer(connection) == Welcome()
-        assert read_answer(connection) == Answer(defined(target()))
+        assert read_answer(connection) == Answer(defined(target()), known=True)
 
 
 def test_a_rank_that_does_not_read_its_answers_keeps_nobody_waiting(node: Node, place: Place) -> None:
@@ -463,7 +474,7 @@ def test_a_rank_that_does_not_read_its_answers_keeps_nobody_waiting(node: Node, 
         with contextlib.suppress(TimeoutError):  # until the service reads no more of it
             while True:
                 connection.sendall(frames(*[Restore()] * 100))
-        assert rank.restore() == Answer(defined(target()))
+        assert rank.restore() == Answer(defined(target()), known=True)
 
 
 # What goes wrong on the way to a kernel
@@ -493,7 +504,7 @@ def test_a_compiler_that_fails_spoils_its_target_alone_and_is_tried_again(node: 
         error=f"{directory}: standin_gemm: {place.nvcc.path}: exit status 2: kernel.cu(7): error: no such luck",
     )
     assert second == defined(good)[0]
-    assert rank.restore() == Answer(defined(good))
+    assert rank.restore() == Answer(defined(good), known=True)
     place.nvcc.on_each_kernel(":")
     assert warm(rank, bad).targets == defined(bad)
     assert place.nvcc.compiled == {**once_each(bad, good), sources_of(bad)[directory].splitlines()[0]: 2}

@@ -117,14 +117,16 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     """What became of the targets.
 
     Args:
-        targets: in the order of the question; those of the marker for ``Restore``, none if there is none.
+        targets: in the order of the question; those of the marker for ``Restore``.
         compiled: kernels that this service has compiled so far.
         notes: what the rank's log is to say.
+        known: for ``Restore``, whether a marker answered: it may know that the launch has no targets.
     """
 
     targets: tuple[Warmed, ...]
     compiled: int = 0
     notes: tuple[str, ...] = ()
+    known: bool = False
 
 
 Message = Hello | Welcome | Restore | LeftOut | Announce | Warm | Answer

@@ -240,7 +240,8 @@ class Service:
             names = {use.directory for each in targets for use in each.kernels}
             emit("restore", "by the marker", now(), library="deep-gemm", kernels=len(names), cached=True)
         notes, rank.notes[:] = tuple(rank.notes), []
-        return Answer(tuple(Warmed(each.target, each.kernels) for each in targets), notes=notes)
+        warmed = tuple(Warmed(each.target, each.kernels) for each in targets)
+        return Answer(warmed, notes=notes, known=marker is not None)
 
     async def _marker(self, rank: Rank) -> Marker | None:
         try:
@@ -287,7 +288,8 @@ class Service:
                     rank.plan.add(each.target, shop.recorded[each.target])
             return await self._write(rank.plan)
         try:
-            if finished:
+            # A launch without targets is known too: its next start need not search for any.
+            if finished or not answers:
                 known = [shop.known[target] for target in finished]
                 await asyncio.to_thread(shop.markers.add, rank.hello.launch, known)
         except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY, RESTORING
+from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
 from sglang_warmstart.sglang.feature import Feature, Step
@@ -28,7 +29,8 @@ def start_restoring(server_args: Any) -> None:
     # Here and not above: no rank needs these, and a server without a bundle does not either.
     from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
 
-    if server_args.device != "cuda" or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
+    on_gpu = decided(server_args)["device"] == "cuda"
+    if not on_gpu or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
         return
     try:
         from sglang_warmstart.bundle import at_launch

@@ -17,7 +17,7 @@ from sglang_warmstart.base.errors import passing
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import PP_PARALLEL
-from sglang_warmstart.sglang.dummy_run_edits import DUMMY_RUN_EDITS
+from sglang_warmstart.sglang.dummy_run_edits import FORWARD_MODES
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Step
 
@@ -183,7 +183,7 @@ def install_warmup(hooks: Hooks, compile_utils: ModuleType, model_runner: Module
 
     hooks.add(compile_utils, "pp_parallel_deep_gemm_warmup", pp_parallel_deep_gemm_warmup)
     runner_class = class_of(model_runner, "ModelRunner")
-    hooks.edit(runner_class, "_dummy_run", DUMMY_RUN_EDITS, "self, batch_size, run_ctx")
+    FORWARD_MODES.install(hooks, runner_class)
     hooks.wrap(runner_class, "kernel_warmup", kernel_warmup, "self")
 
 

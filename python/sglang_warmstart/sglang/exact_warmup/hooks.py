@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.hooks import Hooks, check_parameters, class_of
 from sglang_warmstart.base.switches import COMPILER
+from sglang_warmstart.sglang.dummy_run_edits import FORWARD_MODES
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT, chunked_prefill_size
 from sglang_warmstart.sglang.feature import Feature, Step
@@ -67,21 +68,33 @@ class _Installed:
 
         def update_deep_gemm_config(update: Callable[..., None], gpu_id: int, *args: Any, **kwargs: Any) -> None:
             update(gpu_id, *args, **kwargs)
-            server_args = server_arguments(*args, **kwargs)
-            # In 0.5.23 the arguments themselves are what the user gave, before anything was decided.
-            decided = server_args.resolved_dict() if hasattr(server_args, "resolved_dict") else None
-            exact.connect(server_args, decided, chunked_prefill_size(compile_utils, *args, **kwargs))
+            exact.connect(server_arguments(*args, **kwargs), chunked_prefill_size(compile_utils, *args, **kwargs))
 
         hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
         guard = functools.partial(hooks.guarded, f"{COMPILE_UTILS}.{MAYBE_COMPILE}")
         hooks.replace(compile_utils, MAYBE_COMPILE, exact.around(original, guard))
         hooks.also_undo(exact.forget)
 
+    def forwards(self, hooks: Hooks, model_runner: ModuleType) -> None:
+        """Tell the rank when a forward begins: the time that it may take in one is bounded."""
+
+        def forward(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+            rank = None if self.exact is None else self.exact.rank
+            if rank is not None:
+                rank.begin_forward()
+            return original(runner, *args, **kwargs)
+
+        hooks.wrap(class_of(model_runner, "ModelRunner"), "forward", forward, "self, forward_batch")
+
     def discovery(self, hooks: Hooks, model_runner: ModuleType) -> None:
         """Warm all targets of the rank before anything else runs a forward."""
         runner_class = class_of(model_runner, "ModelRunner")
         if "kernel_warmup" not in vars(runner_class):
             return  # a later release: each target is met when it is first called
+        try:
+            FORWARD_MODES.install(hooks, runner_class)
+        except StandsAsideError as error:
+            hooks.notes.append(f"exact-warmup runs no dry forwards, and warms targets on their first call: {error}")
 
         def kernel_warmup(original: Callable[..., None], runner: Any) -> None:
             if self.exact is not None:
@@ -106,6 +119,7 @@ def _steps() -> tuple[Step, ...]:
         Step((ENVIRON,), install_switch),
         Step((COMPILE_UTILS, ENTRYPOINT), installed.hooks),
         Step((ENGINE,), install_service, required=False),
+        Step((MODEL_RUNNER,), installed.forwards, required=False),
         Step((MODEL_RUNNER,), installed.discovery, required=False),
     )
 
@@ -121,8 +135,11 @@ EXACT_WARMUP = Feature(
         "the service is ready when it asks",
         f"{COMPILE_UTILS}.{MAYBE_COMPILE}": "all wrapped GEMMs pass it, on every rank; replaced, not wrapped, since "
         "it is on the path of every call",
-        f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "after memory is measured and before any forward: the dry "
-        "forwards, and one batch for all targets",
+        f"{MODEL_RUNNER}.ModelRunner.forward": "the time that a target may take is bounded for each forward",
+        f"{MODEL_RUNNER}.ModelRunner._dummy_run": "a dry forward needs to be told its mode; the same edit as "
+        "pp-parallel-warmup's, made once for both",
+        f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "after memory is measured and before any forward: the marker is "
+        "read, or dry forwards find the targets, and all are warmed at once",
     },
     upstream="none",
     drop_when="upstream compiles each distinct kernel once, in parallel, before it serves",
