@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, targets_of_a_forward
-from kit.delivery import Delivery, delivered, delivery_here
+from kit.delivery import Delivery, delivery_here
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.node import Node, wait_until
@@ -61,12 +61,10 @@ with_discovery = pytest.mark.release("0.5.12")
 
 
 @pytest.fixture(autouse=True)
-def delivery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Delivery]:
-    """Started anew for each test, with no switch set: a process that is a rank stays one."""
+def no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is set."""
     for switch in (STRICT, COMPILER, WORKERS, PRECOMPILE, PP_PARALLEL, "SGLANG_JIT_DEEPGEMM_FAST_WARMUP"):
         monkeypatch.delenv(switch, raising=False)
-    with delivered() as delivery:
-        yield delivery
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
