@@ -8,7 +8,7 @@ from wiring.commit import Commit
 from wiring.edits import after
 
 _BOOLEANS = "".join(
-    f"    {switch.name} = EnvBool({switch.default == '1'})\n" for switch in (PP_PARALLEL, WARMSTART, STRICT)
+    f"    {switch.name} = EnvBool({switch.default})\n" for switch in (PP_PARALLEL, WARMSTART, STRICT)
 )
 
 SWITCHES = Commit(

@@ -16,7 +16,8 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from sglang_warmstart.base.events import Lanes, emit, first_line, now
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.events import Lanes, emit, now
 from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
 from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler, CompilerError, compile_kernel
 from sglang_warmstart.deepgemm.digest import name_of, short_name

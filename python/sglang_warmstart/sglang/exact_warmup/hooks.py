@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.hooks import Hooks, check_parameters, class_of
 from sglang_warmstart.base.switches import COMPILER
 from sglang_warmstart.sglang.dummy_run_edits import FORWARD_MODES
-from sglang_warmstart.sglang.envs import ENVIRON, declare_text
-from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup, start_node_service
+from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT, chunked_prefill_size
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.hc_prenorm import DIRECT
 from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+
+if TYPE_CHECKING:
+    from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
 
 ENGINE = "sglang.srt.entrypoints.engine"
 MAYBE_COMPILE = "_maybe_compile_deep_gemm_one_type_all"
@@ -27,6 +30,9 @@ def install_service(hooks: Hooks, engine: ModuleType) -> None:
     def launch_scheduler_processes(
         original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        # Here and not above: what does the work is imported where there is work.
+        from sglang_warmstart.sglang.exact_warmup.warmup import start_node_service
+
         start_node_service(server_args)
         return original(cls, server_args, *args, **kwargs)
 
@@ -41,7 +47,7 @@ def install_service(hooks: Hooks, engine: ModuleType) -> None:
 
 def install_switch(hooks: Hooks, environ: ModuleType) -> None:
     """Declare the choice of the compiler on ``Envs``."""
-    declare_text(hooks, environ, COMPILER)
+    declare(hooks, environ, COMPILER)
 
 
 class _Installed:
@@ -51,6 +57,8 @@ class _Installed:
 
     def hooks(self, hooks: Hooks, compile_utils: ModuleType, _entrypoint: ModuleType) -> None:
         """Connect each rank when its configuration is known, and take the place of SGLang's own decision."""
+        from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
+
         original = getattr(compile_utils, MAYBE_COMPILE, None)
         if original is None:
             raise StandsAsideError(f"{COMPILE_UTILS}.{MAYBE_COMPILE}", "not there")
@@ -63,7 +71,8 @@ class _Installed:
             exact.connect(server_arguments(*args, **kwargs), chunked_prefill_size(compile_utils, *args, **kwargs))
 
         hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
-        hooks.replace(compile_utils, MAYBE_COMPILE, exact.around(original))
+        guard = functools.partial(hooks.guarded, f"{COMPILE_UTILS}.{MAYBE_COMPILE}")
+        hooks.replace(compile_utils, MAYBE_COMPILE, exact.around(original, guard))
         hooks.also_undo(exact.forget)
 
     def forwards(self, hooks: Hooks, model_runner: ModuleType) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from sglang_warmstart.base.errors import passing
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.settings import number_above_0, one_of
+from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
@@ -29,22 +30,12 @@ from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.node.launch import start_service
 from sglang_warmstart.node.protocol import Hello
 from sglang_warmstart.sglang.arguments import decided
+from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.dummy_run_edits import takes_forward_mode
 from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Rank
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
-
-# How a rank finds the service of its node; set by the process that starts both.
-SERVICE = "SGLANG_WARMSTART_SERVICE"
-# A file that is locked as long as somebody restores kernels into the cache; set by whoever started that.
-RESTORING = "SGLANG_WARMSTART_RESTORING"
-# Where `sglang-warmstart record` wants the plans of the ranks; set by that alone.
-PLANS = "SGLANG_WARMSTART_PLANS"
-
-COMPILER = "SGLANG_WARMSTART_COMPILER"
-KINDS: tuple[Kind, ...] = ("nvcc", "nvrtc")
-WORKERS = "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS"
 
 # What else a rank's DeepGEMM and its search for a compiler read.
 _PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
@@ -78,10 +69,29 @@ class ExactWarmup:
         self._sweep_all: Callable[..., None] | None = None
         self._is_restored = False  # the marker has been asked for
 
-    def around(self, original: Callable[..., None]) -> Callable[..., None]:
-        """What takes the place of ``original``: SGLang's decision whether to warm a GEMM before it is called."""
+    def around(
+        self,
+        original: Callable[..., None],
+        guard: Callable[[Callable[..., None], Callable[..., None]], Callable[..., None]] = functools.partial,
+    ) -> Callable[..., None]:
+        """What takes the place of ``original``: SGLang's decision whether to warm a GEMM before it is called.
+
+        Args:
+            guard: guards what is done about a new GEMM (``Hooks.guarded``); a known one is not worth it.
+        """
         known = self._known
         self._sweep_all = original
+
+        def meet_new(_: Callable[..., None], kernel_type: Any, n: int, k: int, num_groups: int) -> None:
+            assert self._get_num_sms is not None
+            key = (kernel_type, n, k, num_groups, self._get_num_sms())
+            try:
+                self._meet(key)
+            except Exception:
+                known.add(key)  # it is SGLang's from now on
+                raise
+
+        meet = guard(meet_new, original)
 
         @functools.wraps(original)
         def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> None:
@@ -92,7 +102,7 @@ class ExactWarmup:
                 return
             key = (kernel_type, n, k, num_groups, get_num_sms())
             if key not in known:
-                self._meet(key)
+                meet(kernel_type, n, k, num_groups)
 
         return maybe_compile
 
@@ -111,11 +121,12 @@ class ExactWarmup:
     def _sweep(self, name: str, n: int, k: int, num_groups: int, fast: bool) -> None:
         utils = self._compile_utils
         kernel_type = utils.DeepGemmKernelType[name]
-        if not fast:
-            assert self._sweep_all is not None
-            self._sweep_all(kernel_type, n, k, num_groups)
-        elif utils._DO_COMPILE_ALL:
-            utils._compile_deep_gemm_one_type_all(kernel_type, n, k, num_groups, fast_m_list(self._chunk))
+        with passing():
+            if not fast:
+                assert self._sweep_all is not None
+                self._sweep_all(kernel_type, n, k, num_groups)
+            elif utils._DO_COMPILE_ALL:
+                utils._compile_deep_gemm_one_type_all(kernel_type, n, k, num_groups, fast_m_list(self._chunk))
 
     def connect(self, server_args: Any, chunked_prefill_size: int | None = None) -> None:
         """Make this process a rank, if it can be one. It is said why not, and SGLang starts and warms as it does.
@@ -189,13 +200,13 @@ class ExactWarmup:
         if path is None:
             _refuse("no service was started with this server", strict)
             return None
-        word, no_kind = one_of(COMPILER, KINDS, os.environ)
+        word, no_kind = COMPILER.read(os.environ)
         kind = cast(Kind, word)
-        # Not by ``envs``: a default of 4 is nobody's wish.
-        workers, no_number = number_above_0(WORKERS, os.environ)
+        workers, no_number = WORKERS.read(os.environ)
         for complaint in filter(None, (no_kind, no_number)):
             logger.warning("warmstart: %s", complaint)
-        cache = os.environ["DG_JIT_CACHE_DIR"]
+        # SGLang hands on an empty value, and DeepGEMM then looks in a place of its own.
+        cache = os.environ.get("DG_JIT_CACHE_DIR") or str(deep_gemm_cache(os.environ))
         if kind == "nvrtc":
             # Kernels of another compiler than DeepGEMM's own: once this is switched off again, none is in use.
             cache = str(Path(cache, "nvrtc"))
