@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from kit.release import Release, installed_release
 
@@ -67,8 +68,8 @@ def isolate() -> None:
     own = tempfile.mkdtemp(prefix="wt-", dir="/tmp")
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     for variable, name in (("HOME", "home"), ("TMPDIR", "tmp")):
-        os.environ[variable] = os.path.join(own, name)
-        os.mkdir(os.environ[variable])
+        os.environ[variable] = str(Path(own, name))
+        Path(own, name).mkdir()
     tempfile.tempdir = None
     for variable in _CACHES:
         os.environ.pop(variable, None)

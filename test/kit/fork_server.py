@@ -248,7 +248,7 @@ def _main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     for module in sys.argv[2:]:
         importlib.import_module(module)
-    if (count := len(os.listdir("/proc/self/task"))) > 1:
+    if (count := len(list(Path("/proc/self/task").iterdir()))) > 1:
         print(f"kit.fork_server: {count} threads after the imports; forked cases have one", file=sys.stderr)
     sys.stdout.flush()
     _serve(requests)
