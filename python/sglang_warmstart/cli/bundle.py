@@ -21,9 +21,10 @@ from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.cli.ending import EXIT_FAILED, command
 from sglang_warmstart.cli.show import bundle_as_json, show_bundle
 from sglang_warmstart.deepgemm.plan import Plan
-from sglang_warmstart.libraries import caches as libraries
 from sglang_warmstart.libraries.cached import LibraryCache
-from sglang_warmstart.libraries.caches import Library
+from sglang_warmstart.libraries.collect import collect
+from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.table import parse_include
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 app = typer.Typer(
@@ -151,7 +152,7 @@ def pack(
             sources = _of_bundle(base, _key(signer), Path(directory))
         plan, cubins, caches, notes = sources.plan, sources.cubins, sources.caches, sources.notes
         for library in wanted:
-            collected = libraries.collect(library, os.environ)
+            collected = collect(library, os.environ)
             notes += collected.notes
             if collected.cache.files:
                 caches[library.name] = (collected.cache, collected.contents)
@@ -204,7 +205,7 @@ def _wanted(include: str | None) -> tuple[Library, ...]:
     if include is None:
         return ()
     try:
-        return libraries.parse_include(include)
+        return parse_include(include)
     except ValueError as error:
         raise BundleError(f"--include: {error}") from error
 
