@@ -48,7 +48,10 @@ def _show_launch(plan: Plan, launch: PlannedLaunch, console: Console, cubins: se
         numbers = (target.n, target.k, target.num_groups, target.num_sms, target.m_max)
         table.add_row(Text(target.kernel_type), *map(str, numbers), Text(_count(each.kernels, cubins)))
     # A narrow terminal would cut the columns off.
-    if console.is_terminal and console.measure(table, options=console.options.update_width(1000)).maximum <= console.width:
+    if (
+        console.is_terminal
+        and console.measure(table, options=console.options.update_width(1000)).maximum <= console.width
+    ):
         console.print(table)
         return
     for each in launch.targets:
