@@ -82,7 +82,7 @@ class View:
         self._failed += 1
         self._add(name, Text("failed", "red"), "", "")
         if self._live is None:
-            self._line(f"  {_first_line(reason)}")
+            self._line(f"  {first_line(reason)}")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """What came of it all."""
@@ -90,7 +90,7 @@ class View:
             if number == _FAILURES:
                 self._line(f"and {len(summary['failed']) - _FAILURES} more failed: see `bundle inspect --json`")
                 break
-            self._line(f"failed: {short_name(name)}: {_first_line(reason)}", "red")
+            self._line(f"failed: {short_name(name)}: {first_line(reason)}", "red")
         there = summary["compiled"] + summary["resumed"]
         if summary["interrupted"]:
             where = f" are in {summary['bundle']}; the same command goes on from there" if there else ""
@@ -141,7 +141,3 @@ def size(count: float) -> str:
         if count < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} GiB"
-
-
-def _first_line(reason: str) -> str:
-    return (reason.strip().splitlines() or [""])[0]

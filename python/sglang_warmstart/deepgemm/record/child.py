@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.processes import end_with_pipe
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel, RecordingCompiler
 from sglang_warmstart.deepgemm.target import Target
@@ -106,7 +106,7 @@ def record(
         try:
             process.start()
         except (OSError, EOFError) as error:
-            reason = f"no process for recording: {type(error).__name__}: {_first_line(error)}"
+            reason = f"no process for recording: {type(error).__name__}: {first_line(error)}"
             raise RecordingProblem(RecordingFailed(reason)) from error
         finally:
             its.close()
@@ -142,32 +142,19 @@ def record(
 
 def child_main(connection: Connection, life: Connection, encoded: bytes) -> None:
     """Sweep a target and send its kernels: the body of the child, which ends when the other side of ``life`` does."""
-    _end_with(life)
+    end_with_pipe(life)
     order = msgspec.msgpack.decode(encoded, type=RecordingOrder)
     try:
         words: RecordingFailed | RecordingDone = _sweep(connection, order)
     except BrokenPipeError:
         return  # nobody is there to hear
     except Exception as error:
-        words = RecordingFailed(f"{type(error).__name__}: {_first_line(error)}")
+        words = RecordingFailed(f"{type(error).__name__}: {first_line(error)}")
     with contextlib.suppress(BrokenPipeError):
         connection.send_bytes(b"words")
         connection.send_bytes(msgspec.msgpack.encode(words))
     # The context may be beyond repair, and there is nothing left to tidy up.
     os._exit(0)
-
-
-def _end_with(life: Connection) -> None:
-    """Have the kernel kill this process when the other side of a pipe is closed.
-
-    A thread that waits for it would not do: whoever hangs in the driver may hold the interpreter's lock.
-    """
-    descriptor = life.fileno()
-    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
-    if life.poll():
-        os._exit(1)  # it was closed before
 
 
 def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | RecordingDone:
@@ -180,14 +167,10 @@ def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | R
     try:
         library.open_device(order.gpu)
     except Exception as error:
-        return RecordingFailed(f"no CUDA context for recording: {_first_line(error)}", no_context=True)
+        return RecordingFailed(f"no CUDA context for recording: {first_line(error)}", no_context=True)
     call = library.prepare(order.target, order.target.m_max)
     start = time.perf_counter()
     for kernel in compiler.sweep(call, order.target.m_values):
         connection.send_bytes(b"kernel")
         connection.send_bytes(msgspec.msgpack.encode(kernel))
     return RecordingDone(len(order.target.m_values), time.perf_counter() - start)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
