@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from filelock import Timeout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.compiling import CompilingProcess, Order, Outcome, Tally, compile_all, compile_in_processes
@@ -395,17 +394,18 @@ def test_a_process_killed_in_mid_compile_leaves_nothing_half_done_and_the_next_o
 
 
 def _is_locked(order: Order) -> bool:
-    try:
-        with KernelCache(order.cache).lock(order.kernels[0].directory).acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
+    held = KernelCache(order.cache).take_lock(order.kernels[0].directory)
+    if held is not None:
+        held.release()
+    return held is None
 
 
 def test_the_wait_for_another_process_is_bounded_and_says_what_it_waited_for(tmp_path: Path) -> None:
     compiler = write_copying_compiler(tmp_path)
     (kernel,) = _kernels(1)
-    with KernelCache(tmp_path / "root").lock(kernel.directory):
+    held = KernelCache(tmp_path / "root").take_lock(kernel.directory)
+    assert held is not None
+    with held:
         error = _only_error(_compile(tmp_path, compiler, limit_s=0.3))
     assert error == f"{kernel.directory}: another process holds its lock for more than 0.3 s"
     assert compiler.starts == []

@@ -1,4 +1,4 @@
-"""What can go wrong between a feature and the SGLang at hand."""
+"""Errors, and how one is said in a line."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ class StandsAsideError(Exception):
         super().__init__(f"{target}: {reason}")
         self.target = target
         self.reason = reason
+
+
+def first_line(said: BaseException | str) -> str:
+    """What is said of an error in one line."""
+    lines = str(said).strip().splitlines()
+    return lines[0] if lines else "" if isinstance(said, str) else type(said).__name__

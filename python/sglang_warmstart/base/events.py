@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from sglang_warmstart.base.errors import first_line
+
 # The directory of the run, for every process of a server; set by the one that starts them.
 EVENTS = "SGLANG_WARMSTART_EVENTS"
 # Set likewise where SGLang collects metrics: every process of the server counts its events.
@@ -302,11 +304,6 @@ def timed(kind: Kind, name: str, **details: Any) -> Iterator[dict[str, Any]]:
         raise
     finally:
         emit(kind, name, at, now() - at, **details)
-
-
-def first_line(error: BaseException) -> str:
-    """What is said of an error in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def this_process(role: str, **labels: str) -> Process:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from sglang_warmstart import __version__, plugin
-from sglang_warmstart.base.events import first_line
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.switches import (
     ONLY,
     PLUGIN_NAME,

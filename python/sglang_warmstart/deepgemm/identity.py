@@ -32,6 +32,12 @@ class Gpu(msgspec.Struct, frozen=True):
     ordinal: int
     visible: str | None = None
 
+    @property
+    def device(self) -> str:
+        """Which GPU of the node it is, for ranks that see different ones as their first."""
+        visible = (self.visible or "").split(",")
+        return visible[self.ordinal].strip() if self.visible and self.ordinal < len(visible) else str(self.ordinal)
+
 
 class Identity(msgspec.Struct, frozen=True):
     """The key of everything that is remembered of a cache.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.deepgemm import plan as plans
-from sglang_warmstart.deepgemm.cache import write_atomically
 from sglang_warmstart.deepgemm.identity import Identity, distribution_of, headers_hash
 from sglang_warmstart.deepgemm.marker import Launch
 from sglang_warmstart.deepgemm.plan import Planner

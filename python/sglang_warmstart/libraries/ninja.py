@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sglang_warmstart.base.events import emit, first_line, now
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.events import emit, now
 from sglang_warmstart.base.hooks import Hooks, class_of
 
 _REMEDY = (

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import ParamSpec, Protocol, TypeVar
 
-from filelock import FileLock, Timeout
-
-from sglang_warmstart.base.events import Lanes, emit, first_line, now
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.events import Lanes, emit, now
+from sglang_warmstart.base.locks import Held
 from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
 from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler, CompilerError, compile_kernel
 from sglang_warmstart.deepgemm.digest import name_of, short_name
@@ -101,33 +101,36 @@ class CompilePool:
             return
         self._watcher.planned()
         try:
-            lock = self._cache.lock(kernel.directory)
             while not self._cache.has(kernel.directory):
                 async with self._places.one_for(size_of(kernel.source)):
-                    if _take(lock):
-                        try:
+                    held = await self._take_lock(kernel)
+                    if held is not None:
+                        with held:
                             await self._compile(kernel, target)
-                        finally:
-                            lock.release()
                         return
-                await self._wait_for_other(lock, kernel)
+                await self._wait_for_other(kernel)
             _say_found(kernel, target)
         except (CompilerError, CacheError, OSError, BrokenExecutor) as error:
             raise KernelError(f"{kernel.directory}: {error}") from error
         finally:
             self._watcher.finished()
 
-    async def _wait_for_other(self, lock: FileLock, kernel: RecordedKernel) -> None:
+    async def _wait_for_other(self, kernel: RecordedKernel) -> None:
         """Return when the lock's holder has published the kernel, or has let the lock go."""
         end = time.monotonic() + self._limit_s
         while not self._cache.has(kernel.directory):
-            if _take(lock):
-                lock.release()
+            held = await self._take_lock(kernel)
+            if held is not None:
+                held.release()
                 return
             if time.monotonic() > end:
                 message = f"another process holds its lock for more than {self._limit_s:g} s"
                 raise KernelError(f"{kernel.directory}: {message}")
             await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _take_lock(self, kernel: RecordedKernel) -> Held | None:
+        # In a thread: the lock manager of a shared file system may not answer.
+        return await asyncio.to_thread(self._cache.take_lock, kernel.directory)
 
     async def _compile(self, kernel: RecordedKernel, target: str) -> None:
         # Its last holder may have published it since we looked.
@@ -226,15 +229,6 @@ def size_of(source: str) -> int:
     """
     _, _, instantiation = source.partition("__instantiate_kernel")
     return math.prod(int(number) or 1 for number in re.findall(r"(?<![\w:])\d+(?=[,\s])", instantiation))
-
-
-def _take(lock: FileLock) -> bool:
-    """Take a lock if nobody else holds it. Says whether we hold it now."""
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    return True
 
 
 def _compile_named(name: str, job: CompileJob) -> bytes:

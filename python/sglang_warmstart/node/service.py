@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import stub
-from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
+from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
 from sglang_warmstart.deepgemm.identity import identity_of
 from sglang_warmstart.deepgemm.marker import Marker, MarkerError, Markers, TargetKernels, targets_kernels
@@ -104,7 +105,7 @@ class Service:
         self._children = ThreadPoolExecutor(CHILDREN_MAX, thread_name_prefix="record")
         self._stopped = threading.Event()
         self._room = asyncio.Condition()
-        self._recording = 0
+        self._recording: Counter[str] = Counter()
         self._lanes = Lanes()
         self._prepared = False
         self._context.set_forkserver_preload([self._library, record.__module__])
@@ -169,7 +170,6 @@ class Service:
         except (CompilerError, OSError) as error:
             return None, Welcome(problem=str(error))
         cache = KernelCache(Path(hello.cache))
-        notes = await asyncio.to_thread(_mend, cache)
         key = (hello.cache, identity.digest)
         shop = self._workshops.get(key)
         if shop is None:
@@ -182,7 +182,7 @@ class Service:
         if self._plans is not None:
             name = f"{identity.digest}-{shop.markers.path(hello.launch).stem}.json"
             plan = RankPlan(self._plans / name, identity, hello.launch)
-        return Rank(hello, shop, plan), Welcome(notes=tuple(notes), only_plans=plan is not None)
+        return Rank(hello, shop, plan), Welcome(only_plans=plan is not None)
 
     def _get_ready(self, rank: Rank) -> None:
         task = asyncio.create_task(self._prepare_to_record(rank))
@@ -368,7 +368,7 @@ class Service:
             for kernel in record(self._context, order, RECORD_LIMIT_S, self._stopped.is_set):
                 loop.call_soon_threadsafe(found, kernel)
 
-        async with self._place(free_bytes) as lane:
+        async with self._place(rank.hello.gpu.device, free_bytes) as lane:
             with timed("record", str(target), library="deep-gemm", lane=lane, kernels=0) as details:
                 try:
                     await loop.run_in_executor(self._children, sweep)
@@ -382,19 +382,19 @@ class Service:
         return kernels, compiles
 
     @contextlib.asynccontextmanager
-    async def _place(self, free_bytes: int) -> AsyncIterator[str]:
+    async def _place(self, gpu: str, free_bytes: int) -> AsyncIterator[str]:
         """A place for a recording child, and what it is called: no more than the GPU's free memory carries."""
         places = max(1, min(CHILDREN_MAX, int(free_bytes * CHILDREN_SHARE) // CHILD_BYTES))
         async with self._room:
-            await self._room.wait_for(lambda: self._recording < places)
-            self._recording += 1
+            await self._room.wait_for(lambda: self._recording[gpu] < places)
+            self._recording[gpu] += 1
         lane = self._lanes.take()
         try:
             yield f"recorder {lane}"
         finally:
             self._lanes.give_back(lane)
             async with self._room:
-                self._recording -= 1
+                self._recording[gpu] -= 1
                 self._room.notify_all()
 
 
@@ -426,23 +426,6 @@ def _end_with(parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _mend(cache: KernelCache) -> list[str]:
-    """Move aside what would make DeepGEMM abort. Returns a line for each."""
-    notes = []
-    for directory in cache.broken():
-        if cache.has(directory):
-            continue  # somebody has just published it
-        try:
-            aside = cache.set_aside(directory)
-        except CacheError as error:
-            if not cache.path(directory).exists():
-                continue  # another rank has just moved it
-            notes.append(f"{cache.path(directory)} lacks one of its two files, and DeepGEMM will abort: {error}")
-        else:
-            notes.append(f"{directory} lacked one of its two files and is set aside as {aside}")
-    return notes
 
 
 async def run(service: Service, path: Path, parent: int) -> int:

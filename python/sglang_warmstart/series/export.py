@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sglang_warmstart.deepgemm.cache import write_atomically
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.series.errors import PatchesError
 from sglang_warmstart.series.series import Series
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from sglang_warmstart.base.events import emit, first_line, now, timed
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.events import emit, now, timed
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.deepgemm.door import Door, OnCall, answer_with_zeros, check_names
 from sglang_warmstart.deepgemm.gemms import GEMMS, Gemm, UnsupportedCallError
