@@ -1,14 +1,18 @@
 """Makes SGLang importable without a GPU, and skips what this environment cannot run."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kit import environment
+from kit.fork_server import ForkServer
 from kit.model import write_tiny_llama
 from kit.release import installed_release, is_patched
+from kit.server import Server
 
 # Here and not in a fixture: test modules import SGLang at their top, while they are collected.
+environment.isolate()
 environment.in_process()
 # Behind a shell's `&`, or nohup, it is ignored, and would be by all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,3 +32,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the config of a two-layer Llama, for `--load-format dummy`."""
     return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Forks fresh processes that have imported SGLang: see `kit.fork_server`."""
+    with ForkServer() as forks:
+        yield forks
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Path) -> Iterator[Server]:
+    """A real server with the plugin at its defaults, for all tests that only ask it."""
+    with Server(tiny_model) as server:
+        yield server

@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
-from sglang_warmstart.base.events import EVENTS, close_log, open_log
+from sglang_warmstart.base.events import close_log, open_log
+from sglang_warmstart.base.switches import EVENTS
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler

@@ -18,11 +18,11 @@ from typing import Any
 import wrapt
 
 from sglang_warmstart import __version__
-from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.errors import StandsAsideError, one_line
 from sglang_warmstart.base.hooks import Hooks
-from sglang_warmstart.base.switches import STRICT, WARMSTART, is_on
+from sglang_warmstart.base.switches import STRICT, WARMSTART
 from sglang_warmstart.sglang.announce import Announcer, logging_is_set_up
-from sglang_warmstart.sglang.envs import ENVIRON, declare_bool
+from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Installation, State, Step, find_built_in
 from sglang_warmstart.sglang.features import chosen_features
 
@@ -33,7 +33,7 @@ class Plugin:
     """The features in this process, and what is to be said of them."""
 
     def __init__(self, features: Iterable[Feature], announcer: Announcer) -> None:
-        self.installations = [Installation(feature, Hooks(feature.name)) for feature in features]
+        self.installations = [Installation(feature, Hooks(feature.name, announcer.warn)) for feature in features]
         self.announcer = announcer
         self._spoken = False  # the summary is in the log: what changes from then on is said line by line
 
@@ -53,7 +53,7 @@ class Plugin:
         """The features of this process in one line."""
         by_state = {state: [each.feature.name for each in self.installations if each.state is state] for state in State}
         parts = [f"{state.value}: {', '.join(names)}" for state, names in by_state.items() if names]
-        return f"warmstart {__version__} on SGLang {sglang_version()}: {'; '.join(parts)}"
+        return f"warmstart {__version__} on SGLang {sglang_version()}: {'; '.join(parts) or 'no features'}"
 
     def announce_when_logging_is_configured(self) -> None:
         """Say the summary once SGLang has set up the log of this process, and then whatever comes up."""
@@ -66,8 +66,9 @@ class Plugin:
             original(*args, **kwargs)
             self._speak()
 
+        hooks = Hooks("announcements", self.announcer.warn)
         try:
-            Hooks("announcements").wrap(sys.modules[COMMON], "configure_logger", configure_logger, "server_args")
+            hooks.wrap(sys.modules[COMMON], "configure_logger", configure_logger, "server_args")
         except (KeyError, StandsAsideError):
             self._speak()
 
@@ -102,8 +103,10 @@ class Plugin:
         except StandsAsideError as error:
             self._stand_aside(installation, f"{error.target}: {error.reason}")
         except Exception as error:
+            if STRICT.value(os.environ):
+                raise
             # Whatever a fork looks like: SGLang starts, without this feature.
-            self._stand_aside(installation, f"{modules[-1].__name__}: {type(error).__name__}: {error}")
+            self._stand_aside(installation, f"{modules[-1].__name__}: {one_line(error)}")
         else:
             if installation.state is State.WAITING and not any(each.required for each in installation.missing):
                 installation.state = State.ACTIVE
@@ -136,25 +139,38 @@ def loaded_plugin() -> Plugin | None:
 def register() -> None:
     """Install the features in this process. A second call changes nothing; ``SGLANG_WARMSTART=0`` leaves all as it is.
 
-    Called by ``sglang.srt.plugins.load_plugins``.
+    Called by ``sglang.srt.plugins.load_plugins``, which logs an exception and goes on. A failure here is one warning.
+
+    Raises:
+        SystemExit: strict mode is on, and something is wrong; with one line that says what.
     """
+    on, complaint = WARMSTART.read(os.environ)
+    if _loaded is not None or not on:
+        return
+    announcer = Announcer()
+    try:
+        _register(announcer, complaint)
+    except Exception as error:
+        if STRICT.value(os.environ):
+            raise SystemExit(f"sglang-warmstart: {one_line(error)}") from error
+        announcer.warn(f"warmstart does nothing here: {one_line(error)}")
+
+
+def _register(announcer: Announcer, complaint: str | None) -> None:
     global _loaded
-    if _loaded is not None:
-        return
-    on, complaint = is_on(WARMSTART, os.environ)
-    if not on:
-        return
 
     import sglang
 
-    features, no_features = chosen_features(os.environ)
-    _loaded = Plugin(features, Announcer())
-    for each in filter(None, (complaint, no_features)):
-        _loaded.announcer.warn(f"warmstart: {each}")
+    features, no_feature = chosen_features(os.environ)
+    if no_feature and STRICT.value(os.environ):
+        raise ValueError(no_feature)
+    _loaded = Plugin(features, announcer)
+    for each in filter(None, (complaint, no_feature)):
+        announcer.warn(f"warmstart: {each}")
     try:
         declare_switches()
     except StandsAsideError as error:
-        _loaded.announcer.warn(f"warmstart does nothing: this SGLang has no place for its switches: {error}")
+        announcer.warn(f"warmstart does nothing: this SGLang has no place for its switches: {error}")
     else:
         _loaded.install(Path(sglang.__path__[0]))
     _loaded.announce_when_logging_is_configured()
@@ -168,4 +184,4 @@ def declare_switches() -> None:
     """
     environ = sys.modules[ENVIRON]
     for switch in (WARMSTART, STRICT):
-        declare_bool(Hooks("switches"), environ, switch)
+        declare(Hooks("switches"), environ, switch)

@@ -7,8 +7,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from kit.release import Release, installed_release
+
+_CACHES = (
+    "DG_JIT_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_BASE",
+    "SGLANG_CACHE_DIR",
+    "SGLANG_DG_CACHE_DIR",
+    "TILELANG_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "TVM_FFI_CACHE_DIR",
+    "XDG_CACHE_HOME",
+)
 
 
 def _settings(release: Release) -> dict[str, str]:
@@ -44,6 +57,22 @@ def child_environment(extra: Mapping[str, str | None] | None = None) -> dict[str
         **(extra or {}),
     }
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def isolate() -> None:
+    """Give this process, and its children, a home and a place for temporary files that no other test process has.
+
+    Every cache that is not placed by a variable of its own is below HOME; variables that place one are dropped.
+    """
+    # Short: the path of a Unix socket below it has 107 characters at the most.
+    own = tempfile.mkdtemp(prefix="wt-", dir="/tmp")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    for variable, name in (("HOME", "home"), ("TMPDIR", "tmp")):
+        os.environ[variable] = str(Path(own, name))
+        Path(own, name).mkdir()
+    tempfile.tempdir = None
+    for variable in _CACHES:
+        os.environ.pop(variable, None)
 
 
 def in_process() -> None:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_warmstart.base.events import EVENTS, Event, open_log
+from sglang_warmstart.base.events import Event, open_log
 from sglang_warmstart.base.runs import say_ready
+from sglang_warmstart.base.switches import EVENTS
 from sglang_warmstart.libraries.monitor import JitMonitor
 from sglang_warmstart.report.reading import read_run
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class StandsAsideError(Exception):
     """A feature cannot be installed as it is meant, so it is not installed at all.
@@ -17,7 +20,31 @@ class StandsAsideError(Exception):
         self.reason = reason
 
 
-def first_line(said: BaseException | str) -> str:
-    """What is said of an error in one line."""
-    lines = str(said).strip().splitlines()
-    return lines[0] if lines else "" if isinstance(said, str) else type(said).__name__
+class IntendedError(Exception):
+    """An error of ours that is to reach SGLang: the guard of every hook lets it pass (see :mod:`.guard`)."""
+
+
+@contextmanager
+def passing() -> Iterator[None]:
+    """Errors of SGLang's own code that is called inside reach SGLang as they are."""
+    try:
+        yield
+    except Exception as error:
+        error.__warmstart_passes__ = True  # type: ignore[attr-defined]
+        raise
+
+
+def is_intended(error: BaseException) -> bool:
+    """Whether an error is to reach SGLang."""
+    return isinstance(error, IntendedError) or hasattr(error, "__warmstart_passes__")
+
+
+def first_line(error: BaseException | str) -> str:
+    """An error in one line: the first line of its text, or its type's name where it has no text."""
+    return (str(error).strip().splitlines() or ["" if isinstance(error, str) else type(error).__name__])[0]
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and the first line of its text."""
+    name, text = type(error).__name__, first_line(error)
+    return name if text == name else f"{name}: {text}"

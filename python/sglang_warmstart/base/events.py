@@ -21,11 +21,9 @@ from typing import Any, Literal
 import msgspec
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.base.switches import EVENTS, METRICS
 
-# The directory of the run, for every process of a server; set by the one that starts them.
-EVENTS = "SGLANG_WARMSTART_EVENTS"
-# Set likewise where SGLang collects metrics: every process of the server counts its events.
-METRICS = "SGLANG_WARMSTART_METRICS"
 # In that directory: there as soon as the server is ready.
 READY = "ready"
 
@@ -35,7 +33,7 @@ FILE_LIMIT = 4 << 20
 Kind = Literal["step", "discover", "record", "compile", "load", "restore", "ready", "jit"]
 Phase = Literal["startup", "serving"]
 
-logger = logging.getLogger("sglang.warmstart.events")
+logger = logging.getLogger(f"{LOGGER_NAME}.events")
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,6 +5,8 @@ SGLang's own ``HookRegistry`` imports the module of every target as soon as plug
 ``layers.mhc`` pulls in TileLang. So hooks are placed here once SGLang itself has imported the module, in the registry's
 own manner: the wrapper carries ``__wrapped__``, and copies made by ``from module import name`` are mended. Hooks of
 other plugins on a function that we wrap stack with ours in either order.
+
+Whatever SGLang calls of ours is guarded (:mod:`.guard`): our failure is one warning, and SGLang goes on without us.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from types import FunctionType, ModuleType
 from typing import Any, cast
 
 from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.guard import Around, guarded, warn
 from sglang_warmstart.base.source_edit import Edit, edited_function
 
 Owner = ModuleType | type
-Around = Callable[..., Any]
 
 _MISSING = object()
 
@@ -34,10 +36,16 @@ class _Life:
 
 
 class Hooks:
-    """The changes of one feature, in the order in which they were made."""
+    """The changes of one feature, in the order in which they were made.
 
-    def __init__(self, feature: str) -> None:
+    Args:
+        feature: its name.
+        warn: what says a warning in the log.
+    """
+
+    def __init__(self, feature: str, warn: Callable[[str], None] = warn) -> None:
         self.feature = feature
+        self._warn = warn
         self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
         self.notes: list[str] = []  # what its user is to know, once there is a log
         self._undo: list[Callable[[], None]] = []
@@ -74,13 +82,22 @@ class Hooks:
         raw, original = self._function(owner, name)
         check_parameters(original, parameters, _dotted(owner, name))
         life = self._life
+        guard = self.guarded(_dotted(owner, name), around, original)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             # Undone below somebody else's wrapper, it stays in the chain and does nothing.
-            return around(original, *args, **kwargs) if life.alive else original(*args, **kwargs)
+            return guard(*args, **kwargs) if life.alive else original(*args, **kwargs)
 
         self._replace_function(owner, name, raw, cast(FunctionType, wrapper))
+
+    def guarded(self, target: str, around: Around, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``around(original, ...)``, guarded: for what SGLang calls by another way than a wrapped function.
+
+        Args:
+            target: what the warning calls it.
+        """
+        return guarded(f"{self.feature}: {target}", around, original, self._warn)
 
     def edit(self, owner: Owner, name: str, edits: Sequence[Edit], *parameters: str) -> None:
         """Apply ``edits`` to the source of a function of ``owner`` (see :mod:`.source_edit`).
@@ -95,6 +112,8 @@ class Hooks:
 
     def replace(self, owner: Owner, name: str, value: object) -> None:
         """Put ``value`` in the place of a function or class of ``owner``, and of its copies in other modules.
+
+        A function that is put there is called as it is: what may fail in it goes through :meth:`guarded`.
 
         Raises:
             StandsAsideError: ``owner`` has no such attribute, or it is a plain value, which others may hold by chance.
@@ -200,7 +219,8 @@ def mend_copies(old: object, new: object) -> None:
 def _copies(value: object) -> Iterator[tuple[ModuleType, str]]:
     for module in list(sys.modules.values()):
         # Lazy modules of other libraries are proxies: looking into them would load them.
-        if type(module) is ModuleType:
+        # `map` looks through the hundred thousand names of a server without a loop in Python.
+        if type(module) is ModuleType and id(value) in map(id, list(vars(module).values())):
             for name, found in list(vars(module).items()):
                 if found is value:
                     yield module, name

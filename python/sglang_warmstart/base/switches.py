@@ -1,84 +1,175 @@
-"""The switches of the product, as data: the plugin declares them, ``doctor`` and the docs show them."""
+"""Every environment variable of the product: each is declared and parsed here, and nowhere else.
+
+A variable that is set and empty, as templates leave them, counts as not set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Generic, TypeVar
 
-from sglang_warmstart.base.settings import number_above_0, one_of
+T = TypeVar("T")
+
+PLUGIN_NAME = "warmstart"
+
+# Set by a process of ours for those that it starts, and by nobody else.
+SERVICE = "SGLANG_WARMSTART_SERVICE"  # the socket of the node's service
+RESTORING = "SGLANG_WARMSTART_RESTORING"  # a file that is locked while kernels are restored into the cache
+PLANS = "SGLANG_WARMSTART_PLANS"  # where `sglang-warmstart record` wants the plans of the ranks
+EVENTS = "SGLANG_WARMSTART_EVENTS"  # the directory of the run
+METRICS = "SGLANG_WARMSTART_METRICS"  # set where SGLang collects metrics: each process counts its events
+# For whoever looks for a fault: commands show the traceback of an error that they do not expect.
+DEBUG = "SGLANG_WARMSTART_DEBUG"
+
+_WORDS = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
 
 
 @dataclass(frozen=True)
-class Switch:
-    """An environment variable that the plugin reads or whose meaning it changes."""
+class Switch(Generic[T]):
+    """An environment variable that a user sets.
+
+    Args:
+        name: of the variable.
+        default: the value where it is not set.
+        parse: the value of a word. Raises ValueError, which says what the word is not.
+        meaning: what it is for, in one line.
+        feature: the feature that it switches; empty for the plugin as a whole, None for a switch of SGLang's own.
+    """
 
     name: str
-    default: str
+    default: T
+    parse: Callable[[str], T]
     meaning: str
-    # The feature that it switches; empty for the plugin as a whole, None for a switch that is SGLang's own.
     feature: str | None = ""
-    # What it takes: a boolean word, or any other that ``check`` knows.
-    kind: Literal["boolean", "number", "nvcc or nvrtc", "warn or error or off", "features", "list", "text"] = "boolean"
+
+    def read(self, environment: Mapping[str, str]) -> tuple[T, str | None]:
+        """The value in an environment, and what is wrong with its word, in one line, where the default is used."""
+        word = environment.get(self.name)
+        if not word:
+            return self.default, None
+        try:
+            return self.parse(word), None
+        except ValueError as error:
+            default = f"using the default {self.shown_default}".rstrip()
+            return self.default, f'{self.name}: "{word}" is not {error}, {default}'
+
+    def value(self, environment: Mapping[str, str]) -> T:
+        """The value in an environment."""
+        return self.read(environment)[0]
+
+    @property
+    def shown_default(self) -> str:
+        """The default, as a user would write it."""
+        if isinstance(self.default, bool):
+            return "1" if self.default else "0"
+        return str(self.default or "")
 
 
-WARMSTART = Switch("SGLANG_WARMSTART", "1", "0 leaves SGLang exactly as it is, whatever else is set")
-STRICT = Switch("SGLANG_WARMSTART_STRICT", "0", "a target that cannot be warmed stops the start-up instead of warning")
+def boolean(word: str) -> bool:
+    """By the words that SGLang's own ``EnvBool`` takes.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if word.lower() not in _WORDS:
+        raise ValueError("a valid boolean value")
+    return _WORDS[word.lower()]
+
+
+def number_above_0(word: str) -> int:
+    """A number above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (word.isdecimal() and int(word) > 0):
+        raise ValueError("a number above 0")
+    return int(word)
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A parser that takes one of ``words``."""
+
+    def parse(word: str) -> str:
+        if word not in words:
+            raise ValueError(" or ".join(words))
+        return word
+
+    return parse
+
+
+def names(word: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in word.split(",") if name.strip())
+
+
+WARMSTART = Switch("SGLANG_WARMSTART", True, boolean, "0 leaves SGLang exactly as it is, whatever else is set")
+STRICT = Switch(
+    "SGLANG_WARMSTART_STRICT",
+    False,
+    boolean,
+    "a target that cannot be warmed stops the start-up instead of warning",
+)
 PP_PARALLEL = Switch(
     "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP",
-    "0",
+    False,
+    boolean,
     "every pipeline rank warms its own kernels at the same time",
     "pp-parallel-warmup",
 )
-FAST_WARMUP = Switch("SGLANG_JIT_DEEPGEMM_FAST_WARMUP", "0", "DeepGEMM's warm-up runs a sampled list of Ms", None)
-PRECOMPILE = Switch(
-    "SGLANG_JIT_DEEPGEMM_PRECOMPILE", "1", "0 turns DeepGEMM's warm-up off, and exact warm-up with it", None
+FAST_WARMUP = Switch(
+    "SGLANG_JIT_DEEPGEMM_FAST_WARMUP", False, boolean, "DeepGEMM's warm-up runs a sampled list of Ms", None
 )
-WORKERS = Switch(
+PRECOMPILE = Switch(
+    "SGLANG_JIT_DEEPGEMM_PRECOMPILE", True, boolean, "0 turns DeepGEMM's warm-up off, and exact warm-up with it", None
+)
+WORKERS: Switch[int | None] = Switch(
     "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS",
-    "",
+    None,  # SGLang has a default of 4, which is nobody's wish
+    number_above_0,
     "kernels that a node compiles at once; by default, one per core and per GiB of free memory",
     None,
-    "number",
 )
 COMPILER = Switch(
     "SGLANG_WARMSTART_COMPILER",
     "nvcc",
+    one_of("nvcc", "nvrtc"),
     "nvrtc compiles kernels by NVRTC, into a cache of their own",
     "exact-warmup",
-    "nvcc or nvrtc",
 )
-BUNDLE = Switch(
+BUNDLE: Switch[str | None] = Switch(
     "SGLANG_WARMSTART_BUNDLE",
-    "",
+    None,
+    str,
     "a bundle (path or URL) that is restored into the node's caches while weights load",
     "bundle-restore",
-    "text",
 )
-BUNDLE_KEY = Switch(
+BUNDLE_KEY: Switch[str | None] = Switch(
     "SGLANG_WARMSTART_BUNDLE_KEY",
-    "",
+    None,
+    str,
     "an Ed25519 public key (PEM) that must have signed the bundle, else it is not restored",
     "bundle-restore",
-    "text",
 )
 JIT_MONITOR = Switch(
     "SGLANG_WARMSTART_JIT_MONITOR",
     "warn",
+    one_of("warn", "error", "off"),
     "a kernel that is compiled while serving is reported (warn), makes its call fail (error), or is not watched (off)",
     "jit-monitor",
-    "warn or error or off",
 )
-ONLY = Switch(
+ONLY: Switch[tuple[str, ...]] = Switch(
     "SGLANG_WARMSTART_ONLY",
-    "",
+    (),
+    names,
     "the features to install, with commas; jit-monitor,start-up-events watch a server that is otherwise SGLang's own",
-    "",
-    "features",
 )
-PLUGINS = Switch("SGLANG_PLUGINS", "", "SGLang's own list of plugins to load; empty loads all of them", None, "list")
+PLUGINS: Switch[tuple[str, ...]] = Switch(
+    "SGLANG_PLUGINS", (), names, "SGLang's own list of plugins to load; empty loads all of them", None
+)
 
-SWITCHES = (
+SWITCHES: tuple[Switch[Any], ...] = (
     WARMSTART,
     ONLY,
     STRICT,
@@ -93,43 +184,11 @@ SWITCHES = (
     PLUGINS,
 )
 
-PLUGIN_NAME = "warmstart"
-
-_WORDS = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
-
-
-def is_on(switch: Switch, environment: Mapping[str, str]) -> tuple[bool, str | None]:
-    """The value of a boolean switch, by the words that SGLang's own ``EnvBool`` takes.
-
-    Returns:
-        The value, and a complaint (one line, names the switch) where the word is unknown and the default is used.
-    """
-    word = environment.get(switch.name)
-    if word is None:
-        return _WORDS[switch.default], None
-    value = _WORDS.get(word.lower())
-    if value is None:
-        complaint = f'{switch.name}: "{word}" is not a valid boolean value, using the default {switch.default}'
-        return _WORDS[switch.default], complaint
-    return value, None
-
-
-def complaint_about(switch: Switch, environment: Mapping[str, str]) -> str | None:
-    """What is wrong with the value of a switch, in one line that names it, or None."""
-    if switch.kind in ("list", "text", "features"):
-        return None
-    if switch.kind == "boolean":
-        return is_on(switch, environment)[1]
-    if switch.kind == "number":
-        return number_above_0(switch.name, environment)[1]
-    return one_of(switch.name, switch.kind.split(" or "), environment)[1]
-
 
 def left_out_by(environment: Mapping[str, str]) -> str | None:
     """The value of ``SGLANG_PLUGINS`` if it keeps SGLang from loading this plugin, else None.
 
     Any value but the empty one is a list for SGLang, also one that names nothing.
     """
-    value = environment.get(PLUGINS.name, "")
-    names = {name.strip() for name in value.split(",")}
-    return value if value and PLUGIN_NAME not in names else None
+    word = environment.get(PLUGINS.name, "")
+    return word if word and PLUGIN_NAME not in names(word) else None

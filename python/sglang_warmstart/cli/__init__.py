@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from sglang_warmstart import __version__
+from sglang_warmstart.base.errors import one_line
+from sglang_warmstart.base.switches import DEBUG
 from sglang_warmstart.cli import bundle as bundles
 from sglang_warmstart.cli import doctor, patches
 from sglang_warmstart.cli import plan as plans
 from sglang_warmstart.cli.compile import compile_plan
+from sglang_warmstart.cli.ending import EXIT_FAILED
 from sglang_warmstart.cli.record import record
 from sglang_warmstart.cli.report import report
 
@@ -52,14 +56,20 @@ def run_doctor(
 
     Exit status 0 when the plugin can do its work here, 1 when it cannot.
     """
-    report = doctor.examine()
+    findings = doctor.examine()
     if as_json:
-        typer.echo(json.dumps(report.as_json(), indent=2))
+        typer.echo(json.dumps(findings.as_json(), indent=2))
     else:
-        doctor.show(report, Console())
-    raise typer.Exit(1 if report.problems else 0)
+        doctor.show(findings, Console())
+    raise typer.Exit(EXIT_FAILED if findings.problems else 0)
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script. An error that no command expects is one line too, and exit status 1."""
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        typer.echo(f"sglang-warmstart: {one_line(error)} ({DEBUG}=1 shows where)", err=True)
+        raise SystemExit(EXIT_FAILED) from None

@@ -9,31 +9,38 @@ import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.padding import Padding
+from rich.text import Text
 
 from sglang_warmstart import __version__, plugin
-from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.errors import first_line, one_line
 from sglang_warmstart.base.switches import (
+    COMPILER,
     ONLY,
     PLUGIN_NAME,
     PLUGINS,
     SWITCHES,
     WARMSTART,
     Switch,
-    complaint_about,
-    is_on,
     left_out_by,
 )
 from sglang_warmstart.bundle.source import shown
 from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm.compiler import CompileJob, CompilerError, Kind
 from sglang_warmstart.sglang.feature import Installation, State
 from sglang_warmstart.sglang.features import FEATURES, chosen_features
+from sglang_warmstart.sglang.limits import limit_of
 
 ENTRY_POINT_GROUP = "sglang.srt.plugins"
 CONFIGURER = "sglang.srt.layers.deep_gemm_wrapper.configurer"
+# What the kernels of DeepGEMM include that comes with CUDA, and not with DeepGEMM.
+SAMPLE = "#include <cuda_bf16.h>\n#include <cuda_fp8.h>\n#include <cuda/std/cstdint>\n__global__ void sample() {}\n"
+SAMPLE_LIMIT_S = 60.0
+# DeepGEMM has kernels for Hopper and later GPUs.
+FIRST_CAPABILITY = 9
 # The distributions that may bring a module, in the order of preference.
 _DISTRIBUTIONS = {
     "sglang": ("sglang",),
@@ -72,7 +79,7 @@ class SwitchValue:
 
 
 @dataclass
-class Report:
+class Findings:
     """What the doctor found. The plugin can do its work here if there are no ``problems``."""
 
     warmstart: str = __version__
@@ -84,27 +91,27 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The report for machines; ``ok`` says what the exit status says."""
+        """The findings for machines; ``ok`` says what the exit status says."""
         return {"ok": not self.problems, **asdict(self)}
 
 
-def examine() -> Report:
+def examine() -> Findings:
     """Look at this environment. Imports SGLang (not its plugins) where it is there."""
-    report = Report()
-    report.switches = [
-        SwitchValue(switch.name, _value_of(switch), switch.default, switch.meaning) for switch in SWITCHES
+    findings = Findings()
+    findings.switches = [
+        SwitchValue(switch.name, _value_of(switch), switch.shown_default, switch.meaning) for switch in SWITCHES
     ]
-    complaints = [*(complaint_about(switch, os.environ) for switch in SWITCHES), chosen_features(os.environ)[1]]
-    report.notes += [complaint for complaint in complaints if complaint]
-    report.found = [_find_package(name) for name in _DISTRIBUTIONS]
-    report.found.append(find_compiler())
-    _examine_sglang(report)
-    report.found.append(_find_gpu(report))
-    _examine_entry_point(report)
-    return report
+    complaints = [*(switch.read(os.environ)[1] for switch in SWITCHES), chosen_features(os.environ)[1]]
+    findings.notes += [complaint for complaint in complaints if complaint]
+    findings.found = [_find_package(name) for name in _DISTRIBUTIONS]
+    findings.found.append(find_compiler())
+    _examine_sglang(findings)
+    findings.found.append(_find_gpu(findings))
+    _examine_entry_point(findings)
+    return findings
 
 
-def _value_of(switch: Switch) -> str | None:
+def _value_of(switch: Switch[Any]) -> str | None:
     value = os.environ.get(switch.name)
     # What the doctor says is shown to others, and a URL may have a password in it.
     return value if value is None else shown(value)
@@ -115,9 +122,24 @@ def find_compiler() -> Found:
     name = "CUDA compiler"
     try:
         compiler = compilers.find(os.environ)
-    except compilers.CompilerError as error:
-        return Found(name, None, str(error))
+    except CompilerError as error:
+        return Found(name, None, first_line(error))
     return Found(name, compiler.release, compiler.path)
+
+
+def why_it_cannot_compile(capability: tuple[int, int]) -> str | None:
+    """Why the compiler of exact warm-up cannot compile a small kernel for a GPU, in one line; None if it can.
+
+    Args:
+        capability: of the GPU: (9, 0) for Hopper.
+    """
+    flags = f"-std=c++20 --gpu-architecture=sm_{capability[0]}{capability[1]}a"
+    try:
+        compiler = compilers.find(os.environ, cast(Kind, COMPILER.value(os.environ)))
+        compilers.compile_kernel(CompileJob(SAMPLE, flags, compiler, SAMPLE_LIMIT_S))
+    except CompilerError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def _find_package(module: str) -> Found:
@@ -127,27 +149,33 @@ def _find_package(module: str) -> Found:
     return Found(module, None, "not installed")
 
 
-def _find_gpu(report: Report) -> Found:
+def _find_gpu(findings: Findings) -> Found:
     try:
         import torch
     except Exception as error:
         return Found("GPU", None, f"cannot be looked for without torch: {first_line(error)}")
     if not torch.cuda.is_available():
-        report.notes.append("no CUDA GPU is visible: hooks are in place, there are no kernels to warm")
+        findings.notes.append("no CUDA GPU is visible: hooks are in place, there are no kernels to warm")
         return Found("GPU", None, "none visible to torch")
     properties = torch.cuda.get_device_properties(0)
     count = torch.cuda.device_count()
-    compiler = next(each for each in report.found if each.name == "CUDA compiler")
-    if compiler.version is None:
-        report.notes.append(f"DeepGEMM cannot compile kernels here: {compiler.note}")
+    if properties.major >= FIRST_CAPABILITY and _is_jit_wanted():
+        why_not = why_it_cannot_compile((properties.major, properties.minor))
+        if why_not is not None:
+            findings.problems.append(f"DeepGEMM cannot compile kernels here: {why_not}")
     return Found("GPU", properties.name, f"{count} visible, {properties.multi_processor_count} SMs each")
 
 
-def _examine_sglang(report: Report) -> None:
-    on, _ = is_on(WARMSTART, os.environ)
-    if not on:
-        report.problems.append(f"{WARMSTART.name}={os.environ[WARMSTART.name]}: the plugin is switched off")
-        report.features = [FeatureState(each.name, "off", "") for each in FEATURES]
+def _is_jit_wanted() -> bool:
+    """Whether the environment leaves DeepGEMM's JIT on. Without SGLang there is none that asks."""
+    environ = sys.modules.get("sglang.srt.environ")
+    return environ is not None and bool(environ.envs.SGLANG_ENABLE_JIT_DEEPGEMM.get())
+
+
+def _examine_sglang(findings: Findings) -> None:
+    if not WARMSTART.value(os.environ):
+        findings.problems.append(f"{WARMSTART.name}={os.environ[WARMSTART.name]}: the plugin is switched off")
+        findings.features = [FeatureState(each.name, "off", "") for each in FEATURES]
         return
     # SGLang prints as it is imported; standard output is the report's.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -156,19 +184,25 @@ def _examine_sglang(report: Report) -> None:
             try:
                 importlib.import_module(module)
             except Exception as error:
-                report.problems.append(_why_not(module, error))
+                findings.problems.append(_why_not(module, error))
                 return
-        plugin.register()
+        try:
+            plugin.register()
+        except SystemExit as error:
+            findings.problems.append(f"the server does not start in strict mode: {error}")
+            return
         loaded = plugin.loaded_plugin()
-        assert loaded is not None  # it is on, and register() has just run
+        if loaded is None:
+            findings.problems.append("the plugin failed as it was loaded; the log says why")
+            return
         chosen = {each.feature.name: each for each in loaded.installations}
         for feature in FEATURES:
-            report.features.append(
-                _examine_feature(report, chosen[feature.name])
+            findings.features.append(
+                _examine_feature(findings, chosen[feature.name])
                 if feature.name in chosen
                 else FeatureState(feature.name, "off", f"{ONLY.name} does not name it")
             )
-        _note_deep_gemm(report)
+        _note_deep_gemm(findings)
 
 
 def _why_not(module: str, error: Exception) -> str:
@@ -176,10 +210,10 @@ def _why_not(module: str, error: Exception) -> str:
         return "SGLang is not installed. Install it: pip install sglang==0.5.12"
     if isinstance(error, ModuleNotFoundError) and error.name == ENTRY_POINT_GROUP:
         return f"this SGLang has no plugin system ({ENTRY_POINT_GROUP}): 0.5.11 or newer is needed"
-    return f"{module} cannot be imported: {type(error).__name__}: {first_line(error)}"
+    return f"{module} cannot be imported: {one_line(error)}"
 
 
-def _examine_feature(report: Report, installation: Installation) -> FeatureState:
+def _examine_feature(findings: Findings, installation: Installation) -> FeatureState:
     name = installation.feature.name
     for step in installation.feature.steps:
         if installation.state in (State.BUILT_IN, State.STANDS_ASIDE):
@@ -190,40 +224,44 @@ def _examine_feature(report: Report, installation: Installation) -> FeatureState
             except Exception as error:
                 reason = f"{module} cannot be imported: {first_line(error)}"
                 if step.required:
-                    report.problems.append(f"{name}: {reason}")
+                    findings.problems.append(f"{name}: {reason}")
                     return FeatureState(name, installation.state.value, reason)
-                report.notes.append(f"{name}: {reason} (only some models need it)")
+                findings.notes.append(f"{name}: {reason} (only some models need it)")
                 break
     if installation.state is State.STANDS_ASIDE:
-        report.problems.append(f"{name} stands aside: {installation.detail}")
+        findings.problems.append(f"{name} stands aside: {installation.detail}")
+        return FeatureState(name, installation.state.value, installation.detail)
+    limit = limit_of(name, plugin.sglang_version())
+    if limit is not None:
+        return FeatureState(name, limit.state, f"on this SGLang, {limit.reason}")
     return FeatureState(name, installation.state.value, installation.detail or installation.feature.gains)
 
 
-def _note_deep_gemm(report: Report) -> None:
+def _note_deep_gemm(findings: Findings) -> None:
     configurer = sys.modules.get(CONFIGURER)
     if configurer is not None and not configurer.ENABLE_JIT_DEEPGEMM:
-        report.notes.append(
+        findings.notes.append(
             "SGLang has DeepGEMM's JIT disabled here (it takes a Hopper or newer GPU, deep_gemm, and "
             "SGLANG_ENABLE_JIT_DEEPGEMM not 0)"
         )
 
 
-def _examine_entry_point(report: Report) -> None:
+def _examine_entry_point(findings: Findings) -> None:
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     if PLUGIN_NAME not in {point.name for point in points}:
-        report.problems.append(
+        findings.problems.append(
             "SGLang will not find the plugin: no entry point `warmstart` is installed. Install the package with pip"
         )
     left_out = left_out_by(os.environ)
     if left_out is not None:
-        built_in = {each.name for each in report.features if each.state == State.BUILT_IN.value}
+        built_in = {each.name for each in findings.features if each.state == State.BUILT_IN.value}
         idle = [
             switch.name
             for switch in SWITCHES
             if switch.name in os.environ and switch.feature is not None and switch.feature not in built_in
         ]
         without_effect = f" Set, and without effect: {', '.join(idle)}." if idle else ""
-        report.problems.append(
+        findings.problems.append(
             f"{PLUGINS.name}={left_out} leaves this plugin out. Add `{PLUGIN_NAME}` to it.{without_effect}"
         )
 
@@ -232,39 +270,46 @@ _COLOURS = {
     State.ACTIVE.value: "green",
     State.BUILT_IN.value: "cyan",
     State.WAITING.value: "yellow",
+    "partly": "yellow",
+    "no effect": "red",
     State.STANDS_ASIDE.value: "red",
     "off": "red",
 }
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the report as tables."""
-    found = Table(
-        "Found here",
-        "Version",
-        Column("", overflow="fold"),
-        title=f"sglang-warmstart {report.warmstart}",
-        title_justify="left",
-    )
-    found.add_row("Python", report.python, "")
-    for each in report.found:
-        found.add_row(each.name, each.version or "[yellow]none[/]", each.note)
-    console.print(found)
-    if report.features:
-        features = Table(Column("Feature", no_wrap=True), "State", Column("", overflow="fold"))
-        for state in report.features:
-            features.add_row(state.name, f"[{_COLOURS[state.state]}]{state.state}[/]", state.detail)
-        console.print(features)
-    switches = Table(Column("Switch", no_wrap=True), Column("Value", overflow="fold"), "Meaning")
-    for switch in report.switches:
-        value = f"[bold]{switch.value}[/]" if switch.value is not None else f"[dim]{switch.default or '(empty)'}[/]"
-        switches.add_row(switch.name, value, switch.meaning)
-    console.print(switches)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False)
-    for problem in report.problems:
-        console.print(f"problem: {problem}", style="red", markup=False)
-    if report.problems:
-        console.print("The plugin cannot do its work here.", style="bold red")
+def show(findings: Findings, console: Console) -> None:
+    """Print what was found, in lines that any width of a terminal can show. Nothing of it is taken for markup."""
+    _heading(console, f"sglang-warmstart {findings.warmstart}")
+    _entry(console, Text.assemble("Python ", (findings.python, "bold")))
+    for each in findings.found:
+        version = (each.version, "bold") if each.version else ("none", "yellow")
+        _entry(console, Text.assemble(f"{each.name} ", version), each.note)
+    if findings.features:
+        _heading(console, "Features")
+    for state in findings.features:
+        _entry(console, Text.assemble(f"{state.name}: ", (state.state, _COLOURS[state.state])), state.detail)
+    _heading(console, "Switches")
+    for switch in findings.switches:
+        value = (f"={switch.value}", "bold") if switch.value is not None else (f" (default: {switch.default})", "dim")
+        _entry(console, Text.assemble(switch.name, value), switch.meaning)
+    console.print()
+    for note in findings.notes:
+        console.print(Text(f"note: {note}"))
+    for problem in findings.problems:
+        console.print(Text(f"problem: {problem}", style="red"))
+    if findings.problems:
+        console.print(Text("The plugin cannot do its work here.", style="bold red"))
     else:
-        console.print("The plugin can do its work here.", style="bold green")
+        console.print(Text("The plugin can do its work here.", style="bold green"))
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, style="bold underline"))
+
+
+def _entry(console: Console, text: Text, detail: str = "") -> None:
+    # A path or a name that is longer than a line goes on in the next one.
+    console.print(Padding(text, (0, 0, 0, 2)), overflow="fold")
+    if detail:
+        console.print(Padding(Text(detail), (0, 0, 0, 6)), overflow="fold")

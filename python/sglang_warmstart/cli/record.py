@@ -24,12 +24,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sglang_warmstart.base.switches import BUNDLE, PRECOMPILE, STRICT, WARMSTART
+from sglang_warmstart.base.switches import BUNDLE, PLANS, PRECOMPILE, STRICT, WARMSTART
 from sglang_warmstart.cli.compile import held_off, interruptible
 from sglang_warmstart.cli.ending import EXIT_FAILED, command, read_plans
 from sglang_warmstart.cli.plan import write_plan
 from sglang_warmstart.deepgemm.plan import Plan, PlanError
-from sglang_warmstart.sglang.exact_warmup.warmup import PLANS
 
 # With every cache of Triton and FlashInfer cold, a start takes minutes.
 _START_LIMIT_S = 1800.0

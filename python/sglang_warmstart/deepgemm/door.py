@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sglang_warmstart.base.guard import guarded
 from sglang_warmstart.deepgemm.gemms import GEMMS, Gemm, UnsupportedCallError
 
 _BY_FUNCTION: Mapping[str, Gemm] = {gemm.function: gemm for gemm in GEMMS.values()}
@@ -39,10 +40,10 @@ class Door:
             return value
         function = self._direct(name, value)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return self._on_call(gemm, named(gemm, args, kwargs), lambda: function(*args, **kwargs))
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return self._on_call(gemm, named(gemm, args, kwargs), lambda: original(*args, **kwargs))
 
-        return call
+        return guarded(f"exact-warmup: deep_gemm.{name}", call, function)
 
 
 def named(gemm: Gemm, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

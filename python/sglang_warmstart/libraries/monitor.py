@@ -6,16 +6,16 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
+from sglang_warmstart.base.errors import IntendedError
 from sglang_warmstart.base.events import Event
 from sglang_warmstart.base.log import LOGGER_NAME
 
 Mode = Literal["warn", "error", "off"]
-MODES: tuple[Mode, ...] = ("warn", "error", "off")
 
 logger = logging.getLogger(LOGGER_NAME)
 
 
-class JitWhileServingError(RuntimeError):
+class JitWhileServingError(IntendedError, RuntimeError):
     """A kernel was compiled while serving, and the monitor's mode is "error"; names kernel, shape and remedy."""
 
 

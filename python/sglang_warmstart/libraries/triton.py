@@ -13,6 +13,7 @@ from typing import Any
 
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.events import emit, now
+from sglang_warmstart.base.guard import guarded
 
 REMEDY = (
     "a forward of this shape before the server is ready would have (SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP runs larger "
@@ -31,11 +32,16 @@ def watch(triton: ModuleType) -> Callable[[], None]:
         raise StandsAsideError("triton.knobs.compilation.listener", "not there")
     before = compilation.listener
 
-    def listener(
-        *, src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], times: Any, cache_hit: bool
+    def listen(
+        original: Callable[..., None],
+        *,
+        src: Any,
+        metadata: dict[str, Any],
+        metadata_group: dict[str, str],
+        times: Any,
+        cache_hit: bool,
     ) -> None:
-        if before is not None:
-            before(src=src, metadata=metadata, metadata_group=metadata_group, times=times, cache_hit=cache_hit)
+        original(src=src, metadata=metadata, metadata_group=metadata_group, times=times, cache_hit=cache_hit)
         name, seconds, shape = "a kernel", 0.0, ""
         with contextlib.suppress(Exception):  # what it is told differs between releases; the kernel is fine
             name = str(src.name)
@@ -46,6 +52,7 @@ def watch(triton: ModuleType) -> Callable[[], None]:
         else:
             emit("jit", name, now() - seconds, seconds, library="triton", shape=shape, remedy=REMEDY)
 
+    listener = guarded("jit-monitor: triton.knobs.compilation.listener", listen, before or _hear_nothing)
     compilation.listener = listener
 
     def end() -> None:
@@ -53,6 +60,10 @@ def watch(triton: ModuleType) -> Callable[[], None]:
             compilation.listener = before
 
     return end
+
+
+def _hear_nothing(**_: Any) -> None:
+    pass
 
 
 def shape_of(src: Any, metadata: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from sglang_warmstart.base.errors import IntendedError
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.sglang.dataclass_field import add_field
 from sglang_warmstart.sglang.feature import Feature, Step
@@ -26,6 +27,10 @@ HELP = (
 )
 
 
+class BadValueError(IntendedError, TypeError):
+    """The argument is no bool; names it."""
+
+
 def install_argument(hooks: Hooks, server_args: ModuleType) -> None:
     """Make it a field of ``ServerArgs``, checked at construction, and an option of the command line."""
     cls = class_of(server_args, "ServerArgs")
@@ -37,7 +42,7 @@ def install_argument(hooks: Hooks, server_args: ModuleType) -> None:
     def post_init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
         value = getattr(self, FIELD)
         if not isinstance(value, bool):
-            raise TypeError(f"{FIELD} ({FLAG}) must be True or False, got {type(value).__name__} {value!r}")
+            raise BadValueError(f"{FIELD} ({FLAG}) must be True or False, got {type(value).__name__} {value!r}")
         original(self, *args, **kwargs)
 
     # Wrapped before the field is added: `dataclass` looks at the class for __post_init__ while it writes __init__.

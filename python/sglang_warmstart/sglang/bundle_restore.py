@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from sglang_warmstart.base.hooks import Hooks, class_of
-from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY
-from sglang_warmstart.sglang.envs import ENVIRON, declare_text
+from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY, RESTORING
+from sglang_warmstart.sglang.arguments import decided
+from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
-from sglang_warmstart.sglang.exact_warmup.warmup import RESTORING, is_wanted, logger
 from sglang_warmstart.sglang.feature import Feature, Step
+
+logger = logging.getLogger(LOGGER_NAME)
 
 
 def start_restoring(server_args: Any) -> None:
     """Begin to restore the bundle that the environment names. The service of the node waits for it, and so do ranks."""
-    bundle = os.environ.get(BUNDLE.name)
+    bundle = BUNDLE.value(os.environ)
     os.environ.pop(RESTORING, None)
-    if not bundle or server_args.device != "cuda" or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
+    if not bundle:
+        return
+    # Here and not above: no rank needs these, and a server without a bundle does not either.
+    from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
+
+    on_gpu = decided(server_args)["device"] == "cuda"
+    if not on_gpu or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
         return
     try:
-        # Here and not above: no rank needs these, and a server without a bundle does not either.
         from sglang_warmstart.bundle import at_launch
         from sglang_warmstart.sglang.caches import deep_gemm_cache
 
-        lock = at_launch.start(bundle, os.environ.get(BUNDLE_KEY.name), deep_gemm_cache(os.environ))
+        lock = at_launch.start(bundle, BUNDLE_KEY.value(os.environ), deep_gemm_cache(os.environ))
     except Exception as error:
         # Whatever it is, the server starts without.
         logger.warning("warmstart: the bundle is not restored: %s", error)
@@ -38,7 +47,7 @@ def start_restoring(server_args: Any) -> None:
 def install_switches(hooks: Hooks, environ: ModuleType) -> None:
     """Declare the switches on ``Envs``."""
     for switch in (BUNDLE, BUNDLE_KEY):
-        declare_text(hooks, environ, switch)
+        declare(hooks, environ, switch)
 
 
 def install_start(hooks: Hooks, engine: ModuleType) -> None:

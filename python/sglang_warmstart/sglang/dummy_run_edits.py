@@ -5,7 +5,13 @@ The same edits go into the patch series.
 
 from __future__ import annotations
 
+import inspect
+
+from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.source_edit import Edit
+
+DUMMY_RUN = "_dummy_run"
+OVERRIDE = "forward_mode_override"
 
 DUMMY_RUN_EDITS = (
     Edit(
@@ -53,3 +59,37 @@ DUMMY_RUN_EDITS = (
         "            set_is_extend_in_batch(forward_mode_override == ForwardMode.EXTEND)\n",
     ),
 )
+
+
+class ForwardModes:
+    """The edit of ``_dummy_run``, which several features need: made with the first, taken back with the last."""
+
+    def __init__(self) -> None:
+        self._hooks = Hooks("forward-modes")
+        self._users = 0
+
+    def install(self, hooks: Hooks, runner_class: type) -> None:
+        """See that ``runner_class._dummy_run`` takes ``forward_mode_override`` as long as these hooks are in place.
+
+        Raises:
+            StandsAsideError: it cannot be edited.
+        """
+        if not self._users:
+            if takes_forward_mode(getattr(runner_class, DUMMY_RUN, None)):
+                return  # a later release
+            self._hooks.edit(runner_class, DUMMY_RUN, DUMMY_RUN_EDITS, "self, batch_size, run_ctx")
+        self._users += 1
+        hooks.made(f"{runner_class.__module__}.{runner_class.__qualname__}.{DUMMY_RUN}", self._leave)
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._hooks.undo()
+
+
+FORWARD_MODES = ForwardModes()
+
+
+def takes_forward_mode(dummy_run: object) -> bool:
+    """Whether a ``_dummy_run`` can be told the mode of its forward."""
+    return callable(dummy_run) and OVERRIDE in inspect.signature(dummy_run).parameters

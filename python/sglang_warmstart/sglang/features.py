@@ -36,15 +36,15 @@ FEATURES: tuple[Feature, ...] = (
 
 
 def chosen_features(environment: Mapping[str, str]) -> tuple[tuple[Feature, ...], str | None]:
-    """The features to install: those that ``SGLANG_WARMSTART_ONLY`` names, or all where it names none.
+    """The features to install: those that ``SGLANG_WARMSTART_ONLY`` names, or all where it is not set.
 
     Returns:
-        The features, and a complaint (one line) about names that are none.
+        The features, and a complaint (one line) about names that are none. Those name nothing.
     """
-    wanted = [name.strip() for name in environment.get(ONLY.name, "").split(",") if name.strip()]
+    wanted = ONLY.value(environment)
+    if not wanted:
+        return FEATURES, None
     known = {feature.name for feature in FEATURES}
-    strange = [name for name in wanted if name not in known]
-    words = ", ".join(f'"{name}"' for name in strange)
+    words = ", ".join(f'"{name}"' for name in wanted if name not in known)
     complaint = f"{ONLY.name}: there is no feature {words}: choose among {', '.join(sorted(known))}"
-    chosen = tuple(feature for feature in FEATURES if feature.name in wanted) or FEATURES
-    return chosen, complaint if strange else None
+    return tuple(feature for feature in FEATURES if feature.name in wanted), complaint if words else None

@@ -7,13 +7,14 @@ not walked in the middle of serving.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.errors import StandsAsideError, passing
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.sglang.fast_warmup import COMPILE_ONE, COMPILE_ONE_PARAMETERS, COMPILE_UTILS, ENTRYPOINT
@@ -83,7 +84,10 @@ def _is_warmed(entrypoint: ModuleType) -> bool:
 
 
 def hc_prenorm_wrapper(
-    entrypoint: ModuleType, kernel_type: Any, direct: Callable[[], Callable[..., None]] = exported_gemm
+    entrypoint: ModuleType,
+    kernel_type: Any,
+    direct: Callable[[], Callable[..., None]] = exported_gemm,
+    guard: Callable[[Callable[..., None], Callable[..., None]], Callable[..., None]] = functools.partial,
 ) -> Callable[..., None]:
     """The wrapper of the GEMM, for SGLang's DeepGEMM wrapper beside those of the other GEMMs.
 
@@ -91,8 +95,29 @@ def hc_prenorm_wrapper(
         entrypoint: SGLang's wrapper, which has the library under the name ``deep_gemm``.
         kernel_type: the member of SGLang's ``DeepGemmKernelType``.
         direct: gives the GEMM as the library made it. The warm-up calls that one too: ``wrapper.direct``.
+        guard: guards the first call of a bucket (``Hooks.guarded``).
     """
     warmed: dict[tuple[int, int, int | None], Callable[..., None]] = {}
+
+    def call_first(
+        original: Callable[..., None],
+        key: tuple[int, int, int | None],
+        *tensors: torch.Tensor,
+    ) -> None:
+        m, (n, k, num_splits) = tensors[0].shape[0], key
+        with entrypoint.compile_utils.deep_gemm_execution_hook(m, n, k, num_splits or 0, kernel_type):
+            # The hook may have put somebody at DeepGEMM's door, who is to see this call.
+            if not isinstance(entrypoint.deep_gemm, ModuleType):
+                with passing():
+                    getattr(entrypoint.deep_gemm, GEMM)(*tensors, num_splits=num_splits)
+                return
+            original(key, *tensors)
+        warmed[key] = direct()
+
+    def call_cold(key: tuple[int, int, int | None], *tensors: torch.Tensor) -> None:
+        direct()(*tensors, num_splits=key[2])
+
+    first = guard(call_first, call_cold)
 
     def tf32_hc_prenorm_gemm(
         x: torch.Tensor, fn: torch.Tensor, out: torch.Tensor, sqrsum: torch.Tensor, num_splits: int | None = None
@@ -117,13 +142,7 @@ def hc_prenorm_wrapper(
             gemm = warmed[key] = direct()
         # The hook has nothing to do for a bucket that it has seen, and entering it costs a fifth of the call.
         if gemm is None:
-            with entrypoint.compile_utils.deep_gemm_execution_hook(m, fn.shape[0], k, num_splits or 0, kernel_type):
-                # The hook may have put somebody at DeepGEMM's door, who is to see this call.
-                at_the_door = not isinstance(entrypoint.deep_gemm, ModuleType)
-                gemm = getattr(entrypoint.deep_gemm, GEMM) if at_the_door else direct()
-                gemm(x, fn, out, sqrsum, num_splits=num_splits)
-            if not at_the_door:
-                warmed[key] = gemm
+            first(key, x, fn, out, sqrsum)
         else:
             gemm(x, fn, out, sqrsum, num_splits=num_splits)
 
@@ -170,7 +189,8 @@ def install_kernel_type(hooks: Hooks, compile_utils: ModuleType, entrypoint: Mod
         own: Callable[..., None] = getattr(wrapper, DIRECT, None) or getattr(deep_gemm, GEMM)
         return own
 
-    wrapper = hc_prenorm_wrapper(entrypoint, hc_prenorm, direct)
+    guard = functools.partial(hooks.guarded, f"deep_gemm.{GEMM}")
+    wrapper = hc_prenorm_wrapper(entrypoint, hc_prenorm, direct, guard)
     executors = class_of(compile_utils, "_BaseWarmupExecutor")
     hooks.replace(compile_utils, "DeepGemmKernelType", extended)
     hooks.wrap(executors, "create", create, "kernel_type, kwargs")
@@ -213,7 +233,7 @@ def route_hc_prenorm(hooks: Hooks, entrypoint: ModuleType, deep_gemm: ModuleType
     setattr(deep_gemm, GEMM, wrapper)
 
     def undo() -> None:
-        delattr(wrapper, DIRECT)
+        vars(wrapper).pop(DIRECT, None)
         if vars(deep_gemm)[GEMM] is wrapper:
             setattr(deep_gemm, GEMM, own)
 

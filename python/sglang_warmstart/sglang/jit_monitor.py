@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from sglang_warmstart.base.errors import StandsAsideError
+from sglang_warmstart.base.errors import StandsAsideError, is_intended
 from sglang_warmstart.base.events import log_of_process
 from sglang_warmstart.base.hooks import Hooks, class_of
-from sglang_warmstart.base.settings import one_of
-from sglang_warmstart.base.switches import JIT_MONITOR
-from sglang_warmstart.deepgemm.compiler import CompilerError
-from sglang_warmstart.libraries import ninja as watch_ninja
-from sglang_warmstart.libraries import tilelang as watch_tilelang
-from sglang_warmstart.libraries import triton as watch_triton
-from sglang_warmstart.libraries.deep_gemm import DeepGemmWatch
-from sglang_warmstart.libraries.monitor import MODES, JitMonitor, JitWhileServingError, Mode
-from sglang_warmstart.sglang.envs import ENVIRON, declare_text
+from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.base.switches import JIT_MONITOR, SERVICE
+from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.exact_warmup.hooks import server_arguments
-from sglang_warmstart.sglang.exact_warmup.warmup import SERVICE, is_wanted, logger
 from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.start_up_events import SCHEDULER
 
+if TYPE_CHECKING:
+    from sglang_warmstart.libraries.deep_gemm import DeepGemmWatch
+    from sglang_warmstart.libraries.monitor import JitWhileServingError, Mode
+
+logger = logging.getLogger(LOGGER_NAME)
+
 
 def mode_of(environment: Mapping[str, str]) -> Mode:
     """What is to become of a JIT compile while serving."""
-    return cast(Mode, one_of(JIT_MONITOR.name, MODES, environment)[0])
+    return cast("Mode", JIT_MONITOR.value(environment))
 
 
 def install_switch(hooks: Hooks, environ: ModuleType) -> None:
     """Declare the switch on ``Envs``, and say if its value is none that it has."""
-    declare_text(hooks, environ, JIT_MONITOR)
-    complaint = one_of(JIT_MONITOR.name, MODES, os.environ)[1]
+    declare(hooks, environ, JIT_MONITOR)
+    complaint = JIT_MONITOR.read(os.environ)[1]
     if complaint:
         hooks.notes.append(complaint)
 
@@ -56,6 +56,9 @@ def install_listener(hooks: Hooks, scheduler: ModuleType) -> None:
                     "warmstart: on further nodes JIT is reported and not refused: they are not told when the server is "
                     "ready"
                 )
+            # Here and not above: what watches is imported where there is something to watch.
+            from sglang_warmstart.libraries.monitor import JitMonitor
+
             log.listeners.append(JitMonitor("warn" if further else mode))
         original(self)
 
@@ -78,7 +81,30 @@ def _watching(library: str, install: Callable[[Hooks, ModuleType], None]) -> Cal
 
 def watch_triton_here(hooks: Hooks, triton: ModuleType) -> None:
     """Watch Triton by its listener."""
+    from sglang_warmstart.libraries import triton as watch_triton
+
     hooks.made("triton.knobs.compilation.listener", watch_triton.watch(triton))
+
+
+def watch_flashinfer_here(hooks: Hooks, core: ModuleType) -> None:
+    """Watch FlashInfer where it builds a module."""
+    from sglang_warmstart.libraries import ninja
+
+    ninja.watch_flashinfer(hooks, core)
+
+
+def watch_tvm_ffi_here(hooks: Hooks, extension: ModuleType) -> None:
+    """Watch tvm-ffi where it builds a library."""
+    from sglang_warmstart.libraries import ninja
+
+    ninja.watch_tvm_ffi(hooks, extension)
+
+
+def watch_tilelang_here(hooks: Hooks, kernel: ModuleType) -> None:
+    """Watch TileLang where it makes a kernel."""
+    from sglang_warmstart.libraries import tilelang
+
+    tilelang.watch(hooks, kernel)
 
 
 def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
@@ -92,6 +118,10 @@ def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
         log = log_of_process()
         if watch is not None or log is None or not compile_utils.ENABLE_JIT_DEEPGEMM:
             return
+        from sglang_warmstart.deepgemm.compiler import CompilerError
+        from sglang_warmstart.libraries.deep_gemm import DeepGemmWatch
+        from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
+
         try:
             further = server_arguments(*args, **kwargs).node_rank > 0
             watch = DeepGemmWatch(
@@ -104,7 +134,11 @@ def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
 
     def deep_gemm_execution_hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inside = original(*args, **kwargs)
-        return inside if watch is None else _Refusing(inside, watch)
+        if watch is None:
+            return inside
+        # SGLang leaves the context later, outside of this hook.
+        name = f"{COMPILE_UTILS}.deep_gemm_execution_hook"
+        return _Refusing(inside, hooks.guarded(name, _refusal_of(watch), lambda: None))
 
     hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
     if refuse:
@@ -114,12 +148,16 @@ def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
         )
 
 
+def _refusal_of(watch: DeepGemmWatch) -> Callable[..., JitWhileServingError | None]:
+    return lambda _: watch.refusal()
+
+
 @dataclass
 class _Refusing(AbstractContextManager[None]):
     """What SGLang puts around a GEMM, and an error that says why if the GEMM was made to fail."""
 
     inside: AbstractContextManager[None]
-    watch: DeepGemmWatch
+    refusal: Callable[[], JitWhileServingError | None]
 
     def __enter__(self) -> None:
         self.inside.__enter__()
@@ -130,8 +168,8 @@ class _Refusing(AbstractContextManager[None]):
         try:
             self.inside.__exit__(kind, error, traceback)
         finally:
-            if isinstance(error, RuntimeError) and not isinstance(error, JitWhileServingError):
-                refusal = self.watch.refusal()
+            if isinstance(error, RuntimeError) and not is_intended(error):
+                refusal = self.refusal()
                 if refusal is not None:
                     raise refusal from error
         return False
@@ -161,8 +199,8 @@ JIT_MONITORING = Feature(
         # With the modules of exact-warmup's step, or it would not come after that.
         Step((COMPILE_UTILS, ENTRYPOINT), _watching("deep-gemm", watch_deep_gemm_here), required=False),
         Step(("triton",), _watching("triton", watch_triton_here), required=False),
-        Step(("flashinfer.jit.core",), _watching("flashinfer", watch_ninja.watch_flashinfer), required=False),
-        Step(("tvm_ffi.cpp.extension",), _watching("tvm-ffi", watch_ninja.watch_tvm_ffi), required=False),
-        Step(("tilelang.jit.kernel",), _watching("tilelang", watch_tilelang.watch), required=False),
+        Step(("flashinfer.jit.core",), _watching("flashinfer", watch_flashinfer_here), required=False),
+        Step(("tvm_ffi.cpp.extension",), _watching("tvm-ffi", watch_tvm_ffi_here), required=False),
+        Step(("tilelang.jit.kernel",), _watching("tilelang", watch_tilelang_here), required=False),
     ),
 )

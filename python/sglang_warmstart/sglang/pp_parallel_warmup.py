@@ -13,11 +13,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from sglang_warmstart.base.errors import passing
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import PP_PARALLEL
-from sglang_warmstart.sglang.dummy_run_edits import DUMMY_RUN_EDITS
-from sglang_warmstart.sglang.envs import ENVIRON, declare_bool
+from sglang_warmstart.sglang.dummy_run_edits import FORWARD_MODES
+from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Step
 
 COMPILE_UTILS = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
@@ -167,7 +168,7 @@ def is_wanted(model_runner: Any, compile_utils: ModuleType) -> bool:
 
 def install_switch(hooks: Hooks, environ: ModuleType) -> None:
     """Declare the switch on ``Envs``."""
-    declare_bool(hooks, environ, PP_PARALLEL)
+    declare(hooks, environ, PP_PARALLEL)
 
 
 def install_warmup(hooks: Hooks, compile_utils: ModuleType, model_runner: ModuleType) -> None:
@@ -176,11 +177,13 @@ def install_warmup(hooks: Hooks, compile_utils: ModuleType, model_runner: Module
     def kernel_warmup(original: Callable[..., None], self: Any) -> None:
         original(self)
         if is_wanted(self, compile_utils):
-            compile_utils.pp_parallel_deep_gemm_warmup(self)
+            # A forward that fails on this rank ends the start: the others wait in its collectives.
+            with passing():
+                compile_utils.pp_parallel_deep_gemm_warmup(self)
 
     hooks.add(compile_utils, "pp_parallel_deep_gemm_warmup", pp_parallel_deep_gemm_warmup)
     runner_class = class_of(model_runner, "ModelRunner")
-    hooks.edit(runner_class, "_dummy_run", DUMMY_RUN_EDITS, "self, batch_size, run_ctx")
+    FORWARD_MODES.install(hooks, runner_class)
     hooks.wrap(runner_class, "kernel_warmup", kernel_warmup, "self")
 
 

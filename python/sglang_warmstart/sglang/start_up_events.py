@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType, ModuleType
 from typing import Any
 
-from sglang_warmstart.base import runs
 from sglang_warmstart.base.errors import StandsAsideError
-from sglang_warmstart.base.events import EVENTS, METRICS, close_log, emit, log_of_process, now, open_log, timed
+from sglang_warmstart.base.events import close_log, emit, log_of_process, now, open_log, timed
 from sglang_warmstart.base.hooks import Hooks, class_of
+from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.base.switches import EVENTS, METRICS
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
-from sglang_warmstart.sglang.exact_warmup.warmup import logger
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
 
@@ -38,9 +39,13 @@ STEPS = {
     "init_piecewise_cuda_graphs": "piecewise CUDA graphs",
 }
 
+logger = logging.getLogger(LOGGER_NAME)
+
 
 def begin_run(server_args: Any) -> None:
     """Make the directory of this run, for this process and those that it starts."""
+    from sglang_warmstart.base import runs
+
     directory, problem = runs.new_run(deep_gemm_cache(os.environ))
     if problem:
         logger.warning("warmstart: events of this run are not kept: %s", problem)
@@ -55,6 +60,8 @@ def begin_run(server_args: Any) -> None:
 
 def server_is_ready() -> None:
     """From now on, what is compiled is compiled while serving. Every process of the node learns of it."""
+    from sglang_warmstart.base import runs
+
     log = log_of_process()
     if log is not None:
         emit("ready", "server", now())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.errors import IntendedError, first_line
 from sglang_warmstart.base.events import emit, now, timed
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.deepgemm.door import Door, OnCall, answer_with_zeros, check_names
@@ -25,8 +25,9 @@ from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.node.protocol import Answer, Warmed
 
-# For all waits inside forwards together: well below NCCL's and the watchdog's limits. Then DeepGEMM compiles itself.
-FORWARD_WAIT_S = 200.0
+# For all waits inside one forward together: well below the limits of DeepEP (100 s), NCCL and the watchdog. What is not
+# ready then is left to SGLang's own warm-up.
+FORWARD_WAIT_S = 60.0
 # For the wait before the first forward, when no other rank waits in a collective.
 START_WAIT_S = 900.0
 
@@ -42,7 +43,7 @@ logger = logging.getLogger(LOGGER_NAME)
 Key = tuple[str, int, int, int, int]
 
 
-class WarmupError(RuntimeError):
+class WarmupError(IntendedError, RuntimeError):
     """A target cannot be warmed, and strict mode is on; names it and says why."""
 
 
@@ -105,11 +106,17 @@ class Rank:
             self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
             self._sweep_if_left(key)
         elif self._wait_left_s <= 0:
-            self._say_not_ready(key, f"{_name(key)}: no time is left to wait")
+            self.seen.add(key)
+            self._leave(key, "no time is left in this forward")
+            self._sweep_if_left(key)
         else:
             # The next call is the one that has this key, and it has all that selects a kernel.
             self._awaited = key
             self._stand_at_the_door(self._on_first_call)
+
+    def begin_forward(self) -> None:
+        """A forward begins, and with it the time that targets may take in it."""
+        self._wait_left_s = FORWARD_WAIT_S
 
     def _sweep_if_left(self, key: Key) -> None:
         if key in self._left_to_sglang:
@@ -209,9 +216,7 @@ class Rank:
         for note in answer.notes:
             logger.warning("warmstart: %s", note)
         for warmed in answer.targets:
-            if warmed.not_ready:
-                self._say_not_ready(key_of(warmed.target), f"{warmed.target}: {warmed.error}")
-            elif warmed.error:
+            if warmed.error:
                 self._leave(key_of(warmed.target), warmed.error, fast=warmed.no_context)
         self.load([TargetKernels(each.target, each.kernels) for each in answer.targets if not each.error])
 
@@ -238,12 +243,6 @@ class Rank:
                 "warmstart: %s: M=%d and above are loaded on first use: they take %.1f GiB", target, m, size / (1 << 30)
             )
         logger.info("warmstart: %d targets loaded: %d kernels in %.3f s", len(targets), loaded.calls, loaded.seconds)
-
-    def _say_not_ready(self, key: Key, message: str) -> None:
-        self.seen.add(key)
-        if self.strict:
-            raise WarmupError(message)
-        logger.warning("warmstart: %s; what is missing compiles on first use", message)
 
     def _leave(self, key: Key, reason: str, *, fast: bool = False) -> None:
         if self.strict:

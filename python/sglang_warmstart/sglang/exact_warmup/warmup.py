@@ -7,74 +7,41 @@ Here DeepGEMM itself is asked which kernels it would compile (:mod:`sglang_warms
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
-import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from sglang_warmstart.base.errors import passing
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.settings import number_above_0, one_of
+from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
+from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.node.launch import start_service
 from sglang_warmstart.node.protocol import Hello
+from sglang_warmstart.sglang.arguments import decided
+from sglang_warmstart.sglang.caches import deep_gemm_cache
+from sglang_warmstart.sglang.dummy_run_edits import takes_forward_mode
+from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Rank
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
 
-# How a rank finds the service of its node; set by the process that starts both.
-SERVICE = "SGLANG_WARMSTART_SERVICE"
-# A file that is locked as long as somebody restores kernels into the cache; set by whoever started that.
-RESTORING = "SGLANG_WARMSTART_RESTORING"
-# Where `sglang-warmstart record` wants the plans of the ranks; set by that alone.
-PLANS = "SGLANG_WARMSTART_PLANS"
-
-COMPILER = "SGLANG_WARMSTART_COMPILER"
-KINDS: tuple[Kind, ...] = ("nvcc", "nvrtc")
-WORKERS = "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS"
-
 # What else a rank's DeepGEMM and its search for a compiler read.
 _PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
-# The arguments of a server that decide which GEMMs its ranks call. One that is missing here costs little: what a marker
-# does not know is warmed when it is first called.
-_DECIDING_ARGUMENTS = (
-    "model_path",
-    "revision",
-    "quantization",
-    "dtype",
-    "tp_size",
-    "pp_size",
-    "dp_size",
-    "ep_size",
-    "enable_dp_attention",
-    "moe_dense_tp_size",
-    "attention_backend",
-    "prefill_attention_backend",
-    "decode_attention_backend",
-    "moe_a2a_backend",
-    "moe_runner_backend",
-    "deepep_mode",
-    "chunked_prefill_size",
-    "max_prefill_tokens",
-    "disaggregation_mode",
-    "speculative_algorithm",
-    "enable_two_batch_overlap",
-    "enable_lora",
-)
 
-# In a model's configuration, what is about the place and the tool that it was read by.
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
+# How a rank stands when all of them decide whether to run dry forwards; the least of all counts.
+_NO_SERVICE, _NO_MARKER, _KNOWN = range(3)
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -100,11 +67,31 @@ class ExactWarmup:
         self._known: set[tuple[Any, int, int, int, int]] = set()
         self._chunk = 0
         self._sweep_all: Callable[..., None] | None = None
+        self._is_restored = False  # the marker has been asked for
 
-    def around(self, original: Callable[..., None]) -> Callable[..., None]:
-        """What takes the place of ``original``: SGLang's decision whether to warm a GEMM before it is called."""
+    def around(
+        self,
+        original: Callable[..., None],
+        guard: Callable[[Callable[..., None], Callable[..., None]], Callable[..., None]] = functools.partial,
+    ) -> Callable[..., None]:
+        """What takes the place of ``original``: SGLang's decision whether to warm a GEMM before it is called.
+
+        Args:
+            guard: guards what is done about a new GEMM (``Hooks.guarded``); a known one is not worth it.
+        """
         known = self._known
         self._sweep_all = original
+
+        def meet_new(_: Callable[..., None], kernel_type: Any, n: int, k: int, num_groups: int) -> None:
+            assert self._get_num_sms is not None
+            key = (kernel_type, n, k, num_groups, self._get_num_sms())
+            try:
+                self._meet(key)
+            except Exception:
+                known.add(key)  # it is SGLang's from now on
+                raise
+
+        meet = guard(meet_new, original)
 
         @functools.wraps(original)
         def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> None:
@@ -115,7 +102,7 @@ class ExactWarmup:
                 return
             key = (kernel_type, n, k, num_groups, get_num_sms())
             if key not in known:
-                self._meet(key)
+                meet(kernel_type, n, k, num_groups)
 
         return maybe_compile
 
@@ -134,21 +121,19 @@ class ExactWarmup:
     def _sweep(self, name: str, n: int, k: int, num_groups: int, fast: bool) -> None:
         utils = self._compile_utils
         kernel_type = utils.DeepGemmKernelType[name]
-        if not fast:
-            assert self._sweep_all is not None
-            self._sweep_all(kernel_type, n, k, num_groups)
-        elif utils._DO_COMPILE_ALL:
-            utils._compile_deep_gemm_one_type_all(kernel_type, n, k, num_groups, fast_m_list(self._chunk))
+        with passing():
+            if not fast:
+                assert self._sweep_all is not None
+                self._sweep_all(kernel_type, n, k, num_groups)
+            elif utils._DO_COMPILE_ALL:
+                utils._compile_deep_gemm_one_type_all(kernel_type, n, k, num_groups, fast_m_list(self._chunk))
 
-    def connect(
-        self, server_args: Any, arguments: Mapping[str, Any] | None = None, chunked_prefill_size: int | None = None
-    ) -> None:
+    def connect(self, server_args: Any, chunked_prefill_size: int | None = None) -> None:
         """Make this process a rank, if it can be one. It is said why not, and SGLang starts and warms as it does.
 
         Args:
             server_args: the server's arguments.
-            arguments: the same by name, where they are not its attributes.
-            chunked_prefill_size: tokens in a prefill chunk, likewise.
+            chunked_prefill_size: tokens in a prefill chunk, where the arguments do not say.
 
         Raises:
             RuntimeError: it cannot, and strict mode is on.
@@ -161,7 +146,7 @@ class ExactWarmup:
         self._chunk = server_args.chunked_prefill_size if chunked_prefill_size is None else chunked_prefill_size
         strict = bool(envs.SGLANG_WARMSTART_STRICT.get())
         try:
-            self.rank = self._connected_rank(_launch(server_args, arguments or vars(server_args)), strict)
+            self.rank = self._connected_rank(launch_of(server_args, _world_rank(), os.environ), strict)
         except Exception as error:
             # Whatever a fork looks like.
             if strict:
@@ -171,19 +156,38 @@ class ExactWarmup:
             self._get_num_sms = self.rank.library.get_num_sms
 
     def warm(self, model_runner: Any) -> None:
-        """Before anything else runs a forward, find out the targets of the rank and warm all of them at once."""
-        if not self._is_wanted or not may_run_dry(model_runner):
+        """Before anything else runs a forward, load what the marker knows, or find the targets and warm them at once.
+
+        Where no dry forward can run, the marker is all there is. What it does not know is warmed when it is first
+        called, and known the next time.
+        """
+        if not self._is_wanted or model_runner.device != "cuda":
             return
-        # A rank that has no service would not run the forwards in which the others wait for it.
-        agreed = _all_agree(model_runner.tp_group, self.rank is not None)
-        if self.rank is not None and agreed:
-            warm_all(self.rank, model_runner)
-        elif self.rank is not None:
+        first, self._is_restored = not self._is_restored, True
+        start = time.perf_counter()
+        restored = _restored(self.rank) if self.rank is not None and first else None
+        if not may_run_dry(model_runner):
+            if self.rank is not None and restored:
+                _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
+            return
+        # A dry forward holds collectives: all ranks run it, or none.
+        stand = _NO_SERVICE if self.rank is None else _NO_MARKER if restored is None else _KNOWN
+        least = _least(model_runner.tp_group, stand)
+        if self.rank is None:
+            return
+        if least == _NO_SERVICE:
             logger.warning("warmstart: not all ranks have a service: targets are warmed when they are first called")
+        elif least == _KNOWN and restored is not None:
+            _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
+        else:
+            warm_found(self.rank, model_runner, known=restored)
+        if least != _NO_SERVICE:
+            # Ranks that were done first wait here, and not in a collective of the GPU.
+            model_runner.tp_group.barrier()
 
     def forget(self) -> None:
         """As in a process that has just been started."""
-        self.rank, self._get_num_sms, self._is_wanted = None, None, False
+        self.rank, self._get_num_sms, self._is_wanted, self._is_restored = None, None, False, False
         self._known.clear()
 
     def _connected_rank(self, launch: Launch, strict: bool) -> Rank | None:
@@ -196,13 +200,13 @@ class ExactWarmup:
         if path is None:
             _refuse("no service was started with this server", strict)
             return None
-        word, no_kind = one_of(COMPILER, KINDS, os.environ)
+        word, no_kind = COMPILER.read(os.environ)
         kind = cast(Kind, word)
-        # Not by ``envs``: a default of 4 is nobody's wish.
-        workers, no_number = number_above_0(WORKERS, os.environ)
+        workers, no_number = WORKERS.read(os.environ)
         for complaint in filter(None, (no_kind, no_number)):
             logger.warning("warmstart: %s", complaint)
-        cache = os.environ["DG_JIT_CACHE_DIR"]
+        # SGLang hands on an empty value, and DeepGEMM then looks in a place of its own.
+        cache = os.environ.get("DG_JIT_CACHE_DIR") or str(deep_gemm_cache(os.environ))
         if kind == "nvrtc":
             # Kernels of another compiler than DeepGEMM's own: once this is switched off again, none is in use.
             cache = str(Path(cache, "nvrtc"))
@@ -268,7 +272,7 @@ def is_wanted() -> bool:
 
 def start_node_service(server_args: Any) -> None:
     """Start the service beside the ranks, which find it by their environment. It ends with this process."""
-    if server_args.device == "cuda" and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
+    if decided(server_args)["device"] == "cuda" and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
         os.environ.pop(SERVICE, None)
         try:
             restoring, plans = (Path(os.environ[name]) if name in os.environ else None for name in (RESTORING, PLANS))
@@ -306,83 +310,81 @@ def _free_bytes() -> int:
     return int(torch.cuda.mem_get_info()[0] + unused)
 
 
-def _launch(server_args: Any, arguments: Mapping[str, Any]) -> Launch:
+def _world_rank() -> int:
     from sglang.srt.distributed.parallel_state import get_world_group
 
-    launch = {name: str(arguments.get(name)) for name in _DECIDING_ARGUMENTS}
-    launch["rank"] = str(get_world_group().rank)
-    if hasattr(server_args, "get_model_config"):
-        config = json.loads(server_args.get_model_config().hf_config.to_json_string())
-        said = {name: value for name, value in config.items() if name not in _NOT_THE_MODEL}
-        launch["config"] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-        # The model is what its configuration says, wherever it lies: a plan is to fit it on any machine.
-        del launch["model_path"], launch["revision"]
-    return launch
+    rank: int = get_world_group().rank
+    return rank
 
 
 def may_run_dry(model_runner: Any) -> bool:
     """Whether dry forwards can run. It follows from arguments that all ranks share."""
     return (
-        model_runner.device == "cuda"
-        and not model_runner.is_draft_worker
+        not model_runner.is_draft_worker
         and not model_runner.spec_algorithm.is_speculative()
+        and takes_forward_mode(model_runner._dummy_run)
     )
 
 
-def warm_all(rank: Rank, model_runner: Any) -> None:
-    """Warm all targets of a rank: those of the marker, or those that dry forwards find."""
-    group = model_runner.tp_group
-    start = dry_done = time.perf_counter()
-    restored = _restored(rank.client)
-    # A dry forward holds collectives: all ranks run it, or none.
-    if _all_agree(group, bool(restored)):
-        rank.load(restored)
-        how, count = "restored from the marker", len(restored)
-    else:
-        with timed("discover", "dry forwards", library="deep-gemm") as details:
-            targets = found_dry(rank, model_runner)
-            details["kernels"] = len(targets)
-        dry_done = time.perf_counter()
-        rank.warm(targets, START_WAIT_S)
-        how, count = "found by dry forwards", len(targets)
-    end = time.perf_counter()
-    logger.info(
-        "warmstart: exact warm-up: %d targets %s, %d kernels compiled on this node: "
-        "dry forwards %.2f s, wait %.2f s, load %.3f s",
-        count,
-        how,
-        rank.compiled,
-        dry_done - start,
-        end - dry_done - rank.load_s,
-        rank.load_s,
-    )
-    # Ranks that were done first wait here, and not in a collective of the GPU.
-    group.barrier()
-
-
-def _restored(client: ServiceClient) -> list[TargetKernels]:
+def _restored(rank: Rank) -> set[Target] | None:
+    """The targets of the marker, whose kernels are loaded. None: there is no marker."""
     try:
-        answer = client.restore()
+        answer = rank.client.restore()
     except ServiceGoneError as error:
         logger.warning("warmstart: the marker cannot be read: %s", error)
-        return []
+        return None
     for note in answer.notes:
         logger.warning("warmstart: %s", note)
-    return [TargetKernels(each.target, each.kernels) for each in answer.targets]
+    rank.load([TargetKernels(each.target, each.kernels) for each in answer.targets])
+    return {each.target for each in answer.targets} if answer.known else None
 
 
-def _all_agree(group: Any, mine: bool) -> bool:
+def warm_found(rank: Rank, model_runner: Any, known: Collection[Target] | None) -> None:
+    """Run dry forwards, and warm the targets that they find.
+
+    Args:
+        known: targets whose kernels are loaded; None where this launch has no marker.
+    """
+    start = time.perf_counter()
+    with timed("discover", "dry forwards", library="deep-gemm") as details:
+        targets, complete = found_dry(rank, model_runner)
+        details["kernels"] = len(targets)
+    dry_done = time.perf_counter()
+    missing = [target for target in targets if target not in (known or ())]
+    # Asked for none, the service notes that this launch has none. A forward that failed has not shown that.
+    if missing or (known is None and complete):
+        rank.warm(missing, START_WAIT_S)
+    _say_warm(rank, f"{len(targets)} targets found by dry forwards", start, dry_done)
+
+
+def _say_warm(rank: Rank, what: str, start: float, dry_done: float) -> None:
+    logger.info(
+        "warmstart: exact warm-up: %s, %d kernels compiled on this node: dry forwards %.2f s, wait %.2f s, load %.3f s",
+        what,
+        rank.compiled,
+        dry_done - start,
+        max(time.perf_counter() - dry_done - rank.load_s, 0.0),
+        rank.load_s,
+    )
+
+
+def _least(group: Any, mine: int) -> int:
+    """The least of what the ranks of a group say."""
     import torch
 
     if group.world_size == 1:
         return mine
-    votes = torch.tensor([int(mine)])
+    votes = torch.tensor([mine])
     torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN, group=group.cpu_group)
-    return bool(votes.item())
+    return int(votes.item())
 
 
-def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
-    """The targets that one DECODE and one EXTEND forward of the smallest legal batch call, without calling them."""
+def found_dry(rank: Rank, model_runner: Any) -> tuple[list[Target], bool]:
+    """The targets that one DECODE and one EXTEND forward of the smallest legal batch call, without calling them.
+
+    Returns:
+        The targets, and whether all forwards went well on all ranks.
+    """
     import torch
     from sglang.srt.layers.dp_attention import set_is_extend_in_batch
 
@@ -397,7 +399,7 @@ def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
         except Exception as error:
             failure = error
         # After each: the others would wait at the beginning of the next one for a rank that has failed.
-        agreed = _all_agree(model_runner.tp_group, failure is None)
+        agreed = bool(_least(model_runner.tp_group, int(failure is None)))
         if not agreed:
             break
     targets = rank.end_dry()
@@ -407,7 +409,7 @@ def found_dry(rank: Rank, model_runner: Any) -> list[Any]:
             raise RuntimeError("a dry forward failed on this or on another rank") from failure
         why = f"{type(failure).__name__}: {failure}" if failure else "on another rank"
         logger.warning("warmstart: a dry forward failed, targets are warmed when they are first called: %s", why)
-    return targets
+    return targets, agreed
 
 
 def smallest_batch(model_runner: Any) -> int:

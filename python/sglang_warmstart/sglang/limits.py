@@ -1,0 +1,60 @@
+"""What is known not to work of a feature on a release of SGLang, though it can be installed there.
+
+A feature that is mended for a release loses its line here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a feature lacks.
+
+    Args:
+        since: the first release of which this is true, until the next limit of the feature.
+        state: what is left of the feature. "works" ends the limit before.
+        reason: why, in one line.
+    """
+
+    since: str
+    state: Literal["works", "partly", "no effect"]
+    reason: str = ""
+
+
+LIMITS: Mapping[str, tuple[Limit, ...]] = {
+    "exact-warmup": (
+        Limit("0.5.13", "partly", "the dry forwards miss the prefill kernels of DeepEP's mode auto"),
+        Limit("0.5.14", "partly", "there are no dry forwards: each target is warmed when it is first called"),
+        Limit("0.5.19", "no effect", "the node's service is not started"),
+        Limit("0.5.20", "no effect", "the node's service is not started, and does not know this DeepGEMM's JIT"),
+    ),
+    "bundle-restore": (
+        Limit("0.5.18", "partly", "the caches of Triton, FlashInfer and TileLang are restored where they were before"),
+        Limit("0.5.19", "no effect", "restoring is not started"),
+    ),
+    "hc-prenorm": (Limit("0.5.14", "no effect", "SGLang's own wrapper has no warm-up"),),
+    "mhc-prewarm": (
+        Limit("0.5.13", "no effect", "SGLang's own method has no caller"),
+        Limit("0.5.14", "works"),
+    ),
+    "jit-monitor": (Limit("0.5.18", "partly", "FlashInfer's compiles are not watched"),),
+    "start-up-events": (
+        Limit("0.5.14", "partly", "there is no step for the kernel warm-up"),
+        Limit("0.5.16", "partly", "there are no steps for the kernel warm-up and the memory pool"),
+    ),
+}
+
+
+def limit_of(feature: str, release: str) -> Limit | None:
+    """What is known not to work of a feature on a release, such as ``0.5.12.post1``, or None."""
+    reached = [limit for limit in LIMITS.get(feature, ()) if _numbers(limit.since) <= _numbers(release)]
+    return reached[-1] if reached and reached[-1].state != "works" else None
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", release.partition("+")[0]))
