@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.build import Cubin
 from sglang_warmstart.bundle.cluster import Workers
 from sglang_warmstart.deepgemm.compiler import Compiler

@@ -107,6 +107,7 @@ class KernelCache:
         defect = "a recorder's stub" if stub.is_stub(data) else cubin.defect_of(data)
         if defect is not None:
             raise CacheError(f"{directory}: the cubin is not published: {defect}")
+
         def build(place: Path) -> None:
             files.write_synced(place / SOURCE, source.encode())
             files.write_synced(place / CUBIN, data)
@@ -121,8 +122,8 @@ class KernelCache:
             if path.exists() and not self.has(directory):
                 # DeepGEMM would abort on half a kernel. It is completed where it is, not moved: a DeepGEMM of 2025 may
                 # be filling it just now, and aborts if it goes.
-                files.write(path / SOURCE, source.encode())
-                files.write(path / CUBIN, data)
+                files.write_atomically(path / SOURCE, source.encode())
+                files.write_atomically(path / CUBIN, data)
         except OSError as error:
             raise CacheError(_unwritable(self.root, error)) from error
 

@@ -147,7 +147,7 @@ class Markers:
                 targets=tuple(known[target] for target in sorted(known)),
                 files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
             )
-            files.write(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
+            files.write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
 
     def _read(self, path: Path) -> Marker:
         data = path.read_bytes()

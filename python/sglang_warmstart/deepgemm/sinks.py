@@ -1,4 +1,4 @@
-"""Where it is kept what has become of a rank's targets: in a marker for the next start, or in a plan for any machine."""
+"""Keep the targets of a rank: in a marker for the next start, or in a plan for any machine."""
 
 from __future__ import annotations
 
@@ -135,4 +135,4 @@ class RankPlan:
         )
         for target, reason in self._left_out.items():
             planner.leave_out(target, reason)
-        files.write(self._path, plans.encode(planner.plan()))
+        files.write_atomically(self._path, plans.encode(planner.plan()))

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import protocol
-from sglang_warmstart.node.protocol import Announce, Answer, Hello, CannotDescribe, Restore, Warm, Welcome
+from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Welcome
 
 # The service has its own limit; this is for one that does not answer at all.
 _GRACE_S = 15.0

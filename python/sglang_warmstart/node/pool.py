@@ -55,8 +55,8 @@ class CompilePool:
     Args:
         executor: runs ``compile_kernel``; it bounds how many run at once.
         limit_s: seconds for a compile, and for the wait for another process that has begun it.
-        places: at the node's compilers. Only so many locks are held at once: what waits here for a core is left to other
-            processes that have one free.
+        places: at the node's compilers. Only so many locks are held at once: a kernel that waits here for a core is
+            left to other processes that have one free.
     """
 
     def __init__(
@@ -107,7 +107,11 @@ class CompilePool:
                         with held:
                             await self._compile(kernel, target)
                         return
-                await self._wait_for_other(kernel)
+                if not await self._wait_for_other(kernel):
+                    # Its holder hangs. Publishing is atomic: a second compile does no harm.
+                    async with self._places.one_for(size_of(kernel.source)):
+                        await self._compile(kernel, target)
+                    return
             _say_found(kernel, target)
         except (CompilerError, CacheError, OSError, BrokenExecutor) as error:
             raise KernelError(f"{kernel.directory}: {error}") from error
@@ -118,17 +122,17 @@ class CompilePool:
         # In a thread: a file system whose lock manager is gone does not answer, and the service is to hear its ranks.
         return await asyncio.to_thread(self._cache.take_lock, kernel.directory)
 
-    async def _wait_for_other(self, kernel: RecordedKernel) -> None:
-        """Return when the lock's holder has published the kernel, or has let the lock go."""
+    async def _wait_for_other(self, kernel: RecordedKernel) -> bool:
+        """Return when the lock's holder has published the kernel, or has let the lock go; False if the time was up."""
         end = time.monotonic() + self._limit_s
         while not self._cache.has(kernel.directory):
             if (held := await self._take(kernel)) is not None:
                 held.release()
-                return
+                return True
             if time.monotonic() > end:
-                message = f"another process holds its lock for more than {self._limit_s:g} s"
-                raise KernelError(f"{kernel.directory}: {message}")
+                return False
             await asyncio.sleep(_TRY_AGAIN_S)
+        return True
 
     async def _compile(self, kernel: RecordedKernel, target: str) -> None:
         # Its last holder may have published it since we looked.
@@ -194,7 +198,7 @@ class RenewedExecutor(Executor):
 
 
 class Places:
-    """The places at a node's compilers. The largest kernel that waits gets the next one: it would else be the last to end."""
+    """The places at a node's compilers. The largest kernel that waits is the next: else it would end last."""
 
     def __init__(self, count: int) -> None:
         self._free = count

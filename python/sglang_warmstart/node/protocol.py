@@ -21,7 +21,7 @@ class ProtocolError(Exception):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """A rank's first words. Answered by ``Welcome`` once its cache holds nothing that makes DeepGEMM abort.
+    """A rank's first words. Answered by ``Welcome``.
 
     Args:
         cache: root of DeepGEMM's cache.

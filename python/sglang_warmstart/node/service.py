@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
-from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.base.private_directory import remove_directory
+from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import stub
 from sglang_warmstart.deepgemm.cache import KernelCache
@@ -38,7 +38,7 @@ from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import limits, protocol
 from sglang_warmstart.node.pool import CompilePool, KernelError, Places, RenewedExecutor
 from sglang_warmstart.node.progress import Progress
-from sglang_warmstart.node.protocol import Announce, Answer, Hello, CannotDescribe, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Warmed, Welcome
 from sglang_warmstart.node.restoring import wait_until_unlocked
 
 # The largest of DeepGEMM's kernels takes nvcc 8 s where all cores compile at once.
@@ -379,7 +379,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _place(self, device: str, free_bytes: int) -> AsyncIterator[str]:
-        """A place for a recording child on a GPU, and what it is called: no more than that GPU's free memory carries."""
+        """A place for a recording child on a GPU, and its name: no more than that GPU's free memory carries."""
         places = max(1, min(CHILDREN_MAX, int(free_bytes * CHILDREN_SHARE) // CHILD_BYTES))
         async with self._room:
             await self._room.wait_for(lambda: self._recording[device] < places)

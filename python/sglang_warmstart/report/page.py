@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_warmstart import __version__
 from sglang_warmstart.base.events import Event
-from sglang_warmstart.base import files
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.report.breakdown import CATEGORIES, category_of
 from sglang_warmstart.report.reading import Run
 from sglang_warmstart.report.summary import Compile, Summary, compared, summarise, verdict
@@ -35,7 +35,7 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    files.write(path, page_of([summarise(run) for run in runs]).encode())
+    write_atomically(path, page_of([summarise(run) for run in runs]).encode())
 
 
 def page_of(summaries: Sequence[Summary]) -> str:

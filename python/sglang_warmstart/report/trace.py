@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_warmstart.base.events import Event
-from sglang_warmstart.base import files
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.report.breakdown import category_of
 from sglang_warmstart.report.reading import Run
 from sglang_warmstart.report.tracks import Span, Track, title_of, tracks_of
@@ -27,7 +27,7 @@ def write_trace(runs: Sequence[Run], path: Path) -> None:
         OSError: it cannot be written.
     """
     text = json.dumps(trace_of(runs), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    files.write(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def trace_of(runs: Sequence[Run]) -> dict[str, Any]:

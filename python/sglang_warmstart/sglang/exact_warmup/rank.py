@@ -196,7 +196,8 @@ class Rank:
         num_groups = rhs.shape[0] if rhs.dim() == 3 else 1
         if "num_splits" in gemm.parameters:
             num_groups = arguments.get("num_splits") or 0
-        return (self._kernel_type(gemm.kernel_type), rhs.shape[-2], lhs.shape[-1], num_groups, self.library.get_num_sms())
+        n, k, num_sms = rhs.shape[-2], lhs.shape[-1], self.library.get_num_sms()
+        return (self._kernel_type(gemm.kernel_type), n, k, num_groups, num_sms)
 
     def _key_of(self, target: Target) -> Key:
         return (self._kernel_type(target.kernel_type), target.n, target.k, target.num_groups, target.num_sms)
