@@ -1,5 +1,5 @@
-# Everything runs in environments that are made here: .venv (SGLang 0.5.12 with the plugin), .venv-patched (SGLang 0.5.12
-# with the patches and no plugin), .venv-0.5.23, .venv-lint (no SGLang), and .toolchain (a CUDA compiler). None needs a
+# Everything runs in environments that are made here: .venv (SGLang 0.5.12 with the plugin), .patched (a copy of its
+# SGLang with the patches), .venv-0.5.23, .venv-lint (no SGLang), and .toolchain (a CUDA compiler). None needs a
 # GPU or an installed CUDA.
 
 PYTHON ?= python3
@@ -20,10 +20,10 @@ PIP := -m pip install --quiet
 # Two processes; the tests of a module stay together, so that its fixtures are paid once.
 PARALLEL := -n 2 --dist loadscope
 
-# What is the same with the plugin and on a patched SGLang, which has no plugin.
-BEHAVIOUR := test/features test/kernels test/test_server.py test/test_shapes.py
+# What is the same with the plugin and on a patched SGLang.
+BEHAVIOUR := test/sglang test/test_server.py
 
-.PHONY: help demo test test-patched test-newest test-matrix soak patches lint clean
+.PHONY: help demo test test-patched test-newest test-matrix soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ demo: .venv/.package .toolchain/.complete ## compile kernels, start a real SGLan
 test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test $(PARALLEL)
 
-test-patched: .venv-patched/.patched .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
-	.venv-patched/bin/python -m pytest $(BEHAVIOUR)
+test-patched: .patched/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
+	PYTHONPATH=$(CURDIR)/.patched .venv/bin/python -m pytest $(BEHAVIOUR)
 
 # Only what depends on the release of SGLang.
 test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests that depend on the release on SGLang 0.5.23
@@ -53,17 +53,14 @@ test-matrix: ## run the tests on SGLang 0.5.12, with the plugin and patched, and
 	for target in test test-patched test-newest; do echo "make $$target: $${result[$$target]}"; done; \
 	exit $$failed
 
-patches: .venv/.package ## write patches/ anew from the plugin's sources
-	PYTHONPATH=patches .venv/bin/python -m wiring
-
 lint: .venv-lint/.tools ## check style and types
-	.venv-lint/bin/ruff check python patches test setup.py
-	.venv-lint/bin/ruff format --check python patches test setup.py
+	.venv-lint/bin/ruff check python test setup.py
+	.venv-lint/bin/ruff format --check python test setup.py
 	.venv-lint/bin/mypy
 
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-patched .venv-$(NEWEST) .venv-lint .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find python patches test -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .patched .venv-$(NEWEST) .venv-lint .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find python test -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp in the environment says which step is complete. It is removed before its step and written after it, so an
 # install that was cut off is never taken for done.
@@ -105,20 +102,15 @@ $(1)/.package: $(1)/.sglang pyproject.toml setup.py
 endef
 
 $(eval $(call sglang_environment,.venv,$(MAIN),10))
-$(eval $(call sglang_environment,.venv-patched,$(MAIN),10))
 $(eval $(call sglang_environment,.venv-$(NEWEST),$(NEWEST),11))
 $(eval $(call plugin_environment,.venv))
 $(eval $(call plugin_environment,.venv-$(NEWEST)))
 
-# An SGLang that was patched before is installed anew: it need not be what these patches can be taken from.
-.venv-patched/.patched: .venv-patched/.sglang .venv/.package $(wildcard patches/sglang-$(MAIN)/*)
-	@rm -f $@
-	@echo "patching SGLang $(MAIN) in .venv-patched: a few seconds"
-	@packages=$$(echo .venv-patched/lib/python3.*/site-packages); \
-	if [[ -e $$packages/sglang/srt/warmstart ]]; then \
-	  rm -rf $$packages/sglang; .venv-patched/bin/python $(PIP) --no-deps --force-reinstall sglang==$(MAIN); \
-	fi; \
-	.venv/bin/sglang-warmstart patches apply $$packages
+# A copy of the package with the patches, which Python finds before the one in .venv.
+.patched/.complete: .venv/.package $(wildcard patches/sglang-$(MAIN)/*)
+	@rm -rf .patched && mkdir .patched
+	@cp -r .venv/lib/python3.*/site-packages/sglang .patched/
+	@.venv/bin/sglang-warmstart patches apply .patched
 	@touch $@
 
 # nvcc, NVRTC, DeepGEMM's headers and FlashInfer, for the tests that compile. Not in the environments: `import deep_gemm`

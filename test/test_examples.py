@@ -311,7 +311,7 @@ def test_the_package_is_installed_from_what_is_copied_with_the_extras_that_are_u
         [*install, "--no-compile", "--target", tmp_path / "site", tmp_path / "src"], check=True, capture_output=True
     )
     assert (tmp_path / "site" / "bin" / OURS).is_file()
-    assert list(tmp_path.glob("site/sglang_warmstart/series/data/sglang-*/*.patch"))
+    assert list(tmp_path.glob("site/sglang_warmstart/cli/patches_data/sglang-*/*.patch"))
 
 
 def test_the_images_tag_is_of_the_release_and_the_cuda_of_the_plan(plan: Plan) -> None:

@@ -12,7 +12,7 @@ import sglang_warmstart
 
 PACKAGE = Path(sglang_warmstart.__file__).parent
 # From the ground up: a room uses those before it.
-ROOMS = ("base", "deepgemm", "libraries", "node", "bundle", "report", "sglang", "plugin", "series", "cli")
+ROOMS = ("base", "deepgemm", "libraries", "node", "bundle", "report", "sglang", "plugin", "cli")
 # These know nothing of SGLang, and call torch and DeepGEMM only where they need them.
 WITHOUT_SGLANG = ("base", "deepgemm", "libraries", "node")
 # It is what a recording child calls DeepGEMM with.

@@ -35,14 +35,12 @@ class ByPlugin:
     """The plugin is loaded."""
 
     def start_again(self) -> None:
-        """Install all features anew."""
-        from sglang_warmstart.plugin import loaded_plugin
+        """Empty what the features keep. They stay installed: to install all anew takes a second."""
+        from sglang_warmstart.sglang.exact_warmup.hooks import INSTALLED
 
-        from kit.loaded_plugin import load_again
-
-        plugin = loaded_plugin()
-        assert plugin is not None
-        load_again(plugin)
+        if INSTALLED.exact is not None:
+            INSTALLED.exact.forget()
+        forget_prenorm()
 
     def has(self, feature: str) -> bool:
         """Whether it is installed, or waits for what it hooks."""
@@ -59,15 +57,25 @@ class ByPatches:
 
     def start_again(self) -> None:
         """Empty what the patched modules keep for their process."""
-        from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
+        from sglang.srt.layers.deep_gemm_wrapper import compile_utils
 
         compile_utils.EXACT_WARMUP.forget()
-        inspect.getclosurevars(entrypoint.tf32_hc_prenorm_gemm).nonlocals["warmed"].clear()
+        forget_prenorm()
 
     def has(self, feature: str) -> bool:
         """Whether the source says so."""
         path, mark = _MARKS[feature]
         return mark in Path(sglang_directory(), path).read_text(encoding="utf-8")
+
+
+def forget_prenorm() -> None:
+    """Empty what the prenorm's wrapper keeps: the buckets that are warm, and DeepGEMM's own function."""
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    wrapper = getattr(entrypoint, "tf32_hc_prenorm_gemm", None)
+    if wrapper is not None:
+        inspect.getclosurevars(wrapper).nonlocals.get("warmed", {}).clear()
+        vars(wrapper).pop("__warmstart_direct__", None)
 
 
 def delivery_here() -> Delivery:

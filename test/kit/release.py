@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _STANDINS = Path(__file__).parent / "standins"
@@ -56,8 +56,7 @@ def installed_release() -> Release:
     if version not in RELEASES:
         known = " and ".join(RELEASES)
         raise RuntimeError(f"the tests know how to start SGLang {known} without a GPU, but {version} is installed")
-    release = RELEASES[version]
-    return replace(release, standins=(*release.standins, _STANDINS / "patched")) if is_patched() else release
+    return RELEASES[version]
 
 
 def sglang_directory() -> Path:

@@ -32,7 +32,7 @@ def test_git_am_takes_it_in_an_unpacked_wheel_and_in_sglangs_repository(noted: P
         git(work, "-c", f"alias.do=!{line.partition(':')[2].strip()} --quiet", "do")
         assert contents(work if work is wheel else work / "python") == after(1, 2, 3)
         assert git(work, "log", "--format=%s", "base..").decode().split("\n") == ["Step 3", "Step 2", "Step 1", ""]
-        assert run(noted, "check", work).out.splitlines()[-1] == "3 patches: 3 are applied already."
+        assert "0 patches apply, 3 are applied already" in run(noted, "check", work).out
 
 
 def test_a_file_of_other_content_stops_it_before_anything_is_written(noted: Path, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from making import contents, repository
+from making import GIT_ENVIRONMENT, contents, repository
 from running import run
-from sglang_warmstart.series import series
-from sglang_warmstart.series.series import SHIPPED
+from sglang_warmstart.cli.patches import SHIPPED, patches_in
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -39,14 +38,17 @@ def holder(tmp_path: Path) -> Path:
 @pytest.mark.release("0.5.12")
 def test_they_apply_to_the_release_and_go_without_a_trace(holder: Path) -> None:
     before = contents(holder)
-    patches = series.read_version(SHIPPED, "0.5.12").patches
     visit = run(SHIPPED, "apply", holder)
     assert visit.status == 0
-    assert [line.split(None, 2)[1:] for line in visit.out.splitlines()[1:-1]] == [
-        ["applied", patch.subject] for patch in patches
-    ]
-    changed = {path for path, content in contents(holder).items() if before.get(path) != content}
-    assert changed == {change.path for patch in patches for change in patch.files}
+    touched = {
+        line.removeprefix("+++ b/")
+        for patch in patches_in(SHIPPED / "sglang-0.5.12")
+        for line in patch.read_text(encoding="utf-8").splitlines()
+        if line.startswith("+++ b/")
+    }
+    written = contents(holder)
+    assert {path for path, content in written.items() if content and before.get(path) != content} <= touched
+    assert {path for path in touched if written.get(path) == before.get(path)} == set()
     assert run(SHIPPED, "check", holder).status == 0
     assert run(SHIPPED, "revert", holder).status == 0
     assert contents(holder) == before
@@ -58,15 +60,9 @@ def test_git_am_makes_the_same_of_them(holder: Path, tmp_path: Path) -> None:
     shutil.copytree(holder, work, dirs_exist_ok=True)
     assert run(SHIPPED, "export", "--out", tmp_path / "out").status == 0
     commands = "git add --all && git commit --quiet --message=base && git am --quiet --whitespace=nowarn ../out/*.patch"
-    subprocess.run(commands, shell=True, cwd=work, check=True, env=_environment())
+    subprocess.run(commands, shell=True, cwd=work, check=True, env=GIT_ENVIRONMENT)
     assert run(SHIPPED, "apply", holder).status == 0
     assert contents(work) == contents(holder)
-
-
-def _environment() -> dict[str, str]:
-    from making import GIT_ENVIRONMENT
-
-    return GIT_ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +82,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_wheel_carries_them_and_nothing_else_of_their_directory(wheel: Path) -> None:
-    prefix = "sglang_warmstart/series/data/"
+    prefix = "sglang_warmstart/cli/patches_data/"
     with zipfile.ZipFile(wheel) as archive:
         carried = {name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)}
     shipped = {str(path.relative_to(SHIPPED)) for directory in SHIPPED.glob("sglang-*") for path in directory.iterdir()}
@@ -106,5 +102,4 @@ def test_an_installed_wheel_lists_them(wheel: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60)
     location, title, *_ = done.stdout.splitlines()
     assert Path(location).is_relative_to(site)
-    newest = next(iter(series.directories(SHIPPED)))
-    assert title == f"SGLang {newest}: {len(series.read_version(SHIPPED, newest).patches)} patches"
+    assert title == f"SGLang 0.5.12: {len(patches_in(SHIPPED / 'sglang-0.5.12'))} patches"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from kit.confined import run_python
 from making import git, repository, write
-from sglang_warmstart.series import tree as trees
-from sglang_warmstart.series.errors import NO_TREE, PatchesError
+from sglang_warmstart.cli import sglang_tree as trees
+from sglang_warmstart.cli.patch_errors import NO_TREE, PatchesError
 
 INIT = {"sglang/__init__.py": b"raise RuntimeError('imported')\n", "sglang/srt/a.py": b"1\n"}
 _VERSION = {"sglang/_version.py": b"version: str\n__version__ = version = '0.5.12'\nraise RuntimeError('run')\n"}
@@ -62,7 +62,8 @@ def test_what_is_no_tree_is_refused_with_a_line_that_says_what_is_one(tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-FIND = "from sglang_warmstart.series import tree; found = tree.find(None); print(found.package, found.version)"
+LOAD = "from sglang_warmstart.cli import sglang_tree as tree\n"
+FIND = LOAD + "found = tree.find(None); print(found.package, found.version)"
 
 
 def test_without_a_place_it_is_the_installed_one_and_it_is_not_imported(tmp_path: Path) -> None:
@@ -79,7 +80,8 @@ def test_without_a_place_it_is_the_installed_one_and_it_is_not_imported(tmp_path
 def test_without_an_installed_one_it_says_what_to_do(tmp_path: Path, files: dict[str, bytes], said: str) -> None:
     write(tmp_path / "site", files)
     # No site-packages: the one of the tests has an SGLang.
-    code = f"import sys; sys.path = [path for path in sys.path if not path.endswith('-packages')]\n{FIND}"
+    elsewhere = "import sys; sys.path = [path for path in sys.path if not path.endswith('-packages')]\n"
+    code = LOAD + elsewhere + FIND.removeprefix(LOAD)
     with pytest.raises(RuntimeError, match=f"PatchesError: .*{said}"):
         run_python(code, environment={"PYTHONPATH": f"{tmp_path / 'site'}:{_package_path()}"})
 

@@ -27,6 +27,12 @@ def delivery() -> Iterator[Delivery]:
 
 
 @pytest.fixture(autouse=True)
+def started_anew(delivery: Delivery) -> None:
+    """A process that has just been started: one that is a rank stays one."""
+    delivery.start_again()
+
+
+@pytest.fixture(autouse=True)
 def feature_in_place(request: pytest.FixtureRequest, delivery: Delivery) -> None:
     """The feature that a module names as `FEATURE` is installed: what its tests see unchanged is so beside it."""
     name = getattr(request.module, "FEATURE", None)
@@ -60,7 +66,7 @@ def deep_gemm(
     return install_deep_gemm(monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A process that has started the service. It outlives many ranks, each with a cache of its own."""
     with Node(tmp_path_factory.mktemp("node")) as node:
@@ -75,9 +81,9 @@ def rank(
     return ServedRank(tmp_path, node, cuda, monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runner(tiny_model: Path) -> Iterator[ModelRunner]:
-    """A real ModelRunner of a two-layer Llama on CPU. One for all tests of a module: change it by `monkeypatch`."""
+    """A real ModelRunner of a two-layer Llama on CPU. One for all tests: change it by `monkeypatch`."""
     from sglang.srt.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
     yield make_runner(tiny_model, server_args={"max_running_requests": 16})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, targets_of_a_forward
-from kit.delivery import Delivery, delivered, delivery_here
+from kit.delivery import Delivery, delivery_here
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.node import Node, wait_until
@@ -61,12 +61,10 @@ with_discovery = pytest.mark.release("0.5.12")
 
 
 @pytest.fixture(autouse=True)
-def delivery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Delivery]:
-    """Started anew for each test, with no switch set: a process that is a rank stays one."""
+def no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is set."""
     for switch in (STRICT, COMPILER, WORKERS, PRECOMPILE, PP_PARALLEL, "SGLANG_JIT_DEEPGEMM_FAST_WARMUP"):
         monkeypatch.delenv(switch, raising=False)
-    with delivered() as delivery:
-        yield delivery
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
@@ -115,20 +113,16 @@ def test_a_rank_says_all_that_its_kernels_depend_on(
     assert (hello.kind, hello.workers) == ("nvcc", None)
 
 
-def test_a_launch_is_the_rank_the_model_and_what_decides_on_its_gemms(
+def test_a_launch_is_the_same_at_each_start_and_another_with_another_argument(
     rank: ServedRank, runner: ModelRunner, hellos: list[Hello], delivery: Delivery
 ) -> None:
-    rank.connect(runner)
-    delivery.start_again()
-    rank.connect(runner)
-    delivery.start_again()
-    rank.connect(runner, chunked_prefill_size=4096)
+    for size in (8192, 8192, 4096):
+        rank.connect(runner, chunked_prefill_size=size)
+        delivery.start_again()
     first, again, other = (hello.launch for hello in hellos)
     assert first == again
-    assert first["rank"] == "0"
-    assert first["tp_size"] == "1"
-    assert {name for name in first if first[name] != other[name]} <= {"chunked_prefill_size", "max_prefill_tokens"}
-    assert first != other
+    assert (first["rank"], first["tp_size"]) == ("0", "1")
+    assert {name for name in {*first, *other} if first.get(name) != other.get(name)} == {"chunked_prefill_size"}
 
 
 @pytest.mark.release("0.5.12")
@@ -468,8 +462,10 @@ def test_the_wait_for_all_targets_takes_nothing_from_that_of_forwards(
     started.runner.kernel_warmup()
     assert started.rank.warmed == set(all_targets())
     assert lines(caplog) == []
+    started.rank.deep_gemm.calls.clear()
     dense()
     assert "no time is left" in lines(caplog)[0]
+    assert ms(started.rank) == [*SWEPT, 5]
 
 
 @with_discovery
@@ -765,6 +761,75 @@ def test_strict_a_target_that_does_not_compile_ends_the_start(
     started.rank.nvcc.on_each_kernel('if grep -q standin_transpose "$source"; then exit 2; fi')
     with pytest.raises(RuntimeError, match="cannot be warmed"):
         started.runner.kernel_warmup()
+
+
+@with_discovery
+def test_a_start_without_targets_is_remembered(
+    rank: ServedRank, runner: ModelRunner, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = observe(runner, monkeypatch)
+    monkeypatch.setattr(runner, "device", "cuda")
+    for forwards in (2, 2):
+        rank.connect(runner)
+        runner.kernel_warmup()
+        assert len(batches) == forwards
+        assert [marker.targets for marker in rank.markers] == [()]
+        delivery.start_again()
+    # What is met all the same is added.
+    rank.connect(runner)
+    dense()
+    assert rank.warmed == {target(DENSE)}
+
+
+@with_discovery
+def test_a_forward_that_failed_before_its_first_gemm_does_not_show_that_there_is_none(
+    rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "device", "cuda")
+    rank.connect(runner)
+    with failing_layer(runner):
+        runner.kernel_warmup()
+    assert rank.markers == []
+
+
+@with_discovery
+@pytest.mark.parametrize("kind", [is_speculative, is_draft])
+def test_a_restart_that_cannot_run_dry_loads_what_the_marker_knows_before_the_first_forward(
+    kind: Callable[[Any, pytest.MonkeyPatch], None],
+    runner: ModelRunner,
+    start: Callable[[], Started],
+    start_again: Callable[[], Started],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind(runner, monkeypatch)
+    first = start()
+    first.runner.kernel_warmup()
+    dense()
+    again = start_again()
+    for _ in range(2):  # the runner of the target model, and that of the draft model
+        again.runner.kernel_warmup()
+    assert again.forwards == []
+    assert ms(again.rank) == representatives_of(target(DENSE))
+
+
+@with_discovery
+def test_it_can_run_dry_where_it_is_the_only_feature(
+    start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang_warmstart.plugin import loaded_plugin
+
+    plugin = loaded_plugin()
+    assert plugin is not None
+    (parallel,) = (each for each in plugin.installations if each.feature.name == "pp-parallel-warmup")
+    hooks = parallel.hooks
+    hooks.undo()
+    try:
+        started = start()
+        started.runner.kernel_warmup()
+        assert started.rank.warmed == set(all_targets())
+    finally:
+        for step in parallel.feature.steps:
+            step.install(hooks, *(sys.modules[name] for name in step.modules))
 
 
 # Ranks agree

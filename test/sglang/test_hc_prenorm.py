@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import IntEnum
 from types import ModuleType
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from kit.deepseek_v4 import tiny_deepseek_v4
-from kit.delivery import Delivery, delivered
 from kit.gpu_standins import DeepGemm, FusedPrenorm, install_mhc_kernels
 from kit.prenorm import K, N, Prenorm
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compile_utils
@@ -18,13 +16,6 @@ from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compil
 FEATURE = "hc-prenorm"
 
 pytestmark = pytest.mark.release("0.5.12")
-
-
-@pytest.fixture(autouse=True)
-def delivery() -> Iterator[Delivery]:
-    """Started anew for each test: a bucket that has been warmed is remembered."""
-    with delivered() as delivery:
-        yield delivery
 
 
 # In a tuple: the plugin replaces the class wherever a module holds it by a name.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from kit.deepseek_v4 import tiny_deepseek_v4
-from kit.delivery import Delivery, delivered
 from kit.gpu_standins import CudaRuntime, DeepGemm, FusedPrenorm, install_mhc_kernels
 
 FEATURE = "mhc-prewarm"
@@ -21,13 +20,6 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 pytestmark = pytest.mark.release("0.5.12")
-
-
-@pytest.fixture(autouse=True)
-def delivery() -> Iterator[Delivery]:
-    """Started anew for each test: a bucket that has been warmed is remembered."""
-    with delivered() as delivery:
-        yield delivery
 
 
 HIDDEN_SIZES = [16384, 28672]

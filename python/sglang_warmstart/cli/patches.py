@@ -1,34 +1,30 @@
-"""``sglang-warmstart patches``: the command line of the series."""
+"""``sglang-warmstart patches``: SGLang's own source with the features as patches, by ``git apply``."""
 
 from __future__ import annotations
 
+import email
+import email.policy
 import json
+import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
-from rich.console import Console
 
-from sglang_warmstart.series import report as reports
-from sglang_warmstart.series import series as all_series
-from sglang_warmstart.series import transaction, view
-from sglang_warmstart.series import tree as trees
-from sglang_warmstart.series.errors import NO_TREE, PatchesError
-from sglang_warmstart.series.export import export
-from sglang_warmstart.series.series import Series
-from sglang_warmstart.series.tree import Tree
-from sglang_warmstart.series.view import Change, Report, Status
+from sglang_warmstart.cli import git_apply
+from sglang_warmstart.cli import sglang_tree as trees
+from sglang_warmstart.cli.patch_errors import NO_TREE, PatchesError
+from sglang_warmstart.cli.sglang_tree import Tree
+from sglang_warmstart.deepgemm.cache import write_atomically
 
+SHIPPED = Path(__file__).parent / "patches_data"
+_INDEX, _NOTICE = "series", "NOTICE"
+_DIRECTORY = re.compile(r"sglang-(\d\S*)")
 _Parameters = ParamSpec("_Parameters")
-# After a number, for one and for more.
-_VERBS = {
-    Status.APPLIES: ("applies", "apply"),
-    Status.APPLIED: ("is applied already", "are applied already"),
-    Status.FAILS: ("does not apply", "do not apply"),
-}
 
 _TREE = typer.Argument(
     metavar="TREE",
@@ -47,6 +43,25 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done
 app = typer.Typer(
     help="SGLang's own source with the features as patches, for forks and for review.", no_args_is_help=True
 )
+
+
+@dataclass(frozen=True)
+class State:
+    """What holds for a tree.
+
+    Args:
+        tree: that tree.
+        version: of SGLang that the patches are for.
+        patches: all of them, in their order.
+        applied: how many of the first ones the tree has.
+        refusal: why the others do not apply, in a line. None if they do.
+    """
+
+    tree: Tree
+    version: str
+    patches: list[Path]
+    applied: int
+    refusal: str | None
 
 
 def _command(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
@@ -72,7 +87,7 @@ def options(
     ] = None,
 ) -> None:
     """SGLang's own source with the features as patches, for forks and for review."""
-    context.obj = series or all_series.SHIPPED
+    context.obj = series or SHIPPED
 
 
 @app.command("list")
@@ -83,52 +98,77 @@ def show_list(
     as_json: _AsJson = False,
 ) -> None:
     """Show the patches of each version of SGLang."""
-    versions = all_series.directories(context.obj) if version is None else [version]
-    found = [all_series.read_version(context.obj, each) for each in versions]
+    found = directories(context.obj)
+    chosen = {each: patches_in(_directory(found, each)) for each in (found if version is None else [version])}
     if as_json:
-        typer.echo(json.dumps([reports.series_as_json(series) for series in found], indent=2))
-    else:
-        for series in found:
-            reports.show_series(series, Console())
+        listed = [
+            {"version": each, "patches": [{"name": path.name, "subject": subject(path)} for path in patches]}
+            for each, patches in chosen.items()
+        ]
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    for each, patches in chosen.items():
+        typer.echo(f"SGLang {each}: {len(patches)} patches")
+        for number, path in enumerate(patches, 1):
+            typer.echo(f"{number:3}  {subject(path)}")
 
 
 @app.command()
 @_command
 def check(context: typer.Context, place: _Place = None, version: _AsVersion = None, as_json: _AsJson = False) -> None:
-    """Show for each patch whether it applies to TREE, is applied already, or what is in its way.
+    """Say whether the patches apply to TREE, are applied already, or what is in their way.
 
-    Exit status 0 when each one applies or is applied, 1 when one does not, 2 when TREE is not an SGLang that there are
+    Exit status 0 when they apply or are applied, 1 when one does not, 2 when TREE is not an SGLang that there are
     patches for.
     """
-    report = _examine(place, context.obj, version)
+    state = _examine(place, context.obj, version)
     if as_json:
-        typer.echo(json.dumps(reports.states_as_json(report), indent=2))
-    else:
-        console = Console()
-        reports.show_states(report, console)
-        counts = {status: len(report.having(status)) for status in Status}
-        said = ", ".join(f"{number} {_VERBS[status][number > 1]}" for status, number in counts.items() if number)
-        reports.print_line(console, f"{reports.count(len(report.states), 'patch')}: {said}.", _verdict(report.ok))
-    raise typer.Exit(0 if report.ok else 1)
+        other = "applies" if state.refusal is None else "does not apply"
+        patches = [
+            {"name": path.name, "subject": subject(path), "state": "applied" if at < state.applied else other}
+            for at, path in enumerate(state.patches)
+        ]
+        told = {"package": str(state.tree.package), "version": state.tree.version, "refusal": state.refusal}
+        typer.echo(json.dumps({**told, "patches": patches}, indent=2))
+        raise typer.Exit(0 if state.refusal is None else 1)
+    _stop_if_refused(state)
+    left = len(state.patches) - state.applied
+    typer.echo(f"{state.tree.description}: {left} patches apply, {state.applied} are applied already.")
 
 
 @app.command()
 @_command
 def apply(context: typer.Context, place: _Place = None, version: _AsVersion = None, dry_run: _DryRun = False) -> None:
     """Apply all patches that TREE does not have yet. If one does not apply, none is."""
-    _write("apply", place, context.obj, version, dry_run)
+    state = _examine(place, context.obj, version)
+    _stop_if_refused(state)
+    missing = state.patches[state.applied :]
+    if not missing:
+        typer.echo(f"{state.tree.description}: all patches are applied already, nothing to do.")
+        return
+    if not dry_run:
+        git_apply.change(state.tree.package, missing)
+    typer.echo(f"{state.tree.description}: {len(missing)} patches {'would be ' if dry_run else ''}applied.")
 
 
 @app.command()
 @_command
 def revert(context: typer.Context, place: _Place = None, version: _AsVersion = None, dry_run: _DryRun = False) -> None:
     """Take back all patches that are applied to TREE. If the lines of one were changed since, none is."""
-    _write("revert", place, context.obj, version, dry_run)
+    state = _examine(place, context.obj, version)
+    _stop_if_refused(state)
+    applied = state.patches[: state.applied]
+    if not applied:
+        typer.echo(f"{state.tree.description}: no patch is applied, nothing to do.")
+        return
+    if not dry_run:
+        git_apply.change(state.tree.package, applied, reverse=True)
+    typer.echo(f"{state.tree.description}: {len(applied)} patches {'would be ' if dry_run else ''}reverted.")
 
 
-@app.command("export")
+@app.command()
 @_command
-def run_export(
+def export(
     context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; made if it is not there.")],
     version: Annotated[
@@ -136,102 +176,95 @@ def run_export(
     ] = None,
 ) -> None:
     """Write the patches to a directory, for `git am`."""
-    series = all_series.read_version(context.obj, version)
-    names = export(series, out)
-    console = Console()
-    reports.print_line(console, f"{len(names)} files for SGLang {series.version} are in {out}.")
-    patches = f"{shlex.quote(str(out.resolve()))}/*.patch"
-    reports.print_line(console, f"In an unpacked wheel:    git am {patches}")
-    reports.print_line(console, f"In SGLang's repository:  git am --directory=python {patches}")
-
-
-def _write(action: str, place: Path | None, root: Path, version: str | None, dry_run: bool) -> None:
-    report = _examine(place, root, version)
-    changes = _changes(action, report)
-    if report.ok and changes and not dry_run:
-        with transaction.locked(report.tree, action):
-            # Another command may have been at work since.
-            _say_what_was_undone(report.tree, transaction.roll_back(report.tree))
-            report = view.examine(report.tree, report.series)
-            changes = _changes(action, report)
-            if report.ok and changes:
-                transaction.commit(report.tree, action, changes)
-    _show_outcome(action, report, changes, dry_run)
-    raise typer.Exit(0 if report.ok else 1)
-
-
-def _changes(action: str, report: Report) -> Sequence[Change]:
-    return report.applying if action == "apply" else report.reverting
-
-
-def _show_outcome(action: str, report: Report, changes: Sequence[Change], dry_run: bool) -> None:
-    console = Console()
-    applying = action == "apply"
-    acted_on = report.having(Status.APPLIES if applying else Status.APPLIED)
-    patches = reports.count(len(acted_on), "patch")
-    if not report.ok:
-        reports.show_states(report, console)
-        reports.print_line(console, "Nothing was changed.", _verdict(report.ok))
-        return
-    if not changes:
-        total = reports.count(len(report.states), "patch")
-        nothing = f"all of the {total} are applied already" if applying else f"none of the {total} is applied"
-        reports.print_line(console, f"{report.tree.description}: {nothing}, nothing to do.", _verdict(report.ok))
-        return
-    done = "applied" if applying else "reverted"
-    if dry_run:
-        done = f"would be {done}"
-    words = {**reports.AS_THEY_ARE, Status.APPLIES: done}
-    if not applying:
-        words = {**reports.AS_THEY_ARE, Status.APPLIES: "not applied", Status.APPLIED: done}
-    reports.show_states(report, console, words)
-    reports.print_line(console, f"{patches} {done} ({reports.summary(changes)}).", _verdict(report.ok))
-
-
-def _examine(place: Path | None, root: Path, version: str | None) -> Report:
-    tree = trees.find(place)
-    candidates = [all_series.read_version(root, version)] if version else _candidates(tree, root)
-    if transaction.is_unfinished(tree):
-        _roll_back_if_needed(tree)
-    examined = [view.examine(tree, series) for series in candidates]
-    return next((report for report in examined if report.ok), examined[0])
-
-
-def _candidates(tree: Tree, root: Path) -> list[Series]:
-    """The series for a tree. Of a tree whose version cannot be told, all of them: its content has to tell."""
-    found = all_series.directories(root)
-    versions = [version for version in found if tree.version is None or tree.is_version(version)]
-    if not versions:
-        known = ", ".join(found)
-        raise PatchesError(
-            f"{tree.description}: there are patches for {known} only. Nothing was changed. "
-            "If it is a fork of one of these, name that with --version",
-            NO_TREE,
-        )
-    return [all_series.read(version, found[version]) for version in versions]
-
-
-def _roll_back_if_needed(tree: Tree) -> None:
-    # As long as nothing is half done, a tree that is in use or cannot be written can still be looked at.
-    half_done = transaction.is_half_done(tree)
+    found = directories(context.obj)
+    chosen = next(iter(found)) if version is None else version
+    directory = _directory(found, chosen)
+    sources = [directory / _INDEX, *patches_in(directory)]
+    notice = directory.parent / _NOTICE
+    sources += [notice] if notice.is_file() else []
     try:
-        with transaction.locked(tree, "check", wait=transaction.WAIT if half_done else 0):
-            _say_what_was_undone(tree, transaction.roll_back(tree))
-    except PatchesError as error:
-        if half_done:
-            raise PatchesError(f"{tree.package} is half changed by another command: {error}") from error
-        if transaction.is_half_done(tree):  # now it is: somebody is at work
-            _roll_back_if_needed(tree)
+        files = {out / source.name: source.read_bytes() for source in sources}
+        for path, data in files.items():
+            if path.exists() and (not path.is_file() or path.read_bytes() != data):
+                raise PatchesError(f"{path} is there with other content, nothing was written: name an empty directory")
+        for path, data in files.items():
+            if not path.exists():
+                write_atomically(path, data)
+    except OSError as error:
+        raise PatchesError(f"{out} cannot be written ({error.strerror or error})") from error
+    patches = f"{shlex.quote(str(out.resolve()))}/*.patch"
+    typer.echo(f"{len(files)} files for SGLang {chosen} are in {out}.")
+    typer.echo(f"In an unpacked wheel:    git am {patches}")
+    typer.echo(f"In SGLang's repository:  git am --directory=python {patches}")
 
 
-def _say_what_was_undone(tree: Tree, journal: transaction.Journal | None) -> None:
-    if journal is not None:
-        typer.echo(
-            f"note: `patches {journal.action}` (process {journal.process}) was cut off at work on {tree.package}; "
-            "what it had changed was put back",
-            err=True,
+def directories(root: Path) -> Mapping[str, Path]:
+    """Where the patches for each version lie, the newest version first.
+
+    Raises:
+        PatchesError: there are none.
+    """
+    entries = root.iterdir() if root.is_dir() else ()
+    found = {
+        named[1]: path for path in entries if (named := _DIRECTORY.fullmatch(path.name)) and (path / _INDEX).is_file()
+    }
+    if not found:
+        raise PatchesError(f"{root} holds no patches: a directory `sglang-VERSION` with a file `{_INDEX}` is expected")
+    return dict(sorted(found.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])], reverse=True))
+
+
+def patches_in(directory: Path) -> list[Path]:
+    """The patches of one version, in their order.
+
+    Raises:
+        PatchesError: the list cannot be read, or a patch that it names is not there.
+    """
+    index = directory / _INDEX
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchesError(f"{index} cannot be read ({error})") from error
+    patches = [directory / name for line in lines if (name := line.partition("#")[0].strip())]
+    for patch in patches:
+        if not patch.is_file():
+            raise PatchesError(f"{index} names {patch.name}, which is not there")
+    return patches
+
+
+def subject(patch: Path) -> str:
+    """The first line of a patch's message, without its number."""
+    message = email.message_from_bytes(patch.read_bytes(), policy=email.policy.default)
+    return re.sub(r"^\[PATCH[^]]*\]\s*", "", str(message["Subject"] or patch.name))
+
+
+def _directory(found: Mapping[str, Path], version: str) -> Path:
+    if version not in found:
+        raise PatchesError(f"there are no patches for SGLang {version}; there are for {', '.join(found)}")
+    return found[version]
+
+
+def _examine(place: Path | None, root: Path, version: str | None) -> State:
+    tree, found = trees.find(place), directories(root)
+    if version is None and tree.version is not None:
+        version = next((each for each in found if tree.is_version(each)), None)
+        if version is None:
+            raise PatchesError(
+                f"{tree.description}: there are patches for {', '.join(found)} only. Nothing was changed. "
+                "If it is a fork of one of these, name that with --version",
+                NO_TREE,
+            )
+    # Of a tree whose version cannot be told, git says whether the newest patches fit.
+    version = version or next(iter(found))
+    patches = patches_in(_directory(found, version))
+    for applied in range(len(patches), -1, -1):
+        if git_apply.refusal(tree.package, patches[:applied], reverse=True) is None:
+            return State(tree, version, patches, applied, git_apply.refusal(tree.package, patches[applied:]))
+    raise AssertionError("no patches can always be taken back")
+
+
+def _stop_if_refused(state: State) -> None:
+    if state.refusal is not None:
+        raise PatchesError(
+            f"{state.tree.description}: the patches for {state.version} do not apply ({state.refusal}). "
+            "Nothing was changed"
         )
-
-
-def _verdict(ok: bool) -> str:
-    return "bold green" if ok else "bold red"

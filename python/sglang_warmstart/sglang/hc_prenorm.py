@@ -233,7 +233,7 @@ def route_hc_prenorm(hooks: Hooks, entrypoint: ModuleType, deep_gemm: ModuleType
     setattr(deep_gemm, GEMM, wrapper)
 
     def undo() -> None:
-        delattr(wrapper, DIRECT)
+        vars(wrapper).pop(DIRECT, None)
         if vars(deep_gemm)[GEMM] is wrapper:
             setattr(deep_gemm, GEMM, own)
 

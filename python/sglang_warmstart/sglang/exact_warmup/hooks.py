@@ -51,7 +51,7 @@ def install_switch(hooks: Hooks, environ: ModuleType) -> None:
 
 
 class _Installed:
-    """The one exact warm-up of this process, made by the first step that is installed."""
+    """The one exact warm-up of this process, made by the step that has what it needs."""
 
     exact: ExactWarmup | None = None
 
@@ -113,16 +113,7 @@ def server_arguments(server_args: Any = None) -> Any:
     return server_args
 
 
-def _steps() -> tuple[Step, ...]:
-    installed = _Installed()
-    return (
-        Step((ENVIRON,), install_switch),
-        Step((COMPILE_UTILS, ENTRYPOINT), installed.hooks),
-        Step((ENGINE,), install_service, required=False),
-        Step((MODEL_RUNNER,), installed.forwards, required=False),
-        Step((MODEL_RUNNER,), installed.discovery, required=False),
-    )
-
+INSTALLED = _Installed()
 
 EXACT_WARMUP = Feature(
     name="exact-warmup",
@@ -144,5 +135,11 @@ EXACT_WARMUP = Feature(
     upstream="none",
     drop_when="upstream compiles each distinct kernel once, in parallel, before it serves",
     built_in_as=(f"{COMPILE_UTILS}:EXACT_WARMUP",),  # by a patch of the series
-    steps=_steps(),
+    steps=(
+        Step((ENVIRON,), install_switch),
+        Step((COMPILE_UTILS, ENTRYPOINT), INSTALLED.hooks),
+        Step((ENGINE,), install_service, required=False),
+        Step((MODEL_RUNNER,), INSTALLED.forwards, required=False),
+        Step((MODEL_RUNNER,), INSTALLED.discovery, required=False),
+    ),
 )

@@ -10,7 +10,7 @@ class PatchesError(Exception):
 
     Args:
         message: one line that says what is wrong, where, and what to do.
-        status: exit status. ``NO_TREE`` where there is nothing to work on: no SGLang, or one of another version.
+        status: exit status. ``NO_TREE`` where there is nothing to work on: no SGLang, another version, or no git.
     """
 
     def __init__(self, message: str, status: int = 1) -> None:

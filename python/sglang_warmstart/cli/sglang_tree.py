@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_warmstart.series.errors import NO_TREE, PatchesError
+from sglang_warmstart.cli.patch_errors import NO_TREE, PatchesError
 
 _DESCRIBED = re.compile(r"v(\d\S*?)(?:-\d+-g[0-9a-f]+)?")
 _ASSIGNED = re.compile(r"""^(?:(?:__version__|version)\s*=\s*)+(['"])(\d[^'"]*)\1""", re.MULTILINE)
