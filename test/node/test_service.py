@@ -655,3 +655,13 @@ def test_a_library_that_cannot_be_imported_spoils_the_answer_and_not_the_service
             (warmed,) = warm(rank, target()).targets
             assert warmed.error.startswith("no process for recording: ")
         assert rank.restore() == Answer(())
+
+
+def test_a_deep_gemm_whose_jit_is_not_known_is_left_alone_with_one_line(
+    node: Node, place: Place, tmp_path: Path
+) -> None:
+    package = tmp_path / "newer" / "deep_gemm"
+    (package / "include" / "deep_jit").mkdir(parents=True)
+    hello = msgspec.structs.replace(place.hello(), deep_gemm=str(package))
+    welcome = node.client().hello(hello)
+    assert welcome.problem == "the JIT of this DeepGEMM (DeepJIT) is not known to this version"

@@ -119,6 +119,17 @@ def distribution_of(deep_gemm: Path) -> str:
     return ""
 
 
+def unknown_jit(deep_gemm: Path) -> str:
+    """Why kernels of this DeepGEMM cannot be recorded, in a line; empty if they can.
+
+    Args:
+        deep_gemm: the directory of the package. From 0.2.0 on it has DeepJIT, with another command line and cache.
+    """
+    if (deep_gemm / "include" / "deep_jit").is_dir():
+        return f"the JIT of {distribution_of(deep_gemm) or 'this DeepGEMM'} (DeepJIT) is not known to this version"
+    return ""
+
+
 def _hash(directory: Path, *patterns: str) -> str:
     total = hashlib.sha256()
     files = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}

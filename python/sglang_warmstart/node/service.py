@@ -28,7 +28,7 @@ from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import stub
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
-from sglang_warmstart.deepgemm.identity import identity_of
+from sglang_warmstart.deepgemm.identity import identity_of, unknown_jit
 from sglang_warmstart.deepgemm.ledger import Entry, Ledger
 from sglang_warmstart.deepgemm.marker import MarkerError, Markers, TargetKernels, targets_kernels
 from sglang_warmstart.deepgemm.record.child import LIBRARY, RecordingOrder, RecordingProblem, record
@@ -169,6 +169,8 @@ class Service:
             )
         except (CompilerError, OSError) as error:
             return None, Welcome(problem=str(error))
+        if problem := unknown_jit(Path(hello.deep_gemm)):
+            return None, Welcome(problem=problem)
         cache = KernelCache(Path(hello.cache))
         key = (hello.cache, identity.digest)
         shop = self._workshops.get(key)
