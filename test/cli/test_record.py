@@ -93,7 +93,7 @@ class Recording:
 
     def start(self, *arguments: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
         # Behind nohup it is ignored, and would be there.
-        before = signal.signal(signal.SIGHUP, lambda *_: None)
+        hangup = signal.signal(signal.SIGHUP, lambda *_: None)
         try:
             return subprocess.Popen(
                 [sys.executable, "-c", _COMMAND.format(before=before), "record", "-o", str(self.output), *arguments],
@@ -103,7 +103,7 @@ class Recording:
                 text=True,
             )
         finally:
-            signal.signal(signal.SIGHUP, before)
+            signal.signal(signal.SIGHUP, hangup)
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         process = self.start(*arguments, **environment)

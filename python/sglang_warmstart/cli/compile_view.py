@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.build import Cubin
 from sglang_warmstart.bundle.cluster import Workers
 from sglang_warmstart.deepgemm.compiler import Compiler
@@ -81,7 +82,7 @@ class View:
     def failed(self, name: str, reason: str) -> None:
         """A kernel could not be compiled."""
         self._failed += 1
-        self._add(name, f"failed: {first_line_of(reason)}", Text("failed", "red"), "", "")
+        self._add(name, f"failed: {first_line(reason)}", Text("failed", "red"), "", "")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """What came of it all."""
@@ -89,7 +90,7 @@ class View:
             if number == _FAILURES:
                 self._line(f"and {len(summary['failed']) - _FAILURES} more failed: see `bundle inspect --json`")
                 break
-            self._line(f"failed: {short_name(name)}: {first_line_of(reason)}", "red")
+            self._line(f"failed: {short_name(name)}: {first_line(reason)}", "red")
         there = summary["compiled"] + summary["resumed"]
         if summary["interrupted"]:
             where = f" are in {summary['bundle']}; the same command goes on from there" if there else ""
@@ -138,8 +139,3 @@ def size(count: float) -> str:
         if count < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} GiB"
-
-
-def first_line_of(reason: str) -> str:
-    """The first line of a compiler's words."""
-    return (reason.strip().splitlines() or [""])[0]

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.manifest import Manifest
-from sglang_warmstart.cli.compile_view import first_line_of, size
+from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.deepgemm.compiler import Compiler
 from sglang_warmstart.deepgemm.digest import short_name
 from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
@@ -78,7 +79,7 @@ def show_bundle(manifest: Manifest, packed_bytes: int, console: Console) -> None
     if missing:
         _line(console, f"{missing} of them are not compiled", "yellow")
     for name, reason in manifest.failed.items():
-        _line(console, f"failed: {short_name(name)}: {first_line_of(reason)}", "red")
+        _line(console, f"failed: {short_name(name)}: {first_line(reason)}", "red")
     for cache in manifest.caches:
         total = size(sum(manifest.files[file.sha256] for file in cache.files))
         key = ", ".join(f"{name} {value}" for name, value in cache.key.items())
