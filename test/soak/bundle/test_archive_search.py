@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.bundles import compressed, member, small_bundle, tar_of
 from sglang_warmstart.bundle import archive
@@ -101,13 +101,13 @@ def _whole_or_refused(fresh: Callable[[], Path], data: bytes) -> None:
     assert {path.name for path in into.iterdir()} <= SMALL.contents.keys()
 
 
-@settings(max_examples=3000)
+@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_hostile())
 def test_a_hostile_tar_file_is_whole_or_refused(fresh: Callable[[], Path], data: bytes) -> None:
     _whole_or_refused(fresh, data)
 
 
-@settings(max_examples=3000)
+@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_with_other_bits_it_is_the_same_or_refused(fresh: Callable[[], Path], data: st.DataObject) -> None:
     whole = bytearray(SMALL.archive())
@@ -116,7 +116,7 @@ def test_with_other_bits_it_is_the_same_or_refused(fresh: Callable[[], Path], da
     _whole_or_refused(fresh, bytes(whole))
 
 
-@settings(max_examples=3000)
+@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_tar_file_with_other_bits_is_the_same_or_refused(fresh: Callable[[], Path], data: st.DataObject) -> None:
     tar = bytearray(tar_of(SMALL.members()))
