@@ -33,7 +33,7 @@ test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test
 
 test-patched: .patched/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
-	PYTHONPATH=$(CURDIR)/.patched .venv/bin/python -m pytest $(BEHAVIOUR)
+	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR)
 
 # Bundles know nothing of SGLang but how they are restored at its launch, and the tests of that are among the features'.
 test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.23
@@ -104,7 +104,7 @@ $(eval $(call plugin_environment,.venv-$(NEWEST)))
 .patched/.complete: .venv/.package $(wildcard patches/sglang-$(MAIN)/*)
 	@rm -rf .patched && mkdir .patched
 	@cp -r .venv/lib/python3.*/site-packages/sglang .patched/
-	@.venv/bin/sglang-warmstart patches apply .patched
+	@PYTHONPATH=$(CURDIR)/python .venv/bin/sglang-warmstart patches apply .patched
 	@touch $@
 
 # nvcc, NVRTC, DeepGEMM's headers and FlashInfer, for the tests that compile. Not in the environments: `import deep_gemm`

@@ -1,8 +1,7 @@
-"""The committed series: what the sources make, applied as a fork maintainer does, and beside the plugin."""
+"""The committed series, applied as a fork maintainer does, beside the plugin, and without the package."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.release("0.5.12")
 
 PATCHES = Path(__file__).parents[2] / "patches"
 COMMITTED = PATCHES / "sglang-0.5.12"
-IN_SGLANG, PLACED = "sglang.srt.warmstart", Path("sglang/srt/warmstart")
 SERIES = patches_in(COMMITTED)
 
 # The number of each feature's patch, after which a tree has it.
@@ -143,44 +141,11 @@ def test_with_the_package_below_python_it_is_taken_too(fork: Fork, tmp_path: Pat
     assert made == {path: (fork.tree / path).read_bytes() for path in touched}
 
 
-@pytest.mark.parametrize("number", range(1, len(SERIES) + 1))
-def test_each_step_leaves_a_tree_that_has_all_it_imports(number: int, fork: Fork) -> None:
-    tree = fork.at(number)
-    users = [tree / path for path in fork.git("diff", "--name-only", f"main~{len(SERIES)}", "HEAD").split()]
-    imports = [(path, *each) for path in users for each in imports_of_ours(path)]
-    for path, module, name in imports:
-        file, package = tree / f"{module.replace('.', '/')}.py", tree / module.replace(".", "/")
-        if package.is_dir():  # a module of the package
-            assert (package / f"{name}.py").is_file(), f"{path}: {module}.{name}"
-        else:
-            assert name in definitions_of(file), f"{path}: {module}.{name}"
-    assert (tree / PLACED).is_dir() == bool(imports)
-
-
-def imports_of_ours(path: Path) -> Iterator[tuple[str, str]]:
-    """What a module takes of `sglang.srt.warmstart`: from which module, and which name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(IN_SGLANG):
-            yield from ((node.module, alias.name) for alias in node.names)
-
-
-def definitions_of(path: Path) -> set[str]:
-    """What a module has at its top."""
-    found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):
-            found.update(target.id for target in node.targets if isinstance(target, ast.Name))
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found.add(node.target.id)
-    return found
-
-
-def test_what_is_placed_knows_nothing_of_the_plugin(fork: Fork) -> None:
-    tree = fork.at(len(SERIES))
-    for path in (tree / PLACED).rglob("*.py"):
-        assert not re.search(r"\bsglang_warmstart\b", path.read_text(encoding="utf-8")), path
+def test_only_the_last_patch_knows_the_package_and_none_adds_a_file(fork: Fork) -> None:
+    """Each patch edits SGLang's own files, and every tree but the last needs nothing that is not SGLang's."""
+    assert fork.git("diff", "--diff-filter=AD", "--name-only", f"main~{len(SERIES)}", "main") == ""
+    for number, path in enumerate(SERIES, 1):
+        assert ("sglang_warmstart" in path.read_text(encoding="utf-8")) is (number == len(SERIES)), path
 
 
 # Beside the plugin
