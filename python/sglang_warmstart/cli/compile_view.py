@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.build import Cubin
 from sglang_warmstart.bundle.cluster import Workers
 from sglang_warmstart.deepgemm.compiler import Compiler
@@ -82,7 +83,7 @@ class View:
         self._failed += 1
         self._add(name, Text("failed", "red"), "", "")
         if self._live is None:
-            self._line(f"  {_first_line(reason)}")
+            self._line(f"  {first_line(reason)}")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """What came of it all."""
@@ -90,7 +91,7 @@ class View:
             if number == _FAILURES:
                 self._line(f"and {len(summary['failed']) - _FAILURES} more failed: see `bundle inspect --json`")
                 break
-            self._line(f"failed: {short_name(name)}: {_first_line(reason)}", "red")
+            self._line(f"failed: {short_name(name)}: {first_line(reason)}", "red")
         there = summary["compiled"] + summary["resumed"]
         if summary["interrupted"]:
             where = f" are in {summary['bundle']}; the same command goes on from there" if there else ""
@@ -141,7 +142,3 @@ def size(count: float) -> str:
         if count < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} GiB"
-
-
-def _first_line(reason: str) -> str:
-    return (reason.strip().splitlines() or [""])[0]
