@@ -1,4 +1,4 @@
-"""The committed series: applied as a fork maintainer does, carried by the package, beside the plugin, and without it."""
+"""The committed series: applied as a fork does, carried by the package, beside the plugin, and without either."""
 
 from __future__ import annotations
 
