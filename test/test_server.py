@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.environment import child_environment, python_path
+from kit.environment import NO_PLUGIN, child_environment, python_path
 from kit.ports import free_ports
 from kit.release import installed_release, is_patched
 from kit.server import Launch, Server, cpu_server_args
@@ -23,7 +23,7 @@ TWO_STAGES = ("--pp-size", "2")
 NO_SWITCHES = {
     "SGLANG_WARMSTART": None,
     "SGLANG_WARMSTART_STRICT": None,
-    "SGLANG_PLUGINS": None,
+    "SGLANG_PLUGINS": NO_PLUGIN["SGLANG_PLUGINS"] if is_patched() else None,
     "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": None,
 }
 PP_PARALLEL = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}
