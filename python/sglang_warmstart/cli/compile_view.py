@@ -42,7 +42,7 @@ class View:
         self._seconds = 0.0
         self._bar = Progress(
             TextColumn("kernels"),
-            BarColumn(),
+            BarColumn(None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left:"),
@@ -76,14 +76,13 @@ class View:
         """A kernel is there."""
         self._done += 1
         self._seconds += kernel.seconds
-        self._add(name, Text("compiled", "green"), f"{kernel.seconds:.1f}", f"{len(kernel.data) / 1024:.0f}")
+        seconds, kib = f"{kernel.seconds:.1f}", f"{len(kernel.data) / 1024:.0f}"
+        self._add(name, f"{seconds} s, {kib} KiB", Text("compiled", "green"), seconds, kib)
 
     def failed(self, name: str, reason: str) -> None:
         """A kernel could not be compiled."""
         self._failed += 1
-        self._add(name, Text("failed", "red"), "", "")
-        if self._live is None:
-            self._line(f"  {first_line(reason)}")
+        self._add(name, f"failed: {first_line(reason)}", Text("failed", "red"), "", "")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """What came of it all."""
@@ -106,21 +105,19 @@ class View:
             "red" if summary["failed"] else "green",
         )
 
-    def _add(self, name: str, state: Text, *numbers: str) -> None:
+    def _add(self, name: str, told: str, *cells: Text | str) -> None:
         self._bar.advance(self._task)
         if self._live is not None:
-            self._last.append((short_name(name), state, *numbers))
+            self._last.append((Text(short_name(name)), *cells))
             return
-        seconds, kib = numbers
-        told = f"{seconds} s, {kib} KiB" if seconds else str(state)
         self._line(f"{self._done + self._failed:>{len(str(self._wanted))}}/{self._wanted}  {short_name(name)}  {told}")
 
     def _table(self) -> Group:
         table = Table(
             Column("kernel", overflow="fold"),
-            Column("", width=8),
-            Column("seconds", justify="right"),
-            Column("KiB", justify="right"),
+            Column("", no_wrap=True),
+            Column("seconds", justify="right", no_wrap=True),
+            Column("KiB", justify="right", no_wrap=True),
             box=box.SIMPLE_HEAD,
         )
         for row in list(self._last):
