@@ -85,6 +85,8 @@
     ].filter(([, value]) => value);
   }
 
+  const about = (run) => [run.hosts.join(", "), run.when, plural(new Set(run.tracks.map((track) => track.about)).size, "process", "processes")].join(" \u00b7 ");
+
   // ---- The picture: all runs on one axis ---------------------------------------------------------------------------------
 
   const longest = Math.max(...runs.map((run) => run.total), 1);
@@ -99,8 +101,8 @@
   function bar({ event, at, length, count }) {
     const wide = length / end;
     const key = event.category.key;
-    const classes = ["bar", `fill-${key}`, event.cached && count === 1 ? "hollow" : "", wide < NARROW * 2 ? "narrow" : "", isAlarm(event) ? "alarm" : ""];
-    const label = wide > 0.02 ? make("span", { text: event.error ? `\u2715 ${event.name}` : event.name }) : null;
+    const label = wide > 0.03 ? make("span", { text: event.error ? `\u2715 ${event.name}` : event.name }) : null;
+    const classes = ["bar", `fill-${key}`, event.cached && count === 1 ? "hollow" : "", wide < NARROW * 2 ? "narrow" : "", isAlarm(event) ? "alarm" : "", label ? "told" : ""];
     return make("div", { class: classes.filter(Boolean).join(" "), style: { left: percent(at), width: percent(length) } }, label);
   }
 
@@ -167,7 +169,7 @@
     const step = [1, 2, 5, 10].map((each) => each * power).find((each) => end / each <= 10);
     const digits = Math.max(0, -Math.floor(Math.log10(step / US) + 1e-9));
     const times = Array.from({ length: Math.floor(end / step) + 1 }, (_, place) => place * step);
-    return { step, marks: times.map((at) => make("span", { class: "tick", text: `${(at / US).toFixed(digits)} s`, style: { left: percent(at) } })) };
+    return { step, marks: times.map((at) => make("span", { class: at > 0.96 * end ? "tick end" : "tick", text: `${(at / US).toFixed(digits)} s`, style: { left: percent(at) } })) };
   }
 
   const tip = document.getElementById("tip");
@@ -233,7 +235,7 @@
       },
     }, make("div", { class: "axis", "aria-hidden": "true" }, ...marks),
     ...runs.map((run) => make("div", { class: "run" },
-      run.letter ? make("h2", {}, tag(run), make("b", { text: run.name }), make("span", { text: run.verdict })) : null,
+      run.letter ? make("h2", {}, tag(run), make("b", { text: run.name }), make("span", { text: run.verdict }), make("span", { class: "soft", text: about(run) })) : null,
       make("div", { class: "lanes" }, ...lanes(run),
         run.ready === null ? null : make("div", { class: "over", "aria-hidden": "true" }, make("div", { class: "ready", style: { left: percent(run.ready) } }))))));
     const used = categories.map((category, place) => [category, place]).filter(([, place]) => runs.some((run) => run.parts[place] > 0));
@@ -355,7 +357,6 @@
   // ---- The page ------------------------------------------------------------------------------------------------------------
 
   const lines = runs.flatMap((run) => run.unreadable.map((line) => (run.letter ? `${run.letter}: ${line}` : line)));
-  const about = (run) => `${run.name} \u00b7 ${run.hosts.join(", ")} \u00b7 ${run.when} \u00b7 ${plural(new Set(run.tracks.map((track) => track.about)).size, "process", "processes")}`;
   const whom = serving.length === 1 ? "1 kernel was compiled while serving: a request waited for it." : `${serving.length} kernels were compiled while serving: a request waited for each.`;
   const by = runs.filter((run) => run.letter && run.serving.length).map((run) => `${run.letter} ${run.serving.length}`).join(", ");
   // The tables' rows lead to the picture, which has to be there first.
@@ -363,9 +364,9 @@
   below.splice(serving.length ? 1 : 0, 0, parts());
   document.getElementById("page").append(...[
     make("header", {},
-      make("h1", { text: data.compared || runs[0].verdict }),
+      make("h1", { class: data.compared ? "compared" : null, text: data.compared || runs[0].verdict }),
       serving.length ? make("p", { class: "warning" }, make("a", { href: "#serving", text: by ? `${whom} (${by})` : whom })) : null,
-      ...runs.map((run) => make("p", { class: "overline" }, tag(run), about(run)))),
+      runs.length > 1 ? null : make("p", { class: "overline", text: `${runs[0].name} \u00b7 ${about(runs[0])}` })),
     lines.length ? make("div", { class: "note", role: "note" }, "Some events could not be read, so this is not all that happened:", make("ul", {}, ...lines.map((line) => make("li", { text: line })))) : null,
     top, ...below,
     make("footer", { text: `Made by sglang-warmstart report, ${data.version}. Times are of the clock that all processes of a host share.` }),
