@@ -203,7 +203,7 @@
   function walk(frame, key) {
     const rows = [...frame.querySelectorAll(".row")].filter((each) => each.childElementCount);
     if (key === "Escape") return select(null);
-    if (!selected) return select(rows[Math.min(1, rows.length - 1)].firstElementChild);
+    if (!selected) return rows.length && select(rows[Math.min(1, rows.length - 1)].firstElementChild);
     const here = selected.parentElement;
     if (key === "ArrowRight" || key === "ArrowLeft") return select((key === "ArrowRight" ? selected.nextElementSibling : selected.previousElementSibling) || selected);
     if (key === "Home" || key === "End") return select(key === "Home" ? here.firstElementChild : here.lastElementChild);
@@ -224,7 +224,7 @@
       else hideTip();
     };
     const frame = make("div", {
-      class: "frame", tabindex: "0", role: "application", "aria-roledescription": "timeline", "aria-describedby": "keys", style: { "--step": percent(step) },
+      class: "frame", tabindex: "0", role: "application", "data-end": end / US, "aria-roledescription": "timeline", "aria-describedby": "keys", style: { "--step": percent(step) },
       "aria-label": `Timeline: ${runs.map((run) => `${run.letter ? `run ${run.letter}, ` : ""}${plural(run.tracks.length, "lane")}, ${words(run.total)}`).join("; ")}`,
       onpointermove: over, onpointerleave: hideTip, onblur: hideTip,
       onclick: (event) => select(event.target.closest(".bar")),
@@ -235,7 +235,7 @@
       },
     }, make("div", { class: "axis", "aria-hidden": "true" }, ...marks),
     ...runs.map((run) => make("div", { class: "run" },
-      run.letter ? make("h2", {}, tag(run), make("b", { text: run.name }), make("span", { text: run.verdict }), make("span", { class: "soft", text: about(run) })) : null,
+      run.letter ? make("h2", {}, tag(run), " ", make("b", { text: run.name }), " ", make("span", { text: run.verdict }), " ", make("span", { class: "soft", text: about(run) })) : null,
       make("div", { class: "lanes" }, ...lanes(run),
         run.ready === null ? null : make("div", { class: "over", "aria-hidden": "true" }, make("div", { class: "ready", style: { left: percent(run.ready) } }))))));
     const used = categories.map((category, place) => [category, place]).filter(([, place]) => runs.some((run) => run.parts[place] > 0));
