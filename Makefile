@@ -36,7 +36,7 @@ test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test $(PARALLEL)
 
 test-patched: .patched/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
-	PYTHONPATH=$(CURDIR)/.patched .venv/bin/python -m pytest $(BEHAVIOUR)
+	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR)
 
 # Only what depends on the release of SGLang.
 test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests that depend on the release on SGLang 0.5.23
@@ -110,7 +110,7 @@ $(eval $(call plugin_environment,.venv-$(NEWEST)))
 .patched/.complete: .venv/.package $(wildcard patches/sglang-$(MAIN)/*)
 	@rm -rf .patched && mkdir .patched
 	@cp -r .venv/lib/python3.*/site-packages/sglang .patched/
-	@.venv/bin/sglang-warmstart patches apply .patched
+	@PYTHONPATH=$(CURDIR)/python .venv/bin/sglang-warmstart patches apply .patched
 	@touch $@
 
 # nvcc, NVRTC, DeepGEMM's headers and FlashInfer, for the tests that compile. Not in the environments: `import deep_gemm`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -40,15 +41,14 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", calm: bool = True) -> None:
+    def open(self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
         """Show a page.
 
         Args:
             scheme: the user's: "light" or "dark".
-            calm: the user has asked for less motion.
         """
         self.size(width, height)
-        self.prefer(scheme, calm)
+        self.prefer(scheme)
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         self.driver.get(path.as_uri())
@@ -60,19 +60,18 @@ class Browser:
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
         )
 
-    def prefer(self, scheme: str, calm: bool = True) -> None:
-        """What the user prefers."""
-        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce" if calm else "no-preference"}
-        told = [{"name": name, "value": value} for name, value in features.items()]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": told})
+    def prefer(self, scheme: str, media: str = "") -> None:
+        """Set the user's colour scheme.
+
+        Args:
+            media: "print" for a page as it is printed.
+        """
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a function body returns on the page."""
         return self.driver.execute_script(script, *arguments)
-
-    def run_async(self, script: str) -> Any:
-        """What a function body hands to its last argument, a callback."""
-        return self.driver.execute_async_script(script)
 
     def find(self, selector: str) -> Any:
         """The first element that a CSS selector finds."""
@@ -106,9 +105,7 @@ class Browser:
 
     def console(self) -> list[str]:
         """Errors and warnings since the page was opened."""
-        found = [entry["message"] for entry in self.driver.get_log("browser")]
-        # Tests that look at pixels are told that they could do so faster.
-        return [message for message in found if "willReadFrequently" not in message]
+        return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
         """Addresses that the page has asked the network for."""
@@ -116,14 +113,19 @@ class Browser:
         asked = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
         return [url for url in asked if not url.startswith(_LOCAL)]
 
-    def shoot(self, path: Path, whole: bool = False) -> None:
-        """A picture (PNG) of the window, or of the whole page."""
-        if whole:
-            width = self.run("return innerWidth")
-            self.size(width, self.run("return document.documentElement.scrollHeight"))
-            self.until(lambda: self.run("return document.documentElement.scrollHeight <= innerHeight + 1"))
-            time.sleep(0.1)
-        path.write_bytes(self.driver.get_screenshot_as_png())
+    def picture_down_to(self, selector: str, scale: float = 1.0) -> bytes:
+        """A picture (PNG) of the page from its top to the end of an element.
+
+        Args:
+            scale: pixels of the picture per CSS pixel.
+        """
+        width, end = self.run(
+            "return [innerWidth, document.querySelector(arguments[0]).getBoundingClientRect().bottom + scrollY]",
+            selector,
+        )
+        clip = {"x": 0, "y": 0, "width": width, "height": round(end) + 12, "scale": scale}
+        answer = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+        return base64.b64decode(answer["data"])
 
 
 @contextmanager

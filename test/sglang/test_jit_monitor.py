@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 if is_patched():
-    pytest.skip("is about the plugin, which is not installed beside a patched SGLang", allow_module_level=True)
+    pytest.skip("is about the plugin, which is not loaded into a patched SGLang", allow_module_level=True)
 
 from sglang_warmstart.base.runs import say_ready
 from sglang_warmstart.libraries.deep_gemm_watch import kernel_of

@@ -72,7 +72,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; ``path`` is as it was.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}"
     try:
         with temporary.open("xb") as file:
             yield file

@@ -44,7 +44,12 @@ def report(
         ),
     ] = None,
     compare: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A second run, shown next to the first one.", show_default=False)
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Another run, on one time axis with the first one. May be given again.",
+            show_default=False,
+        ),
     ] = None,
     trace: Annotated[
         Path | None,
@@ -58,7 +63,7 @@ def report(
     Exit status 0 when it is written, 2 when there are no events, or a file cannot be written.
     """
     try:
-        runs = [_read(place) for place in (directory or runs_of(deep_gemm_cache(os.environ)), compare) if place]
+        runs = [_read(place) for place in (directory or runs_of(deep_gemm_cache(os.environ)), *(compare or ()))]
     except NoEventsError as error:
         _refuse(str(error))
     for run in runs:

@@ -30,7 +30,7 @@ _CACHED, _SERVING = 1, 2
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
-    """Write the page of one run, or of two that are compared.
+    """Write the page of one run, or of several that are compared with the first.
 
     Raises:
         OSError: it cannot be written.
@@ -70,7 +70,7 @@ def data_of(summaries: Sequence[Summary]) -> dict[str, Any]:
         "version": __version__,
         "categories": [[category.key, category.title, category.kernels] for category in CATEGORIES],
         "runs": runs,
-        "compared": compared(*summaries) if len(summaries) == 2 else "",
+        "compared": compared(*summaries),
         "texts": texts.list,
     }
 
@@ -112,7 +112,7 @@ def _run(summary: Summary, texts: _Texts) -> dict[str, Any]:
         "stretches": [
             [microseconds(each.begin), microseconds(each.end), _CATEGORY[each.category]] for each in breakdown.stretches
         ],
-        "tracks": [_track(track, run.start, texts) for track in summary.tracks],
+        "tracks": [_track(track, texts) for track in summary.tracks],
         "serving": [compiled(each) for each in summary.serving],
         "compiles": [compiled(each) for each in summary.compiles],
         "targets": [
@@ -135,12 +135,12 @@ def _run(summary: Summary, texts: _Texts) -> dict[str, Any]:
     }
 
 
-def _track(track: Track, start: float, texts: _Texts) -> dict[str, Any]:
+def _track(track: Track, texts: _Texts) -> dict[str, Any]:
     process = track.process
     return {
         "title": track.title,
+        "group": track.group,
         "about": f"{process.role}, pid {process.pid} on {process.host}",
-        "started": microseconds(process.started - start),
         "events": [
             _event(event, span, min(row, MOST_ROWS - 1), texts)
             for event, span, row in zip(track.events, track.spans, track.rows, strict=True)

@@ -22,7 +22,7 @@ class Compile:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetRow:
     """What was compiled for a target.
 
     Args:
@@ -82,7 +82,7 @@ class Summary:
     tracks: list[Track]
     breakdown: Breakdown
     compiles: list[Compile]
-    targets: list[Target]
+    targets: list[TargetRow]
     kernels: list[Kernel]
     serving: list[Compile]
     ahead: int
@@ -172,16 +172,25 @@ def verdict(summary: Summary) -> str:
     return f"{begin}; {', '.join(parts)}."
 
 
-def compared(left: Summary, right: Summary) -> str:
-    """What tells two runs apart, in one sentence."""
+def letter(number: int) -> str:
+    """What a compared run is called: A, B, C."""
+    return chr(ord("A") + number)
+
+
+def compared(first: Summary, *others: Summary) -> str:
+    """Tell each other run apart from the first one, in one sentence each."""
+    return " ".join(_compared(first, other, letter(number)) for number, other in enumerate(others, 1))
+
+
+def _compared(left: Summary, right: Summary, name: str) -> str:
     seconds = right.breakdown.seconds - left.breakdown.seconds
     both_ready = left.run.ready is not None and right.run.ready is not None
     done = "ready" if both_ready else "over"
     if abs(seconds) < 0.05:
-        return f"Both are {done} after {in_words(right.breakdown.seconds)}."
+        return f"A and {name} are {done} after {in_words(right.breakdown.seconds)}."
     way = "earlier" if seconds < 0 else "later"
     return (
-        f"B is {done} {in_words(abs(seconds))} {way} than A: after {in_words(right.breakdown.seconds)} instead of "
+        f"{name} is {done} {in_words(abs(seconds))} {way} than A: after {in_words(right.breakdown.seconds)} instead of "
         f"{in_words(left.breakdown.seconds)}."
     )
 
@@ -277,12 +286,12 @@ def _restored(events: Iterable[Event]) -> int:
     return sum(most.values())
 
 
-def _targets(events: Iterable[Event]) -> list[Target]:
-    found: dict[str, Target] = {}
+def _targets(events: Iterable[Event]) -> list[TargetRow]:
+    found: dict[str, TargetRow] = {}
     for event in events:
         if event.kind not in ("compile", "jit") or not event.target:
             continue
-        old = found.get(event.target) or Target(event.target, 0, 0, 0, 0.0, event)
+        old = found.get(event.target) or TargetRow(event.target, 0, 0, 0, 0.0, event)
         found[event.target] = replace(
             old,
             kernels=old.kernels + (0 if event.cached or event.error else event.kernels),

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sglang_warmstart.report.breakdown import CATEGORIES
-from sglang_warmstart.report.summary import Compile, Summary, compared, in_words, verdict
+from sglang_warmstart.report.summary import Compile, Summary, compared, in_words, letter, verdict
 
 _LONGEST = 10  # compiles and targets that are shown
 _BAR = 30  # columns of the longest bar
@@ -19,16 +19,16 @@ _STYLES = {"compile": "yellow", "find": "yellow", "load": "cyan", "jit": "bold r
 
 
 def show(summaries: Sequence[Summary], console: Console) -> None:
-    """Print one run, or two that are compared."""
+    """Print one run, or several that are compared with the first."""
     for number, summary in enumerate(summaries):
-        letter = f"{'AB'[number]}: " if len(summaries) > 1 else ""
-        _line(console, plain(f"{letter}{summary.run.name}, {', '.join(summary.hosts)}, {summary.when}"), "dim")
+        name = f"{letter(number)}: " if len(summaries) > 1 else ""
+        _line(console, plain(f"{name}{summary.run.name}, {', '.join(summary.hosts)}, {summary.when}"), "dim")
         _line(console, verdict(summary), "bold")
         for each in summary.serving:
             _line(console, f"JIT while serving: {_told(each, summary)}", "bold red")
             if each.event.remedy:
                 _line(console, plain(f"  instead: {each.event.remedy}"))
-    if len(summaries) == 2:
+    if len(summaries) > 1:
         _line(console, compared(*summaries), "bold")
     _show_parts(summaries, console)
     for summary in summaries:

@@ -17,6 +17,10 @@ _LANES = ("", "stub", "recorder", "worker")
 Span = tuple[int, int]
 
 
+# Many of these work side by side, each at one thing at a time.
+_GROUPED = ("recorder", "worker")
+
+
 @dataclass(frozen=True)
 class Track:
     """What one process did, or one of those that work side by side in it.
@@ -34,6 +38,12 @@ class Track:
     events: list[Event]
     spans: list[Span]
     rows: list[int]
+
+    @property
+    def group(self) -> str:
+        """What it is one of many of: "worker", "recorder", or nothing."""
+        kind = self.events[0].lane.partition(" ")[0] if self.events else ""
+        return kind if kind in _GROUPED else ""
 
 
 def tracks_of(run: Run) -> list[Track]:

@@ -1,10 +1,12 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const categories = data.categories.map(([key, title, kernels]) => ({ key, title, kernels }));
-  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  const categories = data.categories.map(([key, title]) => ({ key, title }));
   const US = 1e6; // all times in the data are microseconds since the run's start
   const CACHED = 1, SERVING = 2;
+  const NARROW = 1 / 900; // of the axis: about a pixel or two; what is narrower is drawn together
+  const ROWS = 10, MORE = 200; // of a table at first, and with each press of its button
+  const LONG = 90; // letters of a cell, beyond which it folds
 
   // ---- Words ------------------------------------------------------------------------------------------------------
 
@@ -16,8 +18,7 @@
     return `${s.toFixed(size < 9.995 ? 2 : 1)} s`;
   }
   const signed = (us) => (us > 0 ? "+" : us < 0 ? "\u2212" : "") + words(Math.abs(us));
-  const share = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "");
-  const plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
+  const plural = (count, what, many = `${what}s`) => `${count} ${count === 1 ? what : many}`;
 
   // ---- Elements: whatever comes from outside is text, and never markup ------------------------------------------------
 
@@ -27,574 +28,235 @@
       if (value === undefined || value === null || value === false) continue;
       if (name === "text") element.textContent = value;
       else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (name === "style") Object.assign(element.style, value);
+      else if (name === "style") for (const [property, what] of Object.entries(value)) element.style.setProperty(property, what);
       else element.setAttribute(name, value === true ? "" : value);
     }
     element.append(...children.filter((child) => child !== null && child !== undefined));
     return element;
   }
-
-  function swatch(category) {
-    const extra = category.key === "jit" ? " hatched" : category.key === "other" ? " outlined" : "";
-    return make("span", { class: `swatch${extra}`, style: { backgroundColor: `var(--${category.key})` }, "aria-hidden": "true" });
-  }
+  const swatch = (key) => make("span", { class: `swatch fill-${key}`, "aria-hidden": "true" });
+  const tag = (run) => (run.letter ? make("span", { class: "tag", text: run.letter }) : null);
 
   // ---- The runs -----------------------------------------------------------------------------------------------------
 
-  const letters = ["A", "B", "C", "D"];
   const runs = data.runs.map((raw, number) => {
     const text = (place) => data.texts[place || 0];
-    const run = { ...raw, number, letter: data.runs.length > 1 ? letters[number] : "" };
-    run.tracks = raw.tracks.map((track, place) => ({ ...track, place }));
+    const run = { ...raw, number, letter: data.runs.length > 1 ? String.fromCharCode(65 + number) : "" };
+    const bare = { kernels: 0, library: "", shape: "", target: "", error: "", remedy: "", cached: false, serving: false, run };
     for (const track of run.tracks) {
-      track.events = track.events.map((values, index) => {
+      track.events = track.events.map((values) => {
         const [at, length, row, category, kind, name, kernels = 0, flags = 0, ...texts] = values;
         const [library, shape, target, error, remedy] = [0, 1, 2, 3, 4].map((place) => text(texts[place]));
-        return {
-          at, length, row, category: categories[category], kind: text(kind), name: text(name), kernels, library, shape, target,
-          error, remedy, cached: Boolean(flags & CACHED), serving: Boolean(flags & SERVING), track, index,
-        };
+        return { ...bare, at, length, row, category: categories[category], kind: text(kind), name: text(name), kernels, library, shape, target, error, remedy,
+          cached: Boolean(flags & CACHED), serving: Boolean(flags & SERVING), where: track.title };
       });
     }
     run.event = ([track, index]) => run.tracks[track].events[index];
-    run.attributed = {
-      title: "start-up", about: "what each instant is attributed to", place: -1, started: 0,
-      events: raw.stretches.map(([begin, end, category], index) => ({
-        at: begin, length: end - begin, row: 0, category: categories[category], kind: "", name: categories[category].title, kernels: 0,
-        library: "", shape: "", target: "", error: "", remedy: "", cached: false, serving: false, index,
-      })),
-    };
-    for (const event of run.attributed.events) event.track = run.attributed;
-    const ends = run.tracks.flatMap((track) => track.events.map((event) => event.at + event.length));
-    run.last = ends.reduce((most, end) => Math.max(most, end), run.total);
+    run.attributed = raw.stretches.map(([begin, end, category]) => ({
+      ...bare, at: begin, length: end - begin, row: 0, category: categories[category], kind: "", name: categories[category].title, where: "",
+    }));
+    run.last = run.tracks.reduce((most, track) => track.events.reduce((end, event) => Math.max(end, event.at + event.length), most), run.total);
     return run;
   });
-
   const isAlarm = (event) => event.kind === "jit" && event.serving && !event.cached;
 
   function kindOf(event) {
-    if (event.kind === "") return "attributed to";
+    if (event.kind === "") return "what this time is attributed to";
     if (event.kind === "jit") return event.serving ? "compiled on call, while serving" : "compiled on call (JIT)";
     if (event.kind === "compile") return event.cached ? "in the cache already" : "compiled ahead";
     if (event.kind === "load") return event.cached ? "loaded from a cache" : "loaded";
     return { step: "step", discover: "found by dry forwards", record: "recorded", restore: "restored", ready: "ready" }[event.kind] || event.kind;
   }
 
-  function facts(event) {
-    const what = { discover: "targets", record: "kernels", load: "kernels", restore: "kernels" }[event.kind];
+  function facts({ event, count }) {
+    const counted = { discover: "targets", record: "kernels", load: "kernels", restore: "kernels" }[event.kind];
     return [
       ["what", kindOf(event)],
       ["took", event.kind === "ready" ? "" : words(event.length)],
       ["began", `${words(event.at)} after the start`],
-      ["where", event.kind ? event.track.title : ""],
+      ["where", event.where],
       ["library", event.library],
       ["shape", event.shape],
       ["target", event.target],
-      [what, what && !(event.kind === "load" && event.cached) ? String(event.kernels) : ""],
+      [counted, counted && !(event.kind === "load" && event.cached) ? String(event.kernels) : ""],
       ["error", event.error],
       ["instead", event.remedy],
+      ["here", count > 1 ? `${count} events, of which this is the longest` : ""],
     ].filter(([, value]) => value);
   }
 
-  // ---- What part of the time is shown: one for all timelines, so that two runs stay comparable -----------------------
+  const about = (run) => [run.hosts.join(", "), run.when, plural(new Set(run.tracks.map((track) => track.about)).size, "process", "processes")].join(" \u00b7 ");
+
+  // ---- The picture: all runs on one axis ---------------------------------------------------------------------------------
 
   const longest = Math.max(...runs.map((run) => run.total), 1);
   const last = Math.max(...runs.map((run) => run.last), 1);
-  const view = {
-    home: { from: 0, to: (last <= longest * 1.25 ? last : longest) * 1.015 },
-    whole: { from: 0, to: last * 1.015 },
-    from: 0, to: 0, watchers: [], moving: 0,
-    set(from, to) {
-      const limit = this.whole.to;
-      const span = Math.min(Math.max(to - from, 50), limit);
-      const middle = (from + to) / 2;
-      this.from = Math.min(Math.max(middle - span / 2, 0), limit - span);
-      this.to = this.from + span;
-      for (const watcher of this.watchers) watcher();
-    },
-    // A step with a keyboard or a button is shown as a movement, so that one can see where one is.
-    go(from, to) {
-      cancelAnimationFrame(this.moving);
-      if (calm.matches || document.hidden) return this.set(from, to);
-      const begin = performance.now(), old = [this.from, this.to];
-      const move = (now) => {
-        const part = Math.min((now - begin) / 160, 1), eased = 1 - (1 - part) ** 3;
-        this.set(old[0] + (from - old[0]) * eased, old[1] + (to - old[1]) * eased);
-        if (part < 1) this.moving = requestAnimationFrame(move);
-      };
-      this.moving = requestAnimationFrame(move);
-      return undefined;
-    },
-    zoom(factor, around, smoothly) {
-      cancelAnimationFrame(this.moving);
-      const from = around - (around - this.from) * factor, to = around + (this.to - around) * factor;
-      if (smoothly) this.go(Math.max(from, 0), Math.min(to, this.whole.to));
-      else this.set(from, to);
-    },
-    pan(us) {
-      cancelAnimationFrame(this.moving);
-      const span = this.to - this.from;
-      const from = Math.min(Math.max(this.from + us, 0), this.whole.to - span);
-      this.set(from, from + span);
-    },
-    show(event) {
-      const span = Math.max(event.length * 2.5, 2000);
-      const middle = event.at + event.length / 2;
-      this.go(Math.max(middle - span / 2, 0), Math.min(middle + span / 2, this.whole.to));
-    },
-  };
+  // Serving goes on for days: what is far behind the start-up would squeeze it.
+  const end = (last <= longest * 1.25 ? last : longest) * 1.015;
+  const percent = (us) => `${((100 * us) / end).toFixed(4)}%`;
+  const bars = new Map(); // element -> what it shows
+  const drawn = new Map(); // event -> its element
+  let beyond = 0;
 
-  // ---- Tooltip and what is said ----------------------------------------------------------------------------------------
+  function bar({ event, at, length, count }) {
+    const wide = length / end;
+    const key = event.category.key;
+    const label = wide > 0.03 ? make("span", { text: event.error ? `\u2715 ${event.name}` : event.name }) : null;
+    const classes = ["bar", `fill-${key}`, event.cached && count === 1 ? "hollow" : "", wide < NARROW * 2 ? "narrow" : "", isAlarm(event) ? "alarm" : "", label ? "told" : ""];
+    return make("div", { class: classes.filter(Boolean).join(" "), style: { left: percent(at), width: percent(length) } }, label);
+  }
+
+  function row(events, label) {
+    const element = make("div", { class: "row" });
+    let open = null;
+    const put = () => {
+      if (!open) return;
+      const made = bar(open);
+      bars.set(made, { event: open.event, count: open.count });
+      for (const event of open.events) drawn.set(event, made);
+      element.append(made);
+      open = null;
+    };
+    for (const event of events) {
+      let { at } = event;
+      if (at >= end) {
+        beyond++;
+        if (!isAlarm(event)) continue;
+        at = end * (1 - 3 * NARROW); // it must be seen, wherever it was
+      }
+      const length = Math.max(Math.min(event.length, end - at), 0), narrow = length < end * NARROW && !isAlarm(event);
+      if (open && narrow && open.narrow && at - open.at - open.length < end * NARROW * 0.75) {
+        open.length = Math.max(open.length, at + length - open.at);
+        if (event.length > open.event.length) open.event = event;
+        open.count++;
+        open.events.push(event);
+        continue;
+      }
+      put();
+      open = { event, at, length, narrow, count: 1, events: [event] };
+    }
+    put();
+    if (label) element.dataset.lane = label;
+    return element;
+  }
+
+  function lane(label, about, classes, ...rows) {
+    return make("div", { class: `lane ${classes}` }, make("div", { class: "label", text: label, title: about }), make("div", { class: "rows" }, ...rows));
+  }
+
+  function lanes(run) {
+    const found = [lane("start-up", "what each instant is attributed to", "led", row(run.attributed, "start-up"))];
+    for (let place = 0; place < run.tracks.length; place++) {
+      const track = run.tracks[place], { group } = track;
+      let next = place + 1;
+      while (group && next < run.tracks.length && run.tracks[next].group === group && run.tracks[next].about === track.about) next++;
+      const many = run.tracks.slice(place, next);
+      if (many.length > 2) {
+        found.push(lane(plural(many.length, group), track.about, "thin", ...many.map((each) => row(each.events, each.title))));
+        place = next - 1;
+        continue;
+      }
+      const depth = track.events.reduce((most, event) => Math.max(most, event.row), 0);
+      const rows = Array.from({ length: depth + 1 }, () => []);
+      for (const event of track.events) rows[event.row].push(event);
+      found.push(lane(track.title, track.about, "", ...rows.map((events) => row(events, track.title))));
+    }
+    return found;
+  }
+
+  function ticks() {
+    const power = 10 ** Math.floor(Math.log10(end / 10));
+    const step = [1, 2, 5, 10].map((each) => each * power).find((each) => end / each <= 10);
+    const digits = Math.max(0, -Math.floor(Math.log10(step / US) + 1e-9));
+    const times = Array.from({ length: Math.floor(end / step) + 1 }, (_, place) => place * step);
+    return { step, marks: times.map((at) => make("span", { class: at > 0.96 * end ? "tick end" : "tick", text: `${(at / US).toFixed(digits)} s`, style: { left: percent(at) } })) };
+  }
 
   const tip = document.getElementById("tip");
   const live = make("p", { class: "hidden", "aria-live": "polite", id: "live" });
+  const hideTip = () => { tip.hidden = true; };
+  let selected = null;
 
-  function showTip(event, x, y, others) {
+  function showTip(shown, x, y) {
     const list = make("dl");
-    for (const [name, value] of facts(event)) list.append(make("dt", { text: name }), make("dd", { text: value }));
-    if (others > 1) list.append(make("dt", { text: "here" }), make("dd", { text: `${others} events; zoom in to tell them apart` }));
-    tip.replaceChildren(make("span", { class: "name", text: event.name }), list);
+    for (const [name, value] of facts(shown)) list.append(make("dt", { text: name }), make("dd", { text: value }));
+    tip.replaceChildren(make("span", { class: "name", text: shown.event.name }), list);
     tip.hidden = false;
     const { width, height } = tip.getBoundingClientRect();
     const left = x + 14 + width > innerWidth - 8 ? Math.max(8, x - 14 - width) : x + 14;
     const top = y + 18 + height > innerHeight - 8 ? Math.max(8, y - 12 - height) : y + 18;
     tip.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
   }
-  const hideTip = () => { tip.hidden = true; };
 
-  function announce(event, run) {
-    const where = run.letter ? `Run ${run.letter}. ` : "";
-    const rest = facts(event).map(([name, value]) => `${name} ${value}`).join(", ");
-    live.textContent = `${where}${event.name}: ${rest}`;
+  function select(element, into = "nearest") {
+    if (selected) selected.classList.remove("selected");
+    selected = element;
+    if (!element) return hideTip();
+    element.classList.add("selected");
+    element.scrollIntoView({ block: into });
+    const shown = bars.get(element), box = element.getBoundingClientRect();
+    const { letter } = shown.event.run;
+    live.textContent = `${letter ? `Run ${letter}. ` : ""}${shown.event.name}: ${facts(shown).map(([name, value]) => `${name} ${value}`).join(", ")}`;
+    return showTip(shown, Math.max(box.left, 0), box.bottom - 10);
   }
 
-  // ---- Timeline --------------------------------------------------------------------------------------------------------
+  function walk(frame, key) {
+    const rows = [...frame.querySelectorAll(".row")].filter((each) => each.childElementCount);
+    if (key === "Escape") return select(null);
+    if (!selected) return rows.length && select(rows[Math.min(1, rows.length - 1)].firstElementChild);
+    const here = selected.parentElement;
+    if (key === "ArrowRight" || key === "ArrowLeft") return select((key === "ArrowRight" ? selected.nextElementSibling : selected.previousElementSibling) || selected);
+    if (key === "Home" || key === "End") return select(key === "Home" ? here.firstElementChild : here.lastElementChild);
+    const next = rows[rows.indexOf(here) + (key === "ArrowDown" ? 1 : -1)];
+    if (!next) return undefined;
+    const middle = (element) => { const box = element.getBoundingClientRect(); return box.left + box.width / 2; };
+    const at = middle(selected);
+    const away = (element) => { const box = element.getBoundingClientRect(); return Math.max(box.left - at, at - box.right, 0); };
+    return select([...next.children].reduce((best, each) => (away(each) < away(best) ? each : best)));
+  }
 
-  class Timeline {
-    constructor(run) {
-      this.run = run;
-      this.tracks = [run.attributed, ...run.tracks];
-      const what = run.letter ? `Timeline of run ${run.letter}, ${run.name}` : "Timeline";
-      this.axis = make("canvas", { class: "axis", "aria-hidden": "true" });
-      this.canvas = make("canvas", { class: "lanes", "aria-hidden": "true" });
-      this.labels = make("div", { class: "labels", "aria-hidden": "true" });
-      for (const track of this.tracks) {
-        track.label = make("div", { class: track.place < 0 ? "label led" : "label", text: track.title, title: track.about });
-        this.labels.append(track.label);
-      }
-      this.frame = make(
-        "div",
-        { class: "frame", tabindex: "0", role: "application", "aria-roledescription": "timeline", "aria-label": `${what}: ${plural(run.tracks.length, "lane")}, ${words(run.total)}`, "aria-describedby": "timeline-help" },
-        make("div", { class: "corner" }), this.axis, this.labels, this.canvas,
-      );
-      this.element = make("div", { class: "timeline" }, run.letter ? make("h3", {}, make("span", { class: "tag", text: run.letter }), ` ${run.name}`) : null, this.frame);
-      this.selected = null;
-      this.hovered = null;
-      this.pending = 0;
-      this.listen();
-      view.watchers.push(() => this.soon());
-    }
-
-    // Sizes follow the page's font, which is larger on very large screens.
-    layOut() {
-      const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
-      this.unit = rem / 16;
-      this.rowHeight = Math.round((this.tracks.length > 40 ? 14 : 18) * this.unit);
-      this.axisHeight = Math.round(28 * this.unit);
-      this.font = `${11 * this.unit}px ${getComputedStyle(document.body).fontFamily}`;
-      let top = 0;
-      for (const track of this.tracks) {
-        const depth = 1 + track.events.reduce((most, event) => Math.max(most, event.row), 0);
-        track.rows = Array.from({ length: depth }, () => []);
-        for (const event of track.events) track.rows[event.row].push(event);
-        for (const row of track.rows) {
-          let reach = -Infinity;
-          row.reach = row.map((event) => (reach = Math.max(reach, event.at + event.length)));
-        }
-        track.top = top;
-        track.height = depth * this.rowHeight + (track.place < 0 ? 12 : 6);
-        top += track.height;
-        Object.assign(track.label.style, { top: `${track.top + 2}px`, lineHeight: `${this.rowHeight}px` });
-      }
-      this.height = top;
-    }
-
-    x(us) { return ((us - view.from) / (view.to - view.from)) * this.width; }
-    time(x) { return view.from + (x / this.width) * (view.to - view.from); }
-    y(event) { return event.track.top + 3 + event.row * this.rowHeight; }
-
-    soon() {
-      if (!this.pending) this.pending = requestAnimationFrame(() => { this.pending = 0; this.draw(); });
-    }
-
-    measure() {
-      const scale = devicePixelRatio || 1;
-      this.layOut();
-      this.width = this.canvas.clientWidth;
-      for (const [canvas, height] of [[this.canvas, this.height], [this.axis, this.axisHeight]]) {
-        canvas.style.height = `${height}px`;
-        canvas.width = Math.round(this.width * scale);
-        canvas.height = Math.round(height * scale);
-        canvas.getContext("2d").setTransform(scale, 0, 0, scale, 0, 0);
-      }
-      this.labels.style.height = `${this.height}px`;
-      this.draw();
-    }
-
-    readColours() {
-      const style = getComputedStyle(document.documentElement);
-      const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-      this.colours = Object.fromEntries(["ground", "ink", "soft", "line", "strong", "focus", "alarm", "grid"].map((name) => [name, colour(name)]));
-      this.fills = new Map(categories.map((category) => [category, { fill: colour(category.key), ink: colour(`${category.key}-ink`) }]));
-      const tile = make("canvas", { width: 6, height: 6 }), stroke = tile.getContext("2d");
-      stroke.strokeStyle = this.fills.get(categories.find((category) => category.key === "jit")).ink;
-      stroke.globalAlpha = 0.38;
-      stroke.lineWidth = 1.5;
-      for (const shift of [-6, 0, 6]) { stroke.moveTo(shift, 6); stroke.lineTo(shift + 6, 0); }
-      stroke.stroke();
-      this.hatch = this.canvas.getContext("2d").createPattern(tile, "repeat");
-    }
-
-    ticks() {
-      const wanted = Math.max(this.width / (90 * this.unit), 2), span = view.to - view.from;
-      const power = 10 ** Math.floor(Math.log10(span / wanted));
-      const step = [1, 2, 5, 10].map((each) => each * power).find((each) => span / each <= wanted);
-      const found = [];
-      for (let at = Math.ceil(view.from / step) * step; at <= view.to; at += step) found.push(Math.round(at * 1000) / 1000);
-      const digits = Math.max(0, -Math.floor(Math.log10(step / US) + 1e-9));
-      return found.map((at) => [at, step >= US / 1000 ? `${(at / US).toFixed(digits)} s` : `${(at / 1000).toFixed(Math.max(0, digits - 3))} ms`]);
-    }
-
-    draw() {
-      if (!this.width) return;
-      const begin = performance.now();
-      if (!this.colours) this.readColours();
-      const context = this.canvas.getContext("2d"), { colours } = this;
-      context.clearRect(0, 0, this.width, this.height);
-      context.font = this.font;
-      context.textBaseline = "middle";
-      const ticks = this.ticks();
-      context.fillStyle = colours.grid;
-      for (const [at] of ticks) context.fillRect(Math.round(this.x(at)), 0, 1, this.height);
-      context.fillStyle = colours.line;
-      for (const track of this.tracks) context.fillRect(0, track.top + track.height - 1, this.width, 1);
-      // Round corners cost more than all else, and nobody sees them where there are thousands.
-      this.round = this.bars === undefined || this.bars < 1500;
-      this.bars = 0;
-      this.shown = 0;
-      this.alarms = [];
-      for (const track of this.tracks) for (const row of track.rows) this.drawRow(context, row);
-      const ready = this.run.ready === null ? null : this.x(this.run.ready);
-      if (ready !== null && ready >= -1 && ready <= this.width + 1) {
-        context.strokeStyle = colours.ink;
-        context.setLineDash([4, 3]);
-        context.beginPath();
-        context.moveTo(Math.round(ready) + 0.5, 0);
-        context.lineTo(Math.round(ready) + 0.5, this.height);
-        context.stroke();
-        context.setLineDash([]);
-      }
-      for (const [left, right, event] of this.alarms) this.outline(context, left, right, event, colours.alarm, 2);
-      if (this.selected) this.outline(context, this.x(this.selected.at), this.x(this.selected.at + this.selected.length), this.selected, colours.focus, 2.5);
-      this.drawAxis(ticks, ready);
-      const { dataset } = this.frame;
-      dataset.from = (view.from / US).toFixed(6);
-      dataset.to = (view.to / US).toFixed(6);
-      dataset.bars = this.bars;
-      dataset.events = this.shown;
-      dataset.frames = Number(dataset.frames || 0) + 1;
-      dataset.ms = (performance.now() - begin).toFixed(2);
-    }
-
-    // The place of the first event that may last until a time. The last row of a track may hold some that overlap, so that
-    // their ends are in no order; how far they reach together is.
-    first(row, time) {
-      let low = 0, high = row.length;
-      while (low < high) {
-        const middle = (low + high) >> 1;
-        if (row.reach[middle] < time) low = middle + 1;
-        else high = middle;
-      }
-      return low;
-    }
-
-    drawRow(context, row) {
-      // What is narrower than a pixel or two becomes one bar with its neighbours, in the colour that most of it has.
-      let open = null;
-      for (let place = this.first(row, view.from); place < row.length && row[place].at <= view.to; place++) {
-        const event = row[place];
-        if (event.at + event.length < view.from) continue;
-        this.shown++;
-        const left = this.x(event.at), right = Math.max(this.x(event.at + event.length), left + 1);
-        const narrow = right - left < 2;
-        if (isAlarm(event)) this.alarms.push([left, right, event]);
-        if (open && narrow && left - open.right < 0.75) {
-          open.right = Math.max(open.right, right);
-          if (event.length > open.event.length) open.event = event;
-          open.count++;
-          continue;
-        }
-        if (open) this.drawBar(context, open);
-        open = null;
-        if (narrow) open = { left, right, event, count: 1 };
-        else this.drawBar(context, { left, right, event, count: 1 });
-      }
-      if (open) this.drawBar(context, open);
-    }
-
-    drawBar(context, { left, right, event, count }) {
-      this.bars++;
-      const { fill, ink } = this.fills.get(event.category);
-      // One pixel stays free between neighbours, where there is room for it.
-      const from = Math.max(left, -4), to = Math.min(right > left + 4 ? right - 1 : right, this.width + 4);
-      const top = this.y(event), height = this.rowHeight - 2, width = Math.max(to - from, 1);
-      const hollow = event.cached && count === 1 && width > 3;
-      const shape = (colour) => {
-        context.fillStyle = colour;
-        if (this.round && width > 6) { context.beginPath(); context.roundRect(from, top, width, height, 2); context.fill(); }
-        else context.fillRect(from, top, width, height);
-      };
-      context.globalAlpha = hollow ? 0.3 : 1;
-      shape(fill);
-      context.globalAlpha = 1;
-      if (event.category.key === "jit") shape(this.hatch);
-      if (hollow || event.category.key === "other") {
-        context.strokeStyle = event.category.key === "other" ? this.colours.strong : fill;
-        context.lineWidth = 1;
-        context.strokeRect(from + 0.5, top + 0.5, width - 1, height - 1);
-      }
-      if (width < 34 * this.unit) return;
-      const start = Math.max(from, 0) + 5, room = Math.min(to, this.width) - start - 4;
-      const label = this.cut(context, event.error ? `\u2715 ${event.name}` : event.name, room);
-      if (!label) return;
-      if (event.category.key === "jit") {
-        // The hatching would run through the letters.
-        context.fillStyle = fill;
-        context.fillRect(start - 3, top + 2, context.measureText(label).width + 6, height - 4);
-      }
-      context.fillStyle = hollow ? this.colours.ink : ink;
-      context.fillText(label, start, top + height / 2 + 0.5);
-    }
-
-    cut(context, text, room) {
-      if (room < 18) return "";
-      // No name is worth measuring in full if it cannot fit.
-      const head = text.length > 200 ? text.slice(0, 200) : text;
-      const whole = context.measureText(head).width;
-      if (whole <= room) return head;
-      const letters = Math.floor((head.length * (room - 8)) / whole);
-      return letters < 2 ? "" : `${head.slice(0, letters).trimEnd()}\u2026`;
-    }
-
-    outline(context, left, right, event, colour, width) {
-      context.strokeStyle = colour;
-      context.lineWidth = width;
-      const from = Math.max(left, -6) - 1.5, to = Math.min(Math.max(right, left + 2), this.width + 6) + 1.5;
-      context.strokeRect(from, this.y(event) - 1.5, to - from, this.rowHeight + 1);
-      context.lineWidth = 1;
-    }
-
-    drawAxis(ticks, ready) {
-      const context = this.axis.getContext("2d"), { colours, axisHeight: bottom } = this;
-      context.clearRect(0, 0, this.width, bottom);
-      context.font = `600 ${this.font}`;
-      context.textBaseline = "alphabetic";
-      const flag = ready === null || ready < 0 || ready > this.width ? null : `ready ${words(this.run.ready)}`;
-      const wide = flag ? context.measureText(flag).width : 0;
-      const place = flag ? Math.min(Math.max(ready - wide / 2, 0), this.width - wide) : 0;
-      context.font = this.font;
-      context.fillStyle = colours.soft;
-      for (const [at, label] of ticks) {
-        const x = this.x(at), size = context.measureText(label).width;
-        const left = Math.min(Math.max(x - size / 2, 0), this.width - size);
-        context.fillRect(Math.round(x), bottom - 5, 1, 5);
-        if (!flag || left + size < place - 8 || left > place + wide + 8) context.fillText(label, left, bottom - 9);
-      }
-      if (flag) {
-        context.fillStyle = colours.ink;
-        context.font = `600 ${this.font}`;
-        context.fillText(flag, place, bottom - 9);
-        context.fillRect(Math.round(ready), bottom - 6, 1, 6);
-      }
-      context.fillStyle = colours.alarm;
-      for (const [left] of this.alarms) {
-        context.beginPath();
-        context.moveTo(left, bottom);
-        context.lineTo(left - 4, bottom - 7);
-        context.lineTo(left + 4, bottom - 7);
-        context.fill();
-      }
-    }
-
-    // The event at a point, or the nearest one within three pixels, and how many share that pixel.
-    at(x, y) {
-      const track = this.tracks.find((each) => y >= each.top && y < each.top + each.height);
-      if (!track) return null;
-      const number = Math.min(Math.max(Math.floor((y - track.top - 3) / this.rowHeight), 0), track.rows.length - 1);
-      const row = track.rows[number], pixel = (view.to - view.from) / this.width, time = this.time(x);
-      let best = null, nearest = Infinity, others = 0;
-      for (let place = this.first(row, time - 3 * pixel); place < row.length && row[place].at <= time + 3 * pixel; place++) {
-        const event = row[place];
-        const away = time < event.at ? event.at - time : Math.max(time - event.at - event.length, 0);
-        if (away < pixel && event.length < 2 * pixel) others++;
-        if (away < nearest) [best, nearest] = [event, away];
-      }
-      return best && { event: best, others };
-    }
-
-    listen() {
-      const { canvas, frame } = this;
-      let held = null;
-      canvas.addEventListener("pointerdown", (event) => {
-        if (event.button !== 0) return;
-        held = { x: event.clientX, moved: false };
-        canvas.setPointerCapture(event.pointerId);
-        canvas.classList.add("held");
-      });
-      canvas.addEventListener("pointermove", (event) => {
-        if (held) {
-          const by = event.clientX - held.x;
-          if (!held.moved && Math.abs(by) < 3) return;
-          held.moved = true;
-          held.x = event.clientX;
-          view.pan((-by / this.width) * (view.to - view.from));
-          hideTip();
-          return;
-        }
-        const found = this.at(event.offsetX, event.offsetY);
-        this.hovered = found && found.event;
-        canvas.classList.toggle("over", Boolean(found));
-        if (found) showTip(found.event, event.clientX, event.clientY, found.others);
-        else hideTip();
-      });
-      const release = (event) => {
-        canvas.classList.remove("held");
-        if (held && !held.moved && event.type === "pointerup") {
-          const found = this.at(event.offsetX, event.offsetY);
-          this.select(found && found.event);
-          if (found) showTip(found.event, event.clientX, event.clientY, found.others);
-        }
-        held = null;
-      };
-      canvas.addEventListener("pointerup", release);
-      canvas.addEventListener("pointercancel", release);
-      canvas.addEventListener("pointerleave", () => { if (!held) hideTip(); });
-      canvas.addEventListener("dblclick", () => view.go(view.home.from, view.home.to));
-      canvas.addEventListener("wheel", (event) => {
-        if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
-          event.preventDefault();
-          view.pan(((event.deltaX || event.deltaY) / this.width) * (view.to - view.from));
-          return;
-        }
-        // With all of it in sight there is nothing to zoom out of: the page scrolls on.
-        if (event.deltaY > 0 && view.to - view.from >= view.whole.to - 1) return;
+  function picture() {
+    const { step, marks } = ticks();
+    const keys = ["ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp", "Home", "End", "Escape"];
+    const over = (event) => {
+      const element = event.target.closest(".bar");
+      if (element) showTip(bars.get(element), event.clientX, event.clientY);
+      else hideTip();
+    };
+    const frame = make("div", {
+      class: "frame", tabindex: "0", role: "application", "data-end": end / US, "aria-roledescription": "timeline", "aria-describedby": "keys", style: { "--step": percent(step) },
+      "aria-label": `Timeline: ${runs.map((run) => `${run.letter ? `run ${run.letter}, ` : ""}${plural(run.tracks.length, "lane")}, ${words(run.total)}`).join("; ")}`,
+      onpointermove: over, onpointerleave: hideTip, onblur: hideTip,
+      onclick: (event) => select(event.target.closest(".bar")),
+      onkeydown: (event) => {
+        if (event.ctrlKey || event.metaKey || event.altKey || !keys.includes(event.key)) return;
         event.preventDefault();
-        hideTip();
-        view.zoom(Math.exp(Math.max(-0.5, Math.min(0.5, event.deltaY * 0.0025))), this.time(event.offsetX));
-      }, { passive: false });
-      frame.addEventListener("keydown", (event) => this.key(event));
-      frame.addEventListener("blur", hideTip);
-      new ResizeObserver(() => this.measure()).observe(canvas.parentElement);
-    }
-
-    key(event) {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      const steps = {
-        ArrowRight: () => this.along(1), ArrowLeft: () => this.along(-1),
-        ArrowDown: () => this.across(1), ArrowUp: () => this.across(-1),
-        Home: () => this.edge(0), End: () => this.edge(-1),
-        "+": () => this.zoomAround(0.6), "=": () => this.zoomAround(0.6),
-        "-": () => this.zoomAround(1 / 0.6), _: () => this.zoomAround(1 / 0.6),
-        0: () => { view.go(view.home.from, view.home.to); live.textContent = `The whole start-up, ${words(this.run.total)}`; hideTip(); },
-        Enter: () => { if (this.selected) { view.show(this.selected); live.textContent = `Zoomed to ${this.selected.name}`; } },
-        Escape: () => { this.select(null); hideTip(); },
-      };
-      if (!steps[event.key]) return;
-      event.preventDefault();
-      steps[event.key]();
-    }
-
-    zoomAround(factor) {
-      const { selected } = this;
-      const middle = (view.from + view.to) / 2;
-      const at = selected ? selected.at + selected.length / 2 : middle;
-      view.zoom(factor, at >= view.from && at <= view.to ? at : middle, true);
-      hideTip();
-      const span = Math.min((view.to - view.from) * factor, view.whole.to);
-      live.textContent = `Zoomed ${factor < 1 ? "in" : "out"}: ${words(span)} in sight`;
-    }
-
-    // The first press takes what is in sight, from where one then walks.
-    begin() {
-      const track = this.tracks.find((each) => each.place >= 0 && each.events.length) || this.tracks[0];
-      this.walkTo(track.events.find((event) => event.at + event.length >= view.from) || track.events[0]);
-    }
-
-    along(step) {
-      if (!this.selected) return this.begin();
-      const row = this.selected.track.rows[this.selected.row];
-      return this.walkTo(row[row.indexOf(this.selected) + step]);
-    }
-
-    edge(place) {
-      if (!this.selected) return this.begin();
-      return this.walkTo(this.selected.track.rows[this.selected.row].at(place));
-    }
-
-    across(step) {
-      if (!this.selected) return this.begin();
-      const rows = this.tracks.flatMap((track) => track.rows.filter((row) => row.length));
-      const next = rows[rows.indexOf(this.selected.track.rows[this.selected.row]) + step];
-      if (!next) return undefined;
-      const middle = Math.min(Math.max(this.selected.at + this.selected.length / 2, view.from), view.to);
-      const away = (event) => Math.max(event.at - middle, middle - event.at - event.length, 0);
-      return this.walkTo(next.reduce((best, event) => (away(event) < away(best) ? event : best)));
-    }
-
-    walkTo(event) {
-      if (!event) return;
-      this.select(event);
-      const span = view.to - view.from;
-      if (event.at > view.to || event.at + event.length < view.from || (event.length < span && (event.at < view.from || event.at + event.length > view.to))) {
-        view.set(event.at + event.length / 2 - span / 2, event.at + event.length / 2 + span / 2);
-      }
-      event.track.label.scrollIntoView({ block: "nearest" });
-      const box = this.canvas.getBoundingClientRect();
-      const x = Math.min(Math.max(this.x(event.at), 0), this.width) + box.left;
-      showTip(event, x, box.top + this.y(event) + this.rowHeight, 1);
-    }
-
-    select(event) {
-      for (const each of timelines) if (each !== this && each.selected) { each.selected = null; each.soon(); }
-      this.selected = event || null;
-      this.frame.dataset.selected = event ? event.name : "";
-      if (event) announce(event, this.run);
-      this.soon();
-    }
-
-    // From a row of a table.
-    jump(event) {
-      this.select(event);
-      view.show(event);
-      event.track.label.scrollIntoView({ block: "center", behavior: calm.matches ? "auto" : "smooth" });
-    }
+        walk(frame, event.key);
+      },
+    }, make("div", { class: "axis", "aria-hidden": "true" }, ...marks),
+    ...runs.map((run) => make("div", { class: "run" },
+      run.letter ? make("h2", {}, tag(run), " ", make("b", { text: run.name }), " ", make("span", { text: run.verdict }), " ", make("span", { class: "soft", text: about(run) })) : null,
+      make("div", { class: "lanes" }, ...lanes(run),
+        run.ready === null ? null : make("div", { class: "over", "aria-hidden": "true" }, make("div", { class: "ready", style: { left: percent(run.ready) } }))))));
+    const used = categories.map((category, place) => [category, place]).filter(([, place]) => runs.some((run) => run.parts[place] > 0));
+    const legend = make("p", { class: "legend" }, ...used.map(([{ key, title }, place]) => make("span", {}, swatch(key),
+      runs.length > 1 ? title : `${title} ${words(runs[0].parts[place])}`)), make("span", {}, make("span", { class: "dash", "aria-hidden": "true" }), "ready"));
+    return make("section", { id: "picture", "aria-label": "Timeline" }, legend, frame,
+      beyond ? make("p", { class: "about", id: "beyond", text: `${plural(beyond, "event")} later than ${words(Math.round(end))} ${beyond === 1 ? "is" : "are"} beyond this picture.` }) : null,
+      make("p", { class: "about", id: "keys", text: "Hover for details, or focus the picture and use the arrow keys, Home, End and Escape. Hatched: compiled on call. Hollow: found in a cache. To zoom, open a trace (--trace) in Perfetto." }), live);
   }
-
-  const timelines = [];
-  const jump = (run, event) => timelines[run.number].jump(event);
 
   // ---- Tables ----------------------------------------------------------------------------------------------------------
 
-  const ROWS = 12;
+  // A long text is folded to its beginning.
+  const folded = (text) => (text.length <= LONG ? text : make("details", {}, make("summary", { text: `${text.slice(0, LONG - 20)}\u2026` }), text));
 
-  // columns: {title, value(row): string or number, show(row): text, kind: "number", "name", "shape", "short"}
-  function table({ id, title, about, columns, rows, go, sorted, filter = true }) {
-    let order = sorted, falling = true, wanted = "", most = ROWS;
-    const compared = runs.length > 1 && rows.some((row) => row.run);
-    const all = compared ? [{ title: "run", value: (row) => row.run.letter, kind: "short" }, ...columns] : columns;
-    const chosen = all.map((column) => ({ show: (row) => String(column.value(row)), ...column }));
-    let by = chosen.findIndex((column) => column.title === order);
-    const heads = chosen.map((column, place) => make("th", { scope: "col", role: "columnheader", class: column.kind === "number" ? "number" : null }, make("button", {
+  function table({ id, title, about, columns, rows }) {
+    let by = columns.findIndex((column) => column.title === "seconds"), falling = true, wanted = "", most = ROWS;
+    const all = runs.length > 1 ? [{ title: "run", value: (row) => row.run.letter, kind: "short" }, ...columns] : columns;
+    by += all.length - columns.length;
+    const show = (column, row) => (column.show ? column.show(row) : String(column.value(row)));
+    const heads = all.map((column, place) => make("th", { scope: "col", role: "columnheader", class: column.kind === "number" ? "number" : null }, make("button", {
       type: "button", text: column.title,
       onclick: () => {
         falling = by === place ? !falling : column.kind === "number";
@@ -603,203 +265,110 @@
       },
     })));
     const body = make("tbody", { role: "rowgroup" }), count = make("span", { class: "soft", "aria-live": "polite" });
-    const more = make("button", { type: "button", class: "tool more-rows", onclick: () => { most += 200; fill(); } });
+    const more = make("button", { type: "button", class: "tool more-rows", onclick: () => { most += MORE; fill(); } });
     const input = make("input", { class: "filter", type: "search", placeholder: "Filter", "aria-label": `Filter: ${title}`, oninput: () => { wanted = input.value.toLowerCase(); most = ROWS; fill(); } });
     const compare = (left, right) => {
-      const [a, b] = [left, right].map(chosen[by].value);
+      const [a, b] = [left, right].map(all[by].value);
       const way = typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
       return falling ? -way : way;
     };
+    function cell(column, row) {
+      const text = show(column, row), bar = column.kind === "name" && drawn.get(row.event);
+      const inside = bar ? make("button", { type: "button", class: "go", text, title: "Show it in the picture", onclick: () => { bar.closest(".frame").focus({ preventScroll: true }); select(bar, "center"); } }) : folded(text);
+      return make("td", { class: column.kind, role: "cell", "data-label": column.title }, inside);
+    }
     function fill() {
-      const fitting = wanted ? rows.filter((row) => chosen.some((column) => column.show(row).toLowerCase().includes(wanted))) : [...rows];
-      fitting.sort(compare);
+      const fitting = rows.filter((row) => !wanted || all.some((column) => show(column, row).toLowerCase().includes(wanted))).sort(compare);
       heads.forEach((head, place) => head.setAttribute("aria-sort", place === by ? (falling ? "descending" : "ascending") : "none"));
-      body.replaceChildren(...fitting.slice(0, most).map((row) => {
-        const target = go && go(row);
-        const cells = chosen.map((column) => {
-          const text = column.show(row), leads = target && column.kind === "name";
-          const inside = leads ? make("button", { type: "button", class: "go", text, title: "Show it in the timeline" }) : text;
-          return make("td", { class: column.kind, role: "cell", "data-label": column.title }, inside);
-        });
-        return make("tr", { class: target ? "goes" : null, role: "row", onclick: target ? () => jump(...target) : null }, ...cells);
-      }));
+      body.replaceChildren(...fitting.slice(0, most).map((row) => make("tr", { role: "row" }, ...all.map((column) => cell(column, row)))));
       count.textContent = wanted ? `${fitting.length} of ${rows.length}` : "";
       more.hidden = fitting.length <= most;
-      more.textContent = `Show ${Math.min(200, fitting.length - most)} more of ${fitting.length}`;
+      more.textContent = `Show ${Math.min(MORE, fitting.length - most)} more of ${fitting.length}`;
     }
     fill();
-    const scroll = make("div", { class: "scroll", role: "region", "aria-label": title, tabindex: "0" },
-      make("table", { class: "cards", role: "table" }, make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)), body));
-    const tools = filter && rows.length > 5 ? make("div", { class: "tools" }, count, input) : null;
     return make("section", { id, "aria-labelledby": `${id}-title` },
-      make("div", { class: "above" }, make("div", {}, make("h2", { id: `${id}-title`, text: title }), about ? make("p", { class: "about", text: about }) : null), tools),
-      scroll, more);
+      make("div", { class: "above" }, make("div", {}, make("h2", { id: `${id}-title`, text: title }), make("p", { class: "about", text: about })),
+        rows.length > 5 ? make("div", { class: "tools" }, count, input) : null),
+      make("div", { class: "scroll", role: "region", "aria-label": title, tabindex: "0" },
+        make("table", { class: "cards", role: "table" }, make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...heads)), body)), more);
   }
 
   const each = (list) => runs.flatMap((run) => list(run).map((row) => ({ ...row, run })));
+  const events = (list) => each((run) => list(run).map((place) => ({ event: run.event(place) })));
   const seconds = (title, value) => ({ title, value, show: (row) => (value(row) ? words(value(row)) : ""), kind: "number" });
   const number = (title, value) => ({ title, value, show: (row) => (value(row) ? String(value(row)) : ""), kind: "number" });
+  const column = (title, kind, value) => ({ title, kind, value });
+  const how = (event) => (event.error ? "failed" : event.kind !== "jit" ? "ahead" : event.serving ? "on call, serving" : "on call");
 
-  function servingTable() {
-    const rows = each((run) => run.serving.map((place) => ({ event: run.event(place) })));
-    if (!rows.length) return null;
-    const section = table({
-      id: "serving", title: `${plural(rows.length, "JIT compile")} while serving`, rows, filter: false, sorted: "seconds",
+  const serving = events((run) => run.serving);
+  const ofEvent = [
+    column("kernel", "name", (row) => row.event.name),
+    seconds("seconds", (row) => row.event.length), seconds("began at", (row) => row.event.at),
+    column("library", "short", (row) => row.event.library), column("where", "short", (row) => row.event.where),
+  ];
+  const tables = () => [
+    {
+      id: "serving", title: "JIT while serving", rows: serving,
       about: "A request waited for each of these. The last column says what would have covered it.",
-      go: (row) => [row.run, row.event],
-      columns: [
-        { title: "kernel", value: (row) => row.event.name, kind: "name" },
-        seconds("seconds", (row) => row.event.length),
-        seconds("began at", (row) => row.event.at),
-        { title: "library", value: (row) => row.event.library, kind: "short" },
-        { title: "where", value: (row) => row.event.track.title, kind: "short" },
-        { title: "shape", value: (row) => row.event.shape || row.event.target, kind: "shape" },
-        { title: "instead", value: (row) => [row.event.error, row.event.remedy].filter(Boolean).join("; "), kind: "shape" },
-      ],
-    });
-    section.classList.add("alarm");
-    return section;
-  }
-
-  function compilesTable() {
-    const rows = each((run) => run.compiles.map((place) => ({ event: run.event(place) })));
-    if (!rows.length) return null;
-    return table({
-      id: "compiles", title: "Longest compiles", rows, sorted: "seconds", go: (row) => [row.run, row.event],
+      columns: [...ofEvent, column("shape", "shape", (row) => row.event.shape || row.event.target),
+        column("instead", "shape", (row) => [row.event.error, row.event.remedy].filter(Boolean).join("; "))],
+    },
+    {
+      id: "compiles", title: "Longest compiles", rows: events((run) => run.compiles),
       about: "Ahead: before its use, by a worker. On call: because it was called, and the caller waited.",
-      columns: [
-        { title: "kernel", value: (row) => row.event.name, kind: "name" },
-        seconds("seconds", (row) => row.event.length),
-        seconds("began at", (row) => row.event.at),
-        { title: "how", value: (row) => (row.event.error ? "failed" : row.event.kind === "jit" ? (row.event.serving ? "on call, serving" : "on call") : "ahead"), kind: "short" },
-        { title: "library", value: (row) => row.event.library, kind: "short" },
-        { title: "where", value: (row) => row.event.track.title, kind: "short" },
-        { title: "target or shape", value: (row) => row.event.error || row.event.target || row.event.shape, kind: "shape" },
-      ],
-    });
-  }
-
-  function targetsTable() {
-    const rows = each((run) => run.targets.map(([name, kernels, cached, failed, us, ...place]) => ({ name: data.texts[name], kernels, cached, failed, us, event: run.event(place) })));
-    if (!rows.length) return null;
-    return table({
-      id: "targets", title: "Targets", rows, sorted: "seconds", go: (row) => [row.run, row.event],
-      about: "GEMMs of the model, and the kernels that were compiled for each. Seconds are those of all its compiles together.",
-      columns: [
-        { title: "target", value: (row) => row.name, kind: "name" },
-        number("compiled", (row) => row.kernels), number("in the cache", (row) => row.cached), number("failed", (row) => row.failed),
-        seconds("seconds", (row) => row.us),
-      ],
-    });
-  }
-
-  function kernelsTable() {
-    const rows = each((run) => run.kernels.map(([name, library, ahead, called, cached, us, ...place]) => ({ name: data.texts[name], library: data.texts[library], ahead, called, cached, us, event: run.event(place) })));
-    if (!rows.length) return null;
-    return table({
-      id: "kernels", title: "Kernels", rows, sorted: "seconds", go: (row) => [row.run, row.event],
-      about: "How often each was compiled ahead, compiled on call, and found in a cache, in all processes together.",
-      columns: [
-        { title: "kernel", value: (row) => row.name, kind: "name" },
-        { title: "library", value: (row) => row.library, kind: "short" },
-        number("ahead", (row) => row.ahead), number("on call", (row) => row.called), number("in a cache", (row) => row.cached),
-        seconds("seconds", (row) => row.us),
-      ],
-    });
-  }
-
-  // ---- Head, and where the seconds went -----------------------------------------------------------------------------------
-
-  function head() {
-    return make("header", {},
-      data.compared ? make("p", { class: "compared", text: data.compared }) : null,
-      make("div", { class: "runs" }, ...runs.map((run) => make("div", {},
-        make("p", { class: "overline" }, run.letter ? make("span", { class: "tag", text: run.letter }) : "Start-up", ` ${run.name}`),
-        make("p", { class: "figure-of-run" }, make("b", { text: words(run.total) }), make("span", { class: "soft", text: run.ready === null ? "in all" : "to ready" })),
-        make("h1", { class: "verdict", text: run.verdict }),
-        make("p", { class: "overline", text: [run.hosts.join(", "), run.when, plural(new Set(run.tracks.map((track) => track.about)).size, "process").replace("processs", "processes")].join(" \u00b7 ") }),
-      ))),
-    );
-  }
-
-  function unreadable() {
-    const lines = runs.flatMap((run) => run.unreadable.map((line) => (run.letter ? `${run.letter}: ${line}` : line)));
-    if (!lines.length) return null;
-    return make("div", { class: "note", role: "note" }, "Some events could not be read, so this is not all that happened:",
-      make("ul", {}, ...lines.map((line) => make("li", { text: line }))));
-  }
-
-  function stack(run) {
-    const described = categories.map((category, place) => [category, run.parts[place]]).filter(([, part]) => part > 0);
-    const bar = make("div", { class: "stack", role: "img", "aria-label": described.map(([category, part]) => `${category.title} ${words(part)}`).join(", ") },
-      ...described.map(([category, part]) => {
-        const extra = category.key === "jit" ? "hatched" : category.key === "other" ? "outlined" : null;
-        const wide = part / longest;
-        return make("span", { class: extra, title: `${category.title}: ${words(part)}`, style: { width: `calc(${wide * 100}% - 1px)`, backgroundColor: `var(--${category.key})`, color: `var(--${category.key}-ink)` } },
-          // A ground of its own: the hatching would run through the letters.
-          wide > 0.045 ? make("i", { text: wide > 0.16 ? `${category.title} ${words(part)}` : words(part), style: { backgroundColor: `var(--${category.key})` } }) : null);
-      }));
-    return run.letter ? make("div", {}, make("p", { class: "stack-of" }, make("span", { class: "tag", text: run.letter }), make("span", { class: "soft", text: `${run.name}, ${words(run.total)}` })), bar) : bar;
-  }
+      columns: [...ofEvent, column("how", "short", (row) => how(row.event)),
+        column("target or shape", "shape", (row) => row.event.error || row.event.target || row.event.shape)],
+    },
+    {
+      id: "targets", title: "Targets", about: "The model's GEMMs. Seconds are those of all compiles for one together.",
+      rows: each((run) => run.targets.map(([name, kernels, cached, failed, us, ...place]) => ({ name: data.texts[name], kernels, cached, failed, us, event: run.event(place) }))),
+      columns: [column("target", "name", (row) => row.name), number("compiled", (row) => row.kernels), number("in the cache", (row) => row.cached),
+        number("failed", (row) => row.failed), seconds("seconds", (row) => row.us)],
+    },
+    {
+      id: "kernels", title: "Kernels", about: "How often each was compiled ahead, compiled on call, and found in a cache, in all processes together.",
+      rows: each((run) => run.kernels.map(([name, library, ahead, called, cached, us, ...place]) => ({ name: data.texts[name], library: data.texts[library], ahead, called, cached, us, event: run.event(place) }))),
+      columns: [column("kernel", "name", (row) => row.name), column("library", "short", (row) => row.library), number("ahead", (row) => row.ahead),
+        number("on call", (row) => row.called), number("in a cache", (row) => row.cached), seconds("seconds", (row) => row.us)],
+    },
+  ].filter(({ rows }) => rows.length).map(table);
 
   function parts() {
-    const [left, right] = runs;
-    const most = Math.max(...runs.flatMap((run) => run.parts), 1);
+    const [first, ...others] = runs;
     // Two starts of one server differ by as much as that.
     const told = (by) => (Math.abs(by) < 0.01 * longest ? "soft" : by < 0 ? "less" : "more");
-    const change = (by) => make("td", { class: `number ${told(by)}`, text: signed(by) });
-    const rows = categories.map((category, place) => ({ category, place })).filter(({ place }) => runs.some((run) => run.parts[place] > 0));
-    const bars = (place, category) => make("td", { class: "bar" }, ...runs.map((run) => make("span", { style: { width: `${(100 * run.parts[place]) / most}%`, backgroundColor: `var(--${category.key})`, marginTop: run.letter === "B" ? "2px" : "0.4rem" }, class: category.key === "jit" ? "hatched" : category.key === "other" ? "outlined" : null })));
-    const columns = right ? ["A", "B", "difference"] : ["seconds", "share"];
-    return make("div", { class: "scroll parts" }, make("table", { id: "parts" },
-      make("thead", {}, make("tr", {}, make("th", { scope: "col", text: "category" }), ...columns.map((text) => make("th", { scope: "col", class: "number", text })), make("th", { class: "bar", "aria-hidden": "true" }))),
-      make("tbody", {}, ...rows.map(({ category, place }) => make("tr", { "data-category": category.key },
-        make("th", { scope: "row", class: "part" }, swatch(category), category.title),
-        ...runs.slice(0, 2).map((run) => make("td", { class: "number", text: words(run.parts[place]) })),
-        right ? change(right.parts[place] - left.parts[place]) : make("td", { class: "number soft", text: share(left.parts[place], left.total) }),
-        bars(place, category)))),
-      make("tfoot", {}, make("tr", {}, make("th", { scope: "row", text: runs.every((run) => run.ready !== null) ? "start to ready" : "in all" }),
-        ...runs.slice(0, 2).map((run) => make("td", { class: "number", text: words(run.total) })),
-        right ? change(right.total - left.total) : make("td", { class: "number soft", text: "100 %" }), make("td", { class: "bar" })))));
-  }
-
-  function where() {
-    return make("section", { id: "where", "aria-labelledby": "where-title" },
-      make("h2", { id: "where-title", text: "Where the seconds went" }),
+    const cell = (text, kind = "") => make("td", { class: `number ${kind}`, text });
+    const cells = (of) => [
+      cell(words(of(first))),
+      ...others.flatMap((run) => [cell(words(of(run))), cell(signed(of(run) - of(first)), told(of(run) - of(first)))]),
+      others.length ? null : cell(first.total ? `${((100 * of(first)) / first.total).toFixed(1)} %` : "", "soft"),
+    ];
+    const heads = others.length ? ["A", ...others.flatMap((run) => [run.letter, `${run.letter} \u2212 A`])] : ["seconds", "share"];
+    const rows = categories.map((category, place) => [category, place]).filter(([, place]) => runs.some((run) => run.parts[place] > 0));
+    return make("section", { id: "parts", "aria-labelledby": "parts-title" },
+      make("h2", { id: "parts-title", text: "Where the seconds went" }),
       make("p", { class: "about", text: "Each instant counts once: for what the slowest rank was doing, where it did nothing for the other ranks, then for the main process." }),
-      ...runs.map(stack), parts());
-  }
-
-  function timeline() {
-    timelines.push(...runs.map((run) => new Timeline(run)));
-    const tool = (text, label, onclick, square) => make("button", { type: "button", class: square ? "tool square" : "tool", text, "aria-label": label, onclick });
-    const middle = () => (view.from + view.to) / 2;
-    const key = (text) => make("kbd", { text });
-    return make("section", { id: "timeline", "aria-labelledby": "timeline-title" },
-      make("div", { class: "above" },
-        make("h2", { id: "timeline-title", text: "Timeline" }),
-        make("div", { class: "tools" },
-          tool("\u2212", "Zoom out", () => view.zoom(1 / 0.6, middle(), true), true),
-          tool("+", "Zoom in", () => view.zoom(0.6, middle(), true), true),
-          tool("Start-up", "Show the whole start-up", () => view.go(view.home.from, view.home.to)),
-          view.whole.to > view.home.to ? tool("Everything", "Show everything, serving too", () => view.go(view.whole.from, view.whole.to)) : null)),
-      make("p", { class: "help", id: "timeline-help" }, "Wheel zooms, dragging moves, a double click shows the whole start-up. Keys: ",
-        key("\u2190"), " ", key("\u2192"), " next event, ", key("\u2191"), " ", key("\u2193"), " next lane, ", key("+"), " ", key("\u2212"), " zoom, ", key("Enter"), " zoom to the event, ",
-        key("Home"), " ", key("End"), " first and last, ", key("0"), " whole start-up. Hatched: compiled on call. Hollow: found in a cache."),
-      ...timelines.map((each) => each.element), live);
+      make("div", { class: "scroll", role: "region", "aria-label": "Where the seconds went", tabindex: "0" }, make("table", {},
+        make("thead", {}, make("tr", {}, make("th", { scope: "col", text: "category" }), ...heads.map((text) => make("th", { scope: "col", class: "number", text })))),
+        make("tbody", {}, ...rows.map(([{ key, title }, place]) => make("tr", { "data-category": key }, make("th", { scope: "row" }, swatch(key), title), ...cells((run) => run.parts[place])))),
+        make("tfoot", {}, make("tr", {}, make("th", { scope: "row", text: runs.every((run) => run.ready !== null) ? "start to ready" : "in all" }), ...cells((run) => run.total))))));
   }
 
   // ---- The page ------------------------------------------------------------------------------------------------------------
 
-  const sections = [head(), unreadable(), where(), timeline()];
-  // Its rows lead to the timeline, which has to be there first; on the page it comes before all else.
-  sections.splice(2, 0, servingTable());
-  sections.push(compilesTable(), targetsTable(), kernelsTable());
-  sections.push(make("footer", { text: `Made by sglang-warmstart report, ${data.version}. Times are of the clock that all processes of a host share.` }));
-  document.getElementById("page").append(...sections.filter(Boolean));
-  const recolour = () => { for (const each of timelines) { each.colours = null; each.draw(); } };
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
-  addEventListener("beforeprint", () => { document.documentElement.classList.add("printing"); recolour(); });
-  addEventListener("afterprint", () => { document.documentElement.classList.remove("printing"); recolour(); });
-  view.set(view.home.from, view.home.to);
+  const lines = runs.flatMap((run) => run.unreadable.map((line) => (run.letter ? `${run.letter}: ${line}` : line)));
+  const whom = serving.length === 1 ? "1 kernel was compiled while serving: a request waited for it." : `${serving.length} kernels were compiled while serving: a request waited for each.`;
+  const by = runs.filter((run) => run.letter && run.serving.length).map((run) => `${run.letter} ${run.serving.length}`).join(", ");
+  // The tables' rows lead to the picture, which has to be there first.
+  const top = picture(), below = tables();
+  below.splice(serving.length ? 1 : 0, 0, parts());
+  document.getElementById("page").append(...[
+    make("header", {},
+      make("h1", { class: data.compared ? "compared" : null, text: data.compared || runs[0].verdict }),
+      serving.length ? make("p", { class: "warning" }, make("a", { href: "#serving", text: by ? `${whom} (${by})` : whom })) : null,
+      runs.length > 1 ? null : make("p", { class: "overline", text: `${runs[0].name} \u00b7 ${about(runs[0])}` })),
+    lines.length ? make("div", { class: "note", role: "note" }, "Some events could not be read, so this is not all that happened:", make("ul", {}, ...lines.map((line) => make("li", { text: line })))) : null,
+    top, ...below,
+    make("footer", { text: `Made by sglang-warmstart report, ${data.version}. Times are of the clock that all processes of a host share.` }),
+  ].filter(Boolean));
 })();
