@@ -120,7 +120,8 @@ class Browser:
             scale: pixels of the picture per CSS pixel.
         """
         width, end = self.run(
-            "return [innerWidth, document.querySelector(arguments[0]).getBoundingClientRect().bottom + scrollY]",
+            "const box = document.querySelector(arguments[0]).getBoundingClientRect();"
+            "return [innerWidth, box.bottom + scrollY]",
             selector,
         )
         clip = {"x": 0, "y": 0, "width": width, "height": round(end) + 12, "scale": scale}
