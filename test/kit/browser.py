@@ -6,15 +6,13 @@ import base64
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_WAIT_S = 15.0
 _OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -80,14 +78,6 @@ class Browser:
     def all(self, selector: str) -> list[Any]:
         """All of them."""
         found: list[Any] = self.driver.find_elements("css selector", selector)
-        return found
-
-    def until(self, what: Callable[[], Any]) -> Any:
-        """What is true of the page before long."""
-        end = time.monotonic() + _WAIT_S
-        while not (found := what()):
-            assert time.monotonic() < end, "the page does not come to it"
-            time.sleep(0.02)
         return found
 
     def mouse(self, kind: str, x: float, y: float, **details: Any) -> None:
