@@ -17,10 +17,13 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet
 
+# Two processes; the tests of a module stay together, so that its fixtures are paid once.
+PARALLEL := -n 2 --dist loadscope
+
 # What is the same with the plugin and on a patched SGLang.
 BEHAVIOUR := test/sglang test/test_server.py
 
-.PHONY: help demo test test-patched test-newest test-matrix lint clean
+.PHONY: help demo test test-patched test-newest test-matrix soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,14 +33,17 @@ demo: .venv/.package .toolchain/.complete ## compile kernels, start a real SGLan
 	@.venv/bin/python test/demo.py
 
 test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
-	.venv/bin/python -m pytest test
+	.venv/bin/python -m pytest test $(PARALLEL)
 
 test-patched: .patched/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
-	PYTHONPATH=$(CURDIR)/.patched .venv/bin/python -m pytest $(BEHAVIOUR)
+	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR)
 
-# Bundles know nothing of SGLang but how they are restored at its launch, and the tests of that are among the features'.
-test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests on SGLang 0.5.23
-	.venv-$(NEWEST)/bin/python -m pytest test --ignore test/bundle --ignore test/simulation
+# Only what depends on the release of SGLang.
+test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests that depend on the release on SGLang 0.5.23
+	.venv-$(NEWEST)/bin/python -m pytest test/sglang test/test_server.py test/test_plugin.py test/cli/test_doctor.py $(PARALLEL)
+
+soak: .venv/.package .toolchain/.complete ## run the long searches and the mutants, write test/soak/result.json (hours)
+	.venv/bin/python test/soak/run.py
 
 test-matrix: ## run the tests on SGLang 0.5.12, with the plugin and patched, and on 0.5.23
 	@declare -A result=(); failed=0; \
@@ -104,7 +110,7 @@ $(eval $(call plugin_environment,.venv-$(NEWEST)))
 .patched/.complete: .venv/.package $(wildcard patches/sglang-$(MAIN)/*)
 	@rm -rf .patched && mkdir .patched
 	@cp -r .venv/lib/python3.*/site-packages/sglang .patched/
-	@.venv/bin/sglang-warmstart patches apply .patched
+	@PYTHONPATH=$(CURDIR)/python .venv/bin/sglang-warmstart patches apply .patched
 	@touch $@
 
 # nvcc, NVRTC, DeepGEMM's headers and FlashInfer, for the tests that compile. Not in the environments: `import deep_gemm`

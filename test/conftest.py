@@ -25,7 +25,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if wanted and installed not in wanted:
         pytest.skip(f"is about SGLang {' and '.join(wanted)}; installed is {installed}")
     if is_patched() and item.get_closest_marker("by_plugin"):
-        pytest.skip("is about the plugin, which is not installed beside a patched SGLang")
+        pytest.skip("is about the plugin, which is not loaded into a patched SGLang")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler
 from sglang_warmstart.deepgemm.digest import name_of
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.node import limits, progress
-from sglang_warmstart.node.pool import CompilePool, KernelError
+from sglang_warmstart.node.pool import CompilePool, KernelError, Places
 from sglang_warmstart.report.page import write_page
 from sglang_warmstart.report.reading import read_run
 
@@ -100,7 +100,7 @@ def compile_into(
     with TimedThreads(workers) as executor:
         start = time.monotonic()
         bar = progress.Progress(workers)
-        pool = CompilePool(executor, cache, compiler, bar, limit_s=120, workers=workers)
+        pool = CompilePool(executor, cache, compiler, bar, 120, Places(workers))
         try:
             asyncio.run(compile_all(pool, kernels, target))
         except KernelError as error:

@@ -459,13 +459,9 @@ def test_the_numbers_in_the_pages_are_those_of_the_committed_results() -> None:
         runs.setdefault(run["state"], []).append(run)
     seconds = {state: sorted(run["ready_s"] for run in each) for state, each in runs.items()}
     told = {state: f"{statistics.median(each):.1f}" for state, each in seconds.items()}
-    row = " | ".join(told[state] for state in ("all cold", "all restored", "cold", "bundle", "warm"))
-    readme, guide, feature = (
-        " ".join((ROOT / page).read_text("utf-8").split())
-        for page in ("README.md", "docs/bundles.md", "docs/bundle-restore.md")
+    guide, feature = (
+        " ".join((ROOT / page).read_text("utf-8").split()) for page in ("docs/bundles.md", "docs/bundle-restore.md")
     )
-    assert f"| {row} |" in readme
-    assert f"ready after {told['bundle']} s instead of {told['cold']} s" in readme
     for state in ("bundle", "cold", "warm"):
         assert f"after {told[state]} s ({seconds[state][0]:.1f} to {seconds[state][-1]:.1f})" in feature
     for state in ("all cold", "all restored"):
@@ -473,9 +469,7 @@ def test_the_numbers_in_the_pages_are_those_of_the_committed_results() -> None:
     restored = [run for state in ("all restored", "bundle") for run in runs[state]]
     assert all(run["compiler_runs"] == 0 and run["bundle_said"] for run in restored)
     assert len({tuple(run["tokens"]) for each in runs.values() for run in each}) == 1
-    assert (
-        f"in {results['compile']['seconds']:.0f} s" in readme and f"in {results['compile']['seconds']:.0f} s" in guide
-    )
+    assert f"in {results['compile']['seconds']:.0f} s" in guide
     assert f"{results['record']['seconds']} s" in guide
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.environment import child_environment
+from kit.environment import NO_PLUGIN, child_environment, python_path
 from kit.ports import free_ports
 from kit.release import installed_release, is_patched
 from kit.server import Launch, Server, cpu_server_args
@@ -23,7 +23,7 @@ TWO_STAGES = ("--pp-size", "2")
 NO_SWITCHES = {
     "SGLANG_WARMSTART": None,
     "SGLANG_WARMSTART_STRICT": None,
-    "SGLANG_PLUGINS": None,
+    "SGLANG_PLUGINS": NO_PLUGIN["SGLANG_PLUGINS"] if is_patched() else None,
     "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": None,
 }
 PP_PARALLEL = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}
@@ -225,3 +225,29 @@ def test_switched_off_the_help_does_not_know_the_flag() -> None:
     text = help_of_launch_server(SGLANG_WARMSTART="0")
     assert "--model-path" in text
     assert FLAG not in text
+
+
+SABOTEUR = Path(__file__).parent / "kit" / "saboteur"
+
+
+@by_plugin
+def test_a_server_whose_every_hook_raises_starts_and_answers_as_without_us(
+    tiny_model: Path, tmp_path: Path, beside_another_plugin: Served
+) -> None:
+    reached = tmp_path / "reached"
+    path = {"PYTHONPATH": python_path(SABOTEUR), "SABOTAGE": "all", "SABOTAGED": str(reached)}
+    served = serve(tiny_model, *TWO_STAGES, **path)
+    assert served.tokens == beside_another_plugin.tokens
+    hooks = set(reached.read_text().splitlines())
+    assert len(hooks) >= 12, hooks
+    for hook in hooks:
+        lines = served.lines(f"warmstart: {hook} failed, SGLang goes on without it: RuntimeError: sabotaged")
+        # The main process and each of the two ranks say it once at the most.
+        assert 1 <= len(lines) <= 3, (hook, lines)
+
+
+@by_plugin
+def test_in_strict_mode_a_hook_that_raises_ends_the_start(tiny_model: Path, tmp_path: Path) -> None:
+    path = {"PYTHONPATH": python_path(SABOTEUR), "SABOTAGE": "all", "SABOTAGED": str(tmp_path / "reached")}
+    with pytest.raises(RuntimeError, match="RuntimeError: sabotaged"):
+        serve(tiny_model, SGLANG_WARMSTART_STRICT="1", **path)

@@ -1,48 +1,51 @@
-"""The switches read as SGLang reads its own."""
+"""The switches read as SGLang reads its own, and an empty variable is one that is not set."""
 
 import warnings
+from typing import Any
 
 import pytest
-from sglang_warmstart.base.settings import number_above_0
 from sglang_warmstart.base.switches import (
     COMPILER,
+    ONLY,
     PLUGIN_NAME,
-    PLUGINS,
     STRICT,
     SWITCHES,
     WARMSTART,
     WORKERS,
     Switch,
-    complaint_about,
-    is_on,
+    boolean,
     left_out_by,
 )
 
 KNOWN_WORDS = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
-UNKNOWN_WORDS = ("maybe", "", "on", "off", "2", " 1")
+UNKNOWN_WORDS = ("maybe", "on", "off", "2", " 1")
 
 
-@pytest.mark.parametrize("switch", [WARMSTART, STRICT])
 @pytest.mark.parametrize(("word", "value"), KNOWN_WORDS.items())
-def test_a_known_word_counts_in_any_case_and_without_a_complaint(switch: Switch, word: str, value: bool) -> None:
-    for spelled in (word, word.upper(), word.capitalize()):
-        assert is_on(switch, {switch.name: spelled}) == (value, None)
+def test_a_known_word_counts_in_any_case_and_without_a_complaint(word: str, value: bool) -> None:
+    for switch in (WARMSTART, STRICT):
+        for spelled in (word, word.upper(), word.capitalize()):
+            assert switch.read({switch.name: spelled}) == (value, None)
 
 
-@pytest.mark.parametrize(("switch", "default"), [(WARMSTART, True), (STRICT, False)])
-def test_a_switch_that_is_not_set_has_its_default_and_no_complaint(switch: Switch, default: bool) -> None:
-    assert is_on(switch, {}) == (default, None)
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
+def test_a_switch_that_is_not_set_or_empty_has_its_default_and_no_complaint(switch: Switch[Any]) -> None:
+    assert switch.read({}) == switch.read({switch.name: ""}) == (switch.default, None)
 
 
-@pytest.mark.parametrize(("switch", "default"), [(WARMSTART, True), (STRICT, False)])
-@pytest.mark.parametrize("word", UNKNOWN_WORDS)
-def test_an_unknown_word_is_complained_of_and_leaves_the_default(switch: Switch, default: bool, word: str) -> None:
-    value, complaint = is_on(switch, {switch.name: word})
-    assert value is default
-    assert complaint is not None
-    assert switch.name in complaint
-    assert f'"{word}"' in complaint
-    assert "\n" not in complaint
+@pytest.mark.parametrize(
+    ("switch", "word", "what"),
+    [
+        *((STRICT, word, "a valid boolean value, using the default 0") for word in UNKNOWN_WORDS),
+        (WARMSTART, "maybe", "a valid boolean value, using the default 1"),
+        *((WORKERS, word, "a number above 0, using the default") for word in ("0", "-1", "1.5", "many", " 4")),
+        (COMPILER, "NVRTC", "nvcc or nvrtc, using the default nvcc"),
+    ],
+)
+def test_a_word_that_is_not_understood_is_said_in_one_line_and_leaves_the_default(
+    switch: Switch[Any], word: str, what: str
+) -> None:
+    assert switch.read({switch.name: word}) == (switch.default, f'{switch.name}: "{word}" is not {what}')
 
 
 @pytest.mark.parametrize("word", [*KNOWN_WORDS, *UNKNOWN_WORDS, "TRUE", "No"])
@@ -54,50 +57,16 @@ def test_sglang_reads_the_same_value_from_the_same_word(word: str, monkeypatch: 
     monkeypatch.setenv(name, word)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert is_on(Switch(name, "1", "a switch of this test"), {name: word})[0] is field.get()
+        assert Switch(name, True, boolean, "a switch of this test").value({name: word}) is field.get()
 
 
-@pytest.mark.parametrize(("word", "value"), [("1", 1), ("16", 16), ("007", 7)])
-def test_a_number_counts(word: str, value: int) -> None:
-    assert number_above_0(WORKERS.name, {WORKERS.name: word}) == (value, None)
-    assert complaint_about(WORKERS, {WORKERS.name: word}) is None
+def test_numbers_choices_and_lists_are_parsed() -> None:
+    assert [WORKERS.value({WORKERS.name: word}) for word in ("1", "16", "007")] == [1, 16, 7]
+    assert COMPILER.value({COMPILER.name: "nvrtc"}) == "nvrtc"
+    assert ONLY.value({ONLY.name: " a, b ,,c"}) == ("a", "b", "c")
 
 
-@pytest.mark.parametrize("word", ["", "0", "-1", "1.5", "many", " 4"])
-def test_what_is_no_number_above_0_is_complained_of_and_is_none(word: str) -> None:
-    assert number_above_0(WORKERS.name, {WORKERS.name: word})[0] is None
-    assert complaint_about(WORKERS, {WORKERS.name: word}) == (
-        f'{WORKERS.name}: "{word}" is not a number above 0, using the default'
-    )
-
-
-def test_a_number_that_is_not_set_is_none_whatever_sglangs_default_is() -> None:
-    assert number_above_0(WORKERS.name, {}) == (None, None)
-    assert complaint_about(WORKERS, {}) is None
-
-
-@pytest.mark.parametrize(("word", "is_known"), [("nvcc", True), ("nvrtc", True), ("NVRTC", False), ("", False)])
-def test_a_choice_is_one_of_its_words(word: str, is_known: bool) -> None:
-    complaint = complaint_about(COMPILER, {COMPILER.name: word})
-    assert complaint == (None if is_known else f'{COMPILER.name}: "{word}" is not nvcc or nvrtc, using the default')
-
-
-def test_nothing_is_wrong_with_a_list_of_plugins_and_a_boolean_is_complained_of_as_such() -> None:
-    assert complaint_about(PLUGINS, {PLUGINS.name: "whatever"}) is None
-    assert complaint_about(STRICT, {STRICT.name: "maybe"}) == is_on(STRICT, {STRICT.name: "maybe"})[1]
-
-
-@pytest.mark.parametrize("plugins", ["", PLUGIN_NAME, f"{PLUGIN_NAME},other", f" other , {PLUGIN_NAME} ", None])
-def test_a_plugin_list_that_is_empty_or_names_us_loads_us(plugins: str | None) -> None:
-    assert left_out_by({} if plugins is None else {"SGLANG_PLUGINS": plugins}) is None
-
-
-@pytest.mark.parametrize("plugins", ["other", "other,another", "warmstart2", "Warmstart"])
-def test_a_plugin_list_without_us_is_handed_back(plugins: str) -> None:
-    assert left_out_by({"SGLANG_PLUGINS": plugins}) == plugins
-
-
-@pytest.mark.parametrize("plugins", ["", ",", " ", "warmstart", "other", "other, warmstart", "warmstart,"])
+@pytest.mark.parametrize("plugins", ["", ",", " ", "warmstart", "other", "other, warmstart", "warmstart,", "Warmstart"])
 def test_sglang_leaves_us_out_where_we_say_that_it_does(plugins: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = pytest.importorskip("sglang.srt.plugins", reason="compares with SGLang")
     monkeypatch.setenv("SGLANG_PLUGINS", plugins)

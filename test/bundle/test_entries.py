@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,18 +16,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from kit.cache_entries import THEN, has_no_staging, in_memory, staged, tree_of, visible, write_tree
 from kit.confined import in_mount_namespace, run_python, why_no_mounts
-from kit.environment import python_path
 from sglang_warmstart.bundle import entries
 from sglang_warmstart.bundle.entries import Published, publish
 from sglang_warmstart.bundle.manifest import BundleError
-from sglang_warmstart.libraries.cached import CachedFile, is_staging
+from sglang_warmstart.libraries.cached import is_staging
 
 needs_mounts = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
 
-THEN = 1_700_000_000_123_456_789
 # Of one entry, of two that lie below a directory, and of a directory that has files and an entry below it.
 FILES = {
     "one/a.cubin": b"cubin",
@@ -43,60 +37,22 @@ FILES = {
     "alone": b"alone",
 }
 
-Tree = dict[str, bytes]
-
 
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory in memory where there is one: thousands of syncs take long on a disk."""
-    with _in_memory() as path:
+    with in_memory() as path:
         yield path
 
 
-@contextlib.contextmanager
-def _in_memory() -> Iterator[Path]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
-        yield Path(directory)
-
-
-def _staged(place: Path, files: Mapping[str, bytes]) -> tuple[list[CachedFile], Path]:
-    contents = place / "contents"
-    contents.mkdir(exist_ok=True)
-    made = []
-    for number, (path, data) in enumerate(files.items()):
-        sha256 = hashlib.sha256(data).hexdigest()
-        (contents / sha256).write_bytes(data)
-        made.append(CachedFile(path, sha256, THEN + number))
-    return made, contents
-
-
 def _publish(place: Path, files: Mapping[str, bytes] = FILES) -> Published:
-    return publish(place / "root", *_staged(place, files))
-
-
-def _write(root: Path, files: Mapping[str, bytes]) -> None:
-    for path, data in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-
-
-def _tree(root: Path) -> Tree:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def _visible(root: Path) -> Tree:
-    return {path: data for path, data in _tree(root).items() if not is_staging(path.split("/")[0])}
-
-
-def _no_staging(root: Path) -> bool:
-    return not any(is_staging(path.name) for path in root.iterdir())
+    return publish(place / "root", *staged(place, files))
 
 
 def test_all_files_are_there_with_their_times(place: Path) -> None:
     assert _publish(place) == Published(len(FILES), 0)
     root = place / "root"
-    assert _tree(root) == FILES
+    assert tree_of(root) == FILES
     for number, path in enumerate(FILES):
         status = (root / path).stat()
         assert status.st_mtime_ns == THEN + number
@@ -111,7 +67,7 @@ def test_what_is_there_stays(place: Path) -> None:
     other = {path: data + b" otherwise" for path, data in FILES.items()}
     assert _publish(place, other) == Published(0, len(FILES))
     assert {path: (place / "root" / path).stat() for path in FILES} == before
-    assert _tree(place / "root") == FILES
+    assert tree_of(place / "root") == FILES
 
 
 def test_no_files_make_no_root(place: Path) -> None:
@@ -121,23 +77,23 @@ def test_no_files_make_no_root(place: Path) -> None:
 
 @pytest.mark.parametrize("there", ["one/b", "one/a.json", "one/tmp.pid_1_x/a.json"])
 def test_nothing_is_added_to_an_entry_that_is_there(there: str, place: Path) -> None:
-    _write(place / "root", {there: b"theirs"})
+    write_tree(place / "root", {there: b"theirs"})
     assert _publish(place) == Published(len(FILES) - 2, 2)
-    assert _tree(place / "root") == {there: b"theirs", **{path: FILES[path] for path in FILES if "one/" not in path}}
+    assert tree_of(place / "root") == {there: b"theirs", **{path: FILES[path] for path in FILES if "one/" not in path}}
 
 
 def test_an_empty_directory_is_no_entry_yet(place: Path) -> None:
     # Triton makes it before it compiles.
     (place / "root" / "one").mkdir(parents=True)
     assert _publish(place) == Published(len(FILES), 0)
-    assert _tree(place / "root") == FILES
+    assert tree_of(place / "root") == FILES
 
 
 def test_a_directory_that_holds_entries_gets_the_files_that_it_lacks(place: Path) -> None:
     there = {"three/log": b"their log", "three/other/so": b"so", "somebody's": b""}
-    _write(place / "root", there)
+    write_tree(place / "root", there)
     assert _publish(place) == Published(len(FILES) - 1, 1)
-    assert _tree(place / "root") == FILES | there
+    assert tree_of(place / "root") == FILES | there
     assert (place / "root" / "alone").stat().st_nlink == 1
 
 
@@ -146,12 +102,12 @@ def test_what_appears_meanwhile_stays(place: Path, monkeypatch: pytest.MonkeyPat
     # As if nothing had been there when it looked.
     monkeypatch.setattr(entries, "_names", lambda _: set())
     assert _publish(place, {path: b"other" for path in FILES}) == Published(0, len(FILES))
-    assert _tree(place / "root") == FILES
+    assert tree_of(place / "root") == FILES
 
 
 def test_nothing_is_copied_for_what_is_there(place: Path) -> None:
     _publish(place)
-    files, contents = _staged(place, FILES)
+    files, contents = staged(place, FILES)
     for content in contents.iterdir():
         content.write_bytes(b"")
     changes = _count_changes(lambda: publish(place / "root", files, contents))
@@ -174,12 +130,12 @@ def test_no_link_is_followed_out_of_the_root(where: str, what: str, place: Path)
         if what != "a dangling link":
             outside.mkdir()
         (root / where).symlink_to(os.path.relpath(outside, (root / where).parent) if "relative" in what else outside)
-    before = _tree(root)
+    before = tree_of(root)
     with pytest.raises(BundleError) as raised:
         _publish(place)
     assert str(raised.value) == (f"'{where}' in the cache {root} is a link or a file, and no directory: remove it")
-    assert _tree(root) == before
-    assert _no_staging(root)
+    assert tree_of(root) == before
+    assert has_no_staging(root)
     assert not outside.exists() or list(outside.iterdir()) == []
 
 
@@ -196,7 +152,7 @@ def test_nor_one_that_is_made_meanwhile(where: str, place: Path, monkeypatch: py
     with pytest.raises(BundleError, match="is a link or a file"):
         _publish(place)
     assert list(outside.iterdir()) == []
-    assert _no_staging(root)
+    assert has_no_staging(root)
 
 
 def test_a_link_in_the_place_of_a_file_stays(place: Path) -> None:
@@ -214,12 +170,12 @@ def test_the_root_itself_may_be_a_link(place: Path) -> None:
     (place / "elsewhere").mkdir()
     (place / "root").symlink_to(place / "elsewhere")
     assert _publish(place) == Published(len(FILES), 0)
-    assert _tree(place / "elsewhere") == FILES
+    assert tree_of(place / "elsewhere") == FILES
 
 
 @pytest.mark.parametrize("path", ["../out", "one/../../out", "/out", "", "one//out", "./out", "one/", "a\nb"])
 def test_a_path_that_is_none_is_refused(path: str, place: Path) -> None:
-    files, contents = _staged(place, {"one/a": b"a", path: b"b"})
+    files, contents = staged(place, {"one/a": b"a", path: b"b"})
     with pytest.raises(BundleError, match="is not put into the cache") as raised:
         publish(place / "root", files, contents)
     assert "\n" not in str(raised.value)
@@ -227,7 +183,7 @@ def test_a_path_that_is_none_is_refused(path: str, place: Path) -> None:
 
 
 def test_a_file_without_content_is_refused(place: Path) -> None:
-    files, contents = _staged(place, FILES)
+    files, contents = staged(place, FILES)
     (contents / files[-1].sha256).unlink()
     with pytest.raises(BundleError, match=r"'alone' is not put into the cache .*: there is no content for it"):
         publish(place / "root", files, contents)
@@ -235,72 +191,6 @@ def test_a_file_without_content_is_refused(place: Path) -> None:
 
 
 # Many at once, and those that do not live to the end
-
-_PUBLISHER = """
-import sys
-from pathlib import Path
-import msgspec
-from sglang_warmstart.bundle.entries import publish
-from sglang_warmstart.libraries.cached import CachedFile
-files = msgspec.json.decode(sys.stdin.buffer.readline(), type=list[CachedFile])
-contents = Path(sys.argv[1])
-for root in sys.argv[2:]:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    published = publish(Path(root), files, contents)
-    print(published.new, published.kept, flush=True)
-"""
-
-
-def test_processes_at_once_give_whole_entries(place: Path) -> None:
-    # Each process has bytes of its own, and no entry may have those of two.
-    names = [f"{entry}/{name}" for entry in "abcdefgh" for name in "xyz"]
-    roots = [place / f"root{number}" for number in range(8)]
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for number in range(4):
-            (place / str(number)).mkdir()
-            files, contents = _staged(place / str(number), {name: b"%d" % number * 10_000 for name in names})
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", _PUBLISHER, str(contents), *map(str, roots)],
-                    env={**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[1])},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-            )
-            stack.callback(process.kill)
-            assert process.stdin is not None
-            process.stdin.write(msgspec.json.encode(files) + b"\n")
-            process.stdin.flush()
-            processes.append(process)
-        for root in roots:
-            for process in processes:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"ready\n"
-            for process in processes:
-                assert process.stdin is not None
-                process.stdin.write(b"\n")
-                process.stdin.flush()
-            # Whoever looks meanwhile sees whole entries as well.
-            while not all((root / entry).is_dir() for entry in "abcdefgh"):
-                assert all(process.poll() is None for process in processes)
-                for entry in root.glob("[a-z]"):
-                    assert _is_whole(entry)
-            outcomes = []
-            for process in processes:
-                assert process.stdout is not None
-                outcomes.append(tuple(map(int, process.stdout.readline().split())))
-            assert sum(new for new, _ in outcomes) == len(names)
-            assert all(new + kept == len(names) for new, kept in outcomes)
-            assert sorted(path.name for path in root.iterdir()) == list("abcdefgh")
-            assert all(map(_is_whole, root.iterdir()))
-
-
-def _is_whole(entry: Path) -> bool:
-    files = sorted(entry.iterdir())
-    return [file.name for file in files] == list("xyz") and len({file.read_bytes() for file in files}) == 1
-
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.utime"}
 
@@ -324,7 +214,7 @@ def _publish_until(number: int, act: Callable[[], None], place: Path) -> int:
 
         status = 99
         with contextlib.suppress(BaseException):
-            files, contents = _staged(place, FILES)
+            files, contents = staged(place, FILES)
             sys.addaudithook(hook)
             try:
                 publish(place / "root", files, contents)
@@ -369,11 +259,11 @@ del MEANT["one/a.cubin"], MEANT["one/a.json"]
 def test_a_process_that_is_cut_off_leaves_no_half_entry(act: Callable[[], None], status: int, place: Path) -> None:
     root, half_done = place / "root", 0
     for number in range(1, 1000):
-        _write(root, THERE)
+        write_tree(root, THERE)
         ended = _publish_until(number, act, place)
         if ended == 0:
             break
-        found = _visible(root)
+        found = visible(root)
         # To make a root that is there and to clear up afterwards may fail.
         assert ended == status or (ended == 2 and act is _fail and found == MEANT), number
         assert THERE.items() <= found.items() <= MEANT.items()
@@ -385,11 +275,11 @@ def test_a_process_that_is_cut_off_leaves_no_half_entry(act: Callable[[], None],
         left = [path for path in root.iterdir() if is_staging(path.name)]
         assert len(left) <= 1
         _publish(place)
-        assert _visible(root) == MEANT
+        assert visible(root) == MEANT
         for path in left:
             os.utime(path, (time.time() - 4000,) * 2)
         assert _publish(place).new == 0
-        assert _tree(root) == MEANT
+        assert tree_of(root) == MEANT
         shutil.rmtree(root)
     assert number > 30
     assert half_done > 5
@@ -433,7 +323,7 @@ print("left", sorted(str(path.relative_to(root)) for path in Path(root).rglob("*
 
 
 def _publish_elsewhere(place: Path, *, prefix: tuple[str, ...] = (), limit: int = 0) -> list[str]:
-    files, contents = _staged(place, {"a/small": b"small", "b/1": b"x" * 10, "b/2": b"x" * 100_000})
+    files, contents = staged(place, {"a/small": b"small", "b/1": b"x" * 10, "b/2": b"x" * 100_000})
     (place / "root").mkdir()
     arguments = (str(place / "root"), str(contents), msgspec.json.encode(files).decode(), str(limit))
     return run_python(_PUBLISH, *arguments, prefix=prefix).splitlines()
@@ -465,70 +355,3 @@ def test_a_root_that_cannot_be_a_directory_is_an_error(place: Path) -> None:
     (place / "root").write_text("a file")
     with pytest.raises(BundleError, match=r"the cache .* cannot be written \(File exists\): make it writable"):
         _publish(place)
-
-
-# All of it, for any trees
-
-_names = st.sampled_from(["a", "b", "c"])
-_paths = st.lists(_names, min_size=1, max_size=4).map("/".join)
-
-
-@st.composite
-def _trees(draw: st.DrawFn) -> tuple[Tree, list[str]]:
-    """Files, and directories that may be empty."""
-    tree: Tree = {}
-    for path in draw(st.lists(_paths, max_size=8, unique=True)):
-        if not any(path.startswith(f"{other}/") or other.startswith(f"{path}/") for other in tree):
-            tree[path] = draw(st.binary(max_size=2))
-    directories = [
-        path
-        for path in draw(st.lists(_paths, max_size=4))
-        if not any(f"{path}/".startswith(f"{other}/") for other in tree)
-    ]
-    return tree, directories
-
-
-def _meant(bundle: Tree, there: Tree, directories: list[str]) -> Tree | None:
-    """What has to be there afterwards; None where it has to be refused."""
-    after = dict(there)
-    parents = {path.rpartition("/")[0] for path in bundle}
-    for path, data in bundle.items():
-        parent = path.rpartition("/")[0]
-        if any(f"{parent}/".startswith(f"{other}/") for other in there):
-            return None
-        holds_others = not parent or any(other.startswith(f"{parent}/") for other in parents)
-        place = path if holds_others else parent
-        if any(f"{other}/".startswith(f"{place}/") for other in there):
-            continue
-        if any(other.startswith(f"{place}/") or (holds_others and other == place) for other in directories):
-            continue
-        after[path] = data
-    return after
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(_trees(), _trees())
-def test_any_tree_is_put_into_any_other_as_it_is_meant(
-    bundle: tuple[Tree, list[str]], there: tuple[Tree, list[str]]
-) -> None:
-    with _in_memory() as place:
-        root = place / "root"
-        root.mkdir()
-        _write(root, there[0])
-        for directory in there[1]:
-            (root / directory).mkdir(parents=True, exist_ok=True)
-        before = {path: (root / path).stat() for path in there[0]}
-        meant = _meant(bundle[0], *there)
-        if meant is None:
-            with pytest.raises(BundleError, match="is a link or a file"):
-                _publish(place, bundle[0])
-            meant = there[0]
-        else:
-            new = len(meant) - len(there[0])
-            assert _publish(place, bundle[0]) == Published(new, len(bundle[0]) - new)
-            assert _publish(place, bundle[0]) == Published(0, len(bundle[0]))
-        assert _tree(root) == meant
-        for path, status in before.items():
-            now = (root / path).stat()
-            assert (now.st_ino, now.st_mtime_ns, now.st_size) == (status.st_ino, status.st_mtime_ns, status.st_size)
-        assert _no_staging(root)

@@ -118,7 +118,7 @@ def test_a_server_finds_the_marker_and_neither_records_nor_compiles(site: Site, 
         answer = rank.restore()
         targets = [recording().of_target(*shape, site.deep_gemm / "include")[0] for shape in SHAPES]
         expected = [Warmed(target, tuple(site.expected(shape))) for target, shape in zip(targets, SHAPES, strict=True)]
-        assert answer == Answer(tuple(sorted(expected, key=lambda each: each.target)))
+        assert answer == Answer(tuple(sorted(expected, key=lambda each: each.target)), known=True)
 
 
 def test_what_is_restored_is_as_good_as_the_marker_of_a_warm_up(site: Site) -> None:
@@ -290,7 +290,7 @@ def test_nothing_of_a_damaged_bundle_is_restored(site: Site) -> None:
 
 
 def test_files_of_another_librarys_cache_come_along_where_its_key_is_the_same(site: Site) -> None:
-    from sglang_warmstart.libraries.caches import LIBRARIES
+    from sglang_warmstart.libraries.table import LIBRARIES
 
     triton = LIBRARIES["triton"]
     whole = bundle_of(real_plan(SHAPES[:1]), [cubin(b"1"), cubin(b"2")], {"HASH/kernel.cubin": b"compiled"})
@@ -308,7 +308,7 @@ def test_files_of_another_librarys_cache_come_along_where_its_key_is_the_same(si
 def test_a_librarys_cache_that_cannot_be_written_is_a_note_and_deep_gemm_has_its_markers(
     site: Site, tmp_path: Path
 ) -> None:
-    from sglang_warmstart.libraries.caches import LIBRARIES
+    from sglang_warmstart.libraries.table import LIBRARIES
 
     (tmp_path / ".triton").write_text("a file where a directory should be")
     whole = bundle_of(real_plan(SHAPES[:1]), [cubin(b"1"), cubin(b"2")], {"HASH/kernel.cubin": b"compiled"})

@@ -12,9 +12,11 @@ from kit.bundles import Bundle, bundle_of, cubin
 from kit.installed import install
 from kit.plans import LAUNCH, identity_in, real_plan, write_plan
 from kit.toolchain import toolchain
+from rich.console import Console
 from sglang_warmstart.bundle import manifest as manifests
 from sglang_warmstart.bundle.signature import PrivateKey
 from sglang_warmstart.cli import app
+from sglang_warmstart.cli.show import show_plan
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.marker import Markers
@@ -127,16 +129,36 @@ def test_verify_finds_what_is_no_kernel(tmp_path: Path) -> None:
     assert (said["ok"], len(said["defects"])) == (False, 1)
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_one_that_is_damaged_is_refused(command: str, bundle: Path) -> None:
-    bundle.write_bytes(bundle.read_bytes()[:-10])
-    assert "cut off" in refused(run("bundle", command, bundle))
-
-
 @pytest.mark.parametrize("command", ["inspect", "verify", "unpack"])
-def test_one_that_is_not_there_is_refused(command: str, tmp_path: Path) -> None:
-    line = refused(run("bundle", command, tmp_path / "none", *(["--deep-gemm", "/x"] if command == "unpack" else [])))
-    assert line == f"{tmp_path / 'none'}: No such file or directory\n"
+def test_one_that_is_damaged_or_not_there_is_refused_by_name(command: str, bundle: Path, deep_gemm: Path) -> None:
+    more = ["--deep-gemm", deep_gemm] if command == "unpack" else []
+    data = bundle.read_bytes()
+    for content in (b"", data[:10], data[:-10]):
+        bundle.write_bytes(content)
+        assert refused(run("bundle", command, bundle, *more)).startswith(f"{bundle}: it is cut off: ")
+    bundle.unlink()
+    assert refused(run("bundle", command, bundle, *more)) == f"{bundle}: No such file or directory\n"
+
+
+def test_a_narrow_terminal_shows_all_that_a_wide_one_does(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = real_plan(SHAPES)
+    (launch,) = plan.launches
+    renamed = [
+        msgspec.structs.replace(each, target=msgspec.structs.replace(each.target, kernel_type=f"[{number}]"))
+        for number, each in enumerate(launch.targets)
+    ]
+    launch = msgspec.structs.replace(launch, targets=tuple(renamed), gpu="a GPU [bold]")
+    said = {}
+    for width in (40, 120):
+        show_plan(
+            msgspec.structs.replace(plan, launches=(launch,)),
+            Console(width=width, force_terminal=True, color_system=None),
+        )
+        said[width] = capsys.readouterr().out
+    for text in said.values():
+        assert all(word in text for word in ("[0]", "[1]", "7168", "2048", "28672", "132", "16384", "a GPU [bold]"))
+        assert "\u2026" not in text, "nothing is cut off"
+    assert "largest M" in said[120] and "largest M" not in said[40], "a table, and lines"
 
 
 # Signatures

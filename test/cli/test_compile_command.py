@@ -8,66 +8,42 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
-from kit.compile_runs import Machine, end, numbers, read, small_deep_gemm, small_plan, wait_for
-from kit.confined import in_mount_namespace, run_python, why_no_mounts
-from kit.fake_nvcc import FakeNvcc, cubin_of
-from kit.plans import FEW, real_plan, write_plan
+from kit.compile_runs import (
+    OFTEN,
+    Machine,
+    end,
+    left_by,
+    numbers,
+    on_some,
+    read,
+    see_whole,
+    small_deep_gemm,
+    small_plan,
+    wait_for,
+)
+from kit.confined import in_mount_namespace, why_no_mounts
+from kit.fake_nvcc import FakeNvcc
+from kit.plans import write_plan
 from kit.recorded import recording
 from kit.scripted_compiler import wait_until_gone
-from kit.toolchain import toolchain
 from sglang_warmstart.bundle import archive
 from sglang_warmstart.bundle.signature import PublicKey
-from sglang_warmstart.deepgemm import plan as plans
-from sglang_warmstart.node.pool import size_of
+from sglang_warmstart.cli import app
+from typer.testing import CliRunner
 
 needs_mounts = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts())
-
-# Writes the bundle after each kernel.
-OFTEN = """
-from sglang_warmstart.cli import compile as compile_command
-compile_command._WRITE_AGAIN_S, compile_command._WRITE_SHARE = -1, 1e9
-"""
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "machine")
-
-
-def _on(numbers: str, command: str) -> str:
-    """A line of shell that does something for some kernels: the numbers of those, as a shell matches them."""
-    pattern = "|".join(f'"// {number}"' for number in numbers.split())
-    return f'case $(head -n 1 "$source") in {pattern}) {command};; esac'
-
-
-def _whole(machine: Machine, plan: Path, expected: list[int]) -> None:
-    """See that the bundle is whole, and that each kernel in it is the one that was compiled from its source."""
-    manifest = read(machine.bundle)
-    assert numbers(manifest) == expected
-    assert manifest.plan == plans.decode(plan.read_bytes())
-    directory = Path(str(machine.bundle) + ".extracted")
-    directory.mkdir()
-    with machine.bundle.open("rb") as file:
-        archive.extract(file, manifest, directory)
-    for name, sha256 in manifest.cubins.items():
-        source, flags = manifest.plan.kernels[name].source, manifest.plan.flags_of(name, machine.deep_gemm / "include")
-        assert (directory / sha256).read_bytes() == cubin_of(source, flags)
-        (directory / sha256).unlink(missing_ok=True)
-    directory.rmdir()
-
-
-def _left(machine: Machine) -> list[str]:
-    """What is beside the bundle, or was left in the directory for temporary files."""
-    return sorted(path.name for place in (machine.bundle.parent, machine.temporary) for path in place.iterdir())
 
 
 # What it does and prints
@@ -87,8 +63,8 @@ def test_a_plan_becomes_a_bundle_and_each_kernel_is_a_plain_line(machine: Machin
     )
     assert len(lines) == 5
     assert "\x1b" not in ended.out
-    _whole(machine, plan, [1, 2, 3])
-    assert _left(machine) == ["bundle.tar.zst"]
+    see_whole(machine, plan, [1, 2, 3])
+    assert left_by(machine) == ["bundle.tar.zst"]
 
 
 def test_for_machines_it_prints_json_and_nothing_else(machine: Machine) -> None:
@@ -116,16 +92,17 @@ def test_for_machines_it_prints_json_and_nothing_else(machine: Machine) -> None:
 
 
 def test_one_kernel_that_fails_does_not_keep_the_others_from_the_bundle(machine: Machine) -> None:
-    machine.nvcc.on_each_kernel(_on("2", "echo no luck today >&2; exit 3"))
+    machine.nvcc.on_each_kernel(on_some("2", "echo '[bold]no[/] luck today' >&2; echo more >&2; exit 3"))
     plan = machine.plan(3)
     ended = machine.run(plan)
     assert ended.status == 1
-    assert re.search(r"^\d/3  k2\.[0-9a-f]{8}  failed$", ended.out, re.MULTILINE)
-    assert f"{machine.nvcc.path}: exit status 3: no luck today" in ended.out
+    # One line, as it is: brackets are no markup.
+    said = f"{machine.nvcc.path}: exit status 3: [bold]no[/] luck today"
+    assert re.search(rf"^\d/3  k2\.[0-9a-f]{{8}}  failed: {re.escape(said)}$", ended.out, re.MULTILINE)
     assert f"2 of 3 kernels in {machine.bundle} " in ended.out
-    _whole(machine, plan, [1, 3])
+    see_whole(machine, plan, [1, 3])
     ((name, reason),) = read(machine.bundle).failed.items()
-    assert (name.split(".")[1], reason) == ("k2", f"{machine.nvcc.path}: exit status 3: no luck today")
+    assert (name.split(".")[1], reason.splitlines()[0]) == ("k2", said)
     # The next run tries that one again and nothing else.
     machine.nvcc.on_each_kernel(":")
     report = machine.run(plan, "--json").json
@@ -141,7 +118,7 @@ def test_if_all_fail_there_is_no_bundle(machine: Machine) -> None:
     assert ended.out.splitlines()[-1] == "no kernel was compiled: no bundle is written"
     ended = machine.run(machine.plan(2), "--json")
     assert (ended.status, ended.json["bundle"], len(ended.json["failed"])) == (1, None, 2)
-    assert _left(machine) == []
+    assert left_by(machine) == []
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -194,7 +171,7 @@ def _without_escapes(text: str) -> str:
 
 
 def test_in_a_terminal_it_is_a_live_table(machine: Machine) -> None:
-    machine.nvcc.on_each_kernel(f"{_on('2', 'exit 3')}; sleep 0.3")
+    machine.nvcc.on_each_kernel(f"{on_some('2', 'exit 3')}; sleep 0.3")
     status, text = _in_terminal(machine, machine.plan(4), "--jobs", "1")
     assert status == 1
     assert "\x1b[?25l" in text and text.count("\x1b[?25h") == text.count("\x1b[?25l"), "the cursor comes back"
@@ -221,7 +198,7 @@ def test_in_a_terminal_json_is_still_json(machine: Machine) -> None:
 
 
 def test_ctrl_c_in_a_terminal_ends_the_compilers_and_keeps_what_is_done(machine: Machine) -> None:
-    machine.nvcc.on_each_kernel(_on("1 2", "sleep 1000 & wait"))
+    machine.nvcc.on_each_kernel(on_some("1 2", "sleep 1000 & wait"))
     plan = machine.plan(4)
     status, text = _in_terminal(machine, plan, "--jobs", "1", typed=b"\x03")
     assert status == 130
@@ -229,30 +206,27 @@ def test_ctrl_c_in_a_terminal_ends_the_compilers_and_keeps_what_is_done(machine:
     assert "Traceback" not in text
     assert "\x1b[?25h" in text, "the cursor comes back"
     assert wait_until_gone(machine.starts()) == []
-    _whole(machine, plan, [3, 4])
+    see_whole(machine, plan, [3, 4])
 
 
 # It goes on where it was
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_keeps_what_is_done_and_the_same_command_goes_on(
-    machine: Machine, number: signal.Signals
-) -> None:
-    machine.nvcc.on_each_kernel(_on("1 2", "sleep 1000 & wait"))
+def test_a_signal_in_the_middle_keeps_what_is_done_and_the_same_command_goes_on(machine: Machine) -> None:
+    machine.nvcc.on_each_kernel(on_some("1 2", "sleep 1000 & wait"))
     plan = machine.plan(5)
     process = machine.start(plan, "--jobs", "2", "--json")
     wait_for(lambda: len(machine.starts()) == 5)
     time.sleep(0.2)
     begun = time.monotonic()
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     ended = end(process)
     assert time.monotonic() - begun < 5
     assert (ended.status, ended.json["interrupted"], ended.json["compiled"]) == (130, True, 3)
     assert "Traceback" not in ended.err
     assert wait_until_gone(machine.starts()) == [], "a compiler runs on"
-    _whole(machine, plan, [3, 4, 5])
-    assert _left(machine) == ["bundle.tar.zst"]
+    see_whole(machine, plan, [3, 4, 5])
+    assert left_by(machine) == ["bundle.tar.zst"]
 
     machine.nvcc.on_each_kernel(":")
     ended = machine.run(plan)
@@ -260,7 +234,7 @@ def test_a_signal_in_the_middle_keeps_what_is_done_and_the_same_command_goes_on(
     assert ended.out.startswith("2 kernels to compile, 3 are there already: ")
     # Each once, but for the two that were cut off.
     assert machine.compiled() == [1, 1, 2, 2, 3, 4, 5]
-    _whole(machine, plan, [1, 2, 3, 4, 5])
+    see_whole(machine, plan, [1, 2, 3, 4, 5])
 
 
 def test_a_signal_before_anything_is_done_leaves_nothing(machine: Machine) -> None:
@@ -271,7 +245,7 @@ def test_a_signal_before_anything_is_done_leaves_nothing(machine: Machine) -> No
     ended = end(process)
     assert (ended.status, ended.out.splitlines()[-1]) == (130, "interrupted: 0 of 2 kernels")
     assert wait_until_gone(machine.starts()) == []
-    assert _left(machine) == []
+    assert left_by(machine) == []
 
 
 def test_if_its_reader_goes_away_what_is_done_is_kept(machine: Machine) -> None:
@@ -287,7 +261,7 @@ def test_if_its_reader_goes_away_what_is_done_is_kept(machine: Machine) -> None:
     assert wait_until_gone(machine.starts()) == []
     machine.nvcc.on_each_kernel(":")
     assert machine.run(plan, "--json").json["resumed"] == len(done)
-    _whole(machine, plan, [1, 2, 3, 4, 5, 6])
+    see_whole(machine, plan, [1, 2, 3, 4, 5, 6])
 
 
 def test_a_run_with_nothing_to_do_compiles_nothing_and_keeps_the_bundle(machine: Machine) -> None:
@@ -326,51 +300,11 @@ def test_a_signal_while_the_last_bundle_is_written_does_not_keep_it_from_being_w
     process.send_signal(number)
     ended = end(process)
     assert (ended.status, ended.err) == (130, "interrupted\n")
-    _whole(machine, plan, [1, 2])
-
-
-# Killed at any time. The audit hook sees each change of a file, and the patch each sync, also of data.
-_KILL = """
-import os, signal, sys
-out, left = os.environ["OUT"], [int(os.environ["CHANGES"])]
-def change():
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-def hook(event, arguments):
-    if event in ("open", "os.rename", "os.remove") and str(arguments[0]).startswith(out):
-        if event != "open" or (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-            change()
-sync = os.fsync
-def fsync(descriptor):
-    change(); sync(descriptor); change()
-os.fsync = fsync
-sys.addaudithook(hook)
-"""
-
-
-def test_killed_at_any_time_it_leaves_a_whole_bundle_or_none(machine: Machine) -> None:
-    plan, found, bundle = machine.plan(2), [], machine.bundle
-    for changes in range(1, 100):
-        machine.bundle = bundle.parent / f"{changes}.tar.zst"
-        ended = machine.run(plan, "--jobs", "1", before=OFTEN + _KILL, OUT=str(machine.bundle), CHANGES=str(changes))
-        found.append(numbers(read(machine.bundle)) if machine.bundle.exists() else [])
-        if ended.status != -signal.SIGKILL:
-            break
-    assert ended.status == 0
-    # Larger ones first. Each of the writes had several moments to be killed in.
-    assert found == sorted(found, key=len)
-    assert found.count([]) >= 3 and found.count([2]) >= 5 and found.count([1, 2]) >= 3
-    # The next run goes on with what was left.
-    compiled = machine.compiled().count(2)
-    machine.bundle = bundle.parent / f"{found.index([2]) + 1}.tar.zst"
-    report = machine.run(plan, "--json").json
-    assert (report["resumed"], report["compiled"], machine.compiled().count(2)) == (1, 1, compiled)
-    _whole(machine, plan, [1, 2])
+    see_whole(machine, plan, [1, 2])
 
 
 def test_what_was_done_some_time_ago_outlives_a_kill(machine: Machine) -> None:
-    machine.nvcc.on_each_kernel(_on("1", "sleep 1000 & wait"))
+    machine.nvcc.on_each_kernel(on_some("1", "sleep 1000 & wait"))
     plan = machine.plan(4)
     process = machine.start(plan, "--jobs", "1", before=OFTEN)
     try:
@@ -379,7 +313,7 @@ def test_what_was_done_some_time_ago_outlives_a_kill(machine: Machine) -> None:
         )
         process.kill()
         assert end(process).status == -signal.SIGKILL
-        _whole(machine, plan, [2, 3, 4])
+        see_whole(machine, plan, [2, 3, 4])
         machine.nvcc.on_each_kernel(":")
         assert machine.run(plan).status == 0
         assert machine.compiled() == [1, 1, 2, 3, 4]
@@ -404,8 +338,8 @@ def test_two_at_once_on_the_same_bundle_both_end_and_it_is_whole(machine: Machin
             read(machine.bundle)
         time.sleep(0.05)
     assert [end(process).status for process in processes] == [0, 0]
-    _whole(machine, plan, [1, 2, 3, 4, 5, 6])
-    assert _left(machine) == ["bundle.tar.zst"]
+    see_whole(machine, plan, [1, 2, 3, 4, 5, 6])
+    assert left_by(machine) == ["bundle.tar.zst"]
 
 
 # Several plans, and other bundles in its place
@@ -425,17 +359,26 @@ def test_what_a_bundle_shares_with_a_larger_plan_is_kept(machine: Machine) -> No
     plan = machine.plan(4, "larger.json")
     assert machine.run(plan).status == 0
     assert machine.compiled() == [1, 2, 3, 4]
-    _whole(machine, plan, [1, 2, 3, 4])
+    see_whole(machine, plan, [1, 2, 3, 4])
 
 
 def _refused(machine: Machine, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> str:
-    """The line that it says when nothing is compiled and nothing is changed."""
+    """The line that it says when nothing is compiled and nothing is changed. In this process, if without a prefix."""
     before = machine.bundle.read_bytes() if machine.bundle.is_file() else None
     runs = len(machine.starts())
-    command = [*prefix, *machine.command(*arguments, *(() if "-o" in arguments else ("-o", machine.bundle)))]
-    done = subprocess.run(command, env=machine.environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, ""), done
-    (line,) = done.stderr.splitlines()
+    arguments = (*arguments, *(() if "-o" in arguments else ("-o", machine.bundle)))
+    if prefix:
+        command = [*prefix, *machine.command(*arguments)]
+        done = subprocess.run(command, env=machine.environment, capture_output=True, text=True, timeout=60)
+        status, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tempfile.tempdir", None)
+            patch.syspath_prepend(machine.directory)
+            result = CliRunner().invoke(app, ["compile", *map(str, arguments)], env=machine.environment)
+        status, out, err = result.exit_code, result.stdout, result.stderr
+    assert (status, out) == (2, ""), err
+    (line,) = err.splitlines()
     assert len(machine.starts()) == runs
     assert (machine.bundle.read_bytes() if machine.bundle.is_file() else None) == before
     assert not list(machine.temporary.iterdir())
@@ -454,7 +397,7 @@ def test_a_bundle_of_another_compiler_or_other_headers_is_not_gone_on_with(machi
             f"{machine.bundle} is there, and is not gone on with: of another compiler or another DeepGEMM: "
             "remove it first"
         )
-    _whole(machine, plan, [1, 2])
+    see_whole(machine, plan, [1, 2])
 
 
 def test_a_bundle_of_a_plan_that_has_nothing_in_common_is_not_lost(machine: Machine) -> None:
@@ -464,7 +407,7 @@ def test_a_bundle_of_a_plan_that_has_nothing_in_common_is_not_lost(machine: Mach
         f"{machine.bundle} is there, and is not gone on with: of another plan, it has no kernel of this one: "
         "remove it first"
     )
-    _whole(machine, plan, [1, 2])
+    see_whole(machine, plan, [1, 2])
 
 
 @pytest.mark.parametrize("content", [b"", b"no bundle", b"half"])
@@ -575,7 +518,7 @@ def test_a_directory_that_cannot_be_written_is_said_before_anything_is_compiled(
         machine, machine.plan(3, "larger.json"), prefix=in_mount_namespace(f"mount -B -o ro {place} {place}")
     )
     assert line == f"{machine.bundle} cannot be written (Read-only file system): name another place"
-    _whole(machine, plan, [1, 2])
+    see_whole(machine, plan, [1, 2])
 
 
 @needs_mounts
@@ -624,78 +567,3 @@ def _write_keys(private: Path, public: Path) -> None:
 
 
 # The real compilers
-
-
-def test_nvcc_compiles_a_plan_from_another_machine(machine: Machine) -> None:
-    plan = write_plan(machine.directory / "real.json", _smallest(real_plan(deep_gemm=Path("/else/deep_gemm"))))
-    report = machine.run(plan, "--json", "--nvcc", toolchain().nvcc, "--deep-gemm", toolchain().deep_gemm).json
-    (kernel,) = report["each"]
-    assert (report["compiled"], report["failed"], report["nvcc"]) == (1, {}, "13.0.88")
-    assert list(read(machine.bundle).cubins) == [kernel["name"]]
-    assert kernel["bytes"] > 1000 and kernel["seconds"] > 0.1
-
-
-def _smallest(plan: plans.Plan) -> plans.Plan:
-    name = list(plan.kernels)[-1]
-    return msgspec.structs.replace(plan, kernels={name: plan.kernels[name]}, launches=())
-
-
-@pytest.mark.skipif(not toolchain().fits_this_python, reason="NVRTC's bindings are for another Python")
-def test_nvrtc_compiles_in_processes_of_its_own_and_ctrl_c_ends_them(machine: Machine) -> None:
-    plan = real_plan((*FEW, ("TF32_HC_PRENORM_GEMM", 24, 28672)), deep_gemm=Path("/else/deep_gemm"))
-    kernels = sorted(plan.kernels.items(), key=lambda item: size_of(item[1].source))
-    compiler = f"{toolchain().compiler().version}{_nvrtc_version()}\n"
-    plan = msgspec.structs.replace(
-        plan, kind="nvrtc", compiler=compiler, kernels=dict((kernels[0], kernels[-1])), launches=()
-    )
-    path = write_plan(machine.directory / "real.json", plan)
-    arguments = (path, "--json", "--jobs", "2", "--nvcc", toolchain().nvcc, "--deep-gemm", toolchain().deep_gemm)
-    process = machine.start(*arguments, **toolchain().nvrtc_environment)
-    assert process.stderr is not None
-    lines = [process.stderr.readline() for _ in range(2)]
-    # By now one of the processes compiles, and the other one waits for more to do.
-    assert lines[1].startswith("1/2  "), lines
-    begun = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
-    ended = end(process)
-    assert time.monotonic() - begun < 5
-    assert (ended.status, ended.json["compiled"], ended.json["failed"]) == (130, 1, {})
-    assert "Traceback" not in ended.err, ended.err
-    wait_for(lambda: not _in_group(process.pid))
-    (kernel,) = ended.json["each"]
-    assert kernel["worker"] != f"{os.uname().nodename}:{process.pid}"
-    assert len(read(machine.bundle).cubins) == 1
-
-
-_POOL = """
-import pathlib, signal, sys
-from sglang_warmstart.bundle.cluster import of_this_machine
-from sglang_warmstart.deepgemm import plan
-with of_this_machine(plan.decode(pathlib.Path(sys.argv[1]).read_bytes()), 1, *sys.argv[2:]) as workers:
-    print(workers.executor.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN)
-"""
-
-
-@pytest.mark.skipif(not toolchain().fits_this_python, reason="NVRTC's bindings are for another Python")
-def test_ctrl_c_is_not_for_nvrtcs_processes_to_deal_with(machine: Machine) -> None:
-    compiler = f"{toolchain().compiler().version}{_nvrtc_version()}\n"
-    plan = msgspec.structs.replace(real_plan(), kind="nvrtc", compiler=compiler)
-    path = write_plan(machine.directory / "real.json", plan)
-    found = toolchain()
-    arguments = (str(path), str(found.nvcc), str(found.deep_gemm))
-    assert run_python(_POOL, *arguments, environment=found.nvrtc_environment) == "True\n"
-
-
-def _in_group(group: int) -> list[psutil.Process]:
-    found = []
-    for each in psutil.process_iter():
-        with suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getpgid(each.pid) == group and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
-    return found
-
-
-def _nvrtc_version() -> str:
-    code = "from sglang_warmstart.deepgemm import nvrtc; print(nvrtc.version())"
-    environment = {**os.environ, **toolchain().nvrtc_environment}
-    return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip()

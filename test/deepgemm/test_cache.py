@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import shlex
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from filelock import Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.confined import in_mount_namespace, run_python, why_no_mounts
 from kit.recorded import real_cubin
 from kit.toolchain import toolchain
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.deepgemm import stub
-from sglang_warmstart.deepgemm.cache import CacheError, KernelCache, write_atomically
+from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
 from sglang_warmstart.deepgemm.compiler import CompileJob, compile_kernel
 
 KERNEL = "kernel.transpose_fp32.315df4091059256d9fcfa19e68621196"
@@ -102,35 +105,12 @@ def test_nobody_ever_sees_half_a_kernel(cache: KernelCache) -> None:
     assert all(map(cache.has, kernels))
 
 
-@pytest.mark.parametrize("left", [["kernel.cu"], ["kernel.cubin"], []])
-def test_half_a_kernel_is_found_and_can_be_moved_out_of_the_way(cache: KernelCache, left: list[str]) -> None:
-    cache.publish("kernel.whole." + "0" * 32, SOURCE, real_cubin())
-    cache.path(KERNEL).mkdir()
-    for name in left:
-        (cache.path(KERNEL) / name).write_text("half")
-    assert cache.broken() == [KERNEL]
-
-    aside = cache.set_aside(KERNEL)
-    assert cache.broken() == []
-    assert not cache.path(KERNEL).exists()
-    assert sorted(path.name for path in aside.iterdir()) == left
-    # DeepGEMM looks into `cache` alone.
-    assert aside.is_relative_to(cache.own)
-
-
-def test_a_kernel_takes_the_place_of_half_of_it(cache: KernelCache) -> None:
+def test_half_a_kernel_is_completed_where_it_is(cache: KernelCache) -> None:
     cache.path(KERNEL).mkdir(parents=True)
     (cache.path(KERNEL) / "kernel.cu").write_text("half")
     cache.publish(KERNEL, SOURCE, real_cubin())
-    assert cache.broken() == []
+    assert cache.has(KERNEL)
     assert cache.describe(KERNEL).size == len(real_cubin())
-
-
-def test_what_is_no_kernel_is_left_alone(cache: KernelCache) -> None:
-    assert cache.broken() == []
-    (cache.root / "cache" / "somebody's directory").mkdir(parents=True)
-    (cache.root / "cache" / "kernel.list").write_text("a file")
-    assert cache.broken() == []
 
 
 def test_what_is_not_there_cannot_be_set_aside(cache: KernelCache) -> None:
@@ -154,7 +134,6 @@ try:
 except CacheError as error:
     print(error)
 cache = KernelCache(Path(root))
-print("broken", cache.broken())
 print("left", sorted(str(path.relative_to(root)) for path in Path(root).rglob("*") if path.is_file()))
 """
 
@@ -171,7 +150,7 @@ def test_a_file_that_may_not_grow_is_an_error_that_says_what_to_do(tmp_path: Pat
     assert said == (
         f"the kernel cache {tmp_path}/root cannot be written (File too large): make room, or set SGLANG_DG_CACHE_DIR"
     )
-    assert left == ["broken []", "left []"]
+    assert left == ["left []"]
 
 
 @needs_mounts
@@ -180,7 +159,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size={size} none {shlex.quote(str(tmp_path / 'root'))}"
     said, *left = _publish_elsewhere(tmp_path, prefix=in_mount_namespace(mount))
     assert "cannot be written (No space left on device): make room, or set SGLANG_DG_CACHE_DIR" in said
-    assert left == ["broken []", "left []"]
+    assert left == ["left []"]
 
 
 @needs_mounts
@@ -195,12 +174,11 @@ def test_a_cache_that_cannot_be_a_directory_is_an_error_wherever_it_is_written(c
     cache.root.write_text("a file")
     for write in (
         lambda: cache.publish(KERNEL, SOURCE, real_cubin()),
-        lambda: cache.lock(KERNEL),
+        lambda: cache.take_lock(KERNEL),
         lambda: cache.set_aside(KERNEL),
     ):
         with pytest.raises(CacheError, match=rf"the kernel cache {cache.root} cannot be written .*: make it writable"):
             write()
-    assert cache.broken() == []
     assert not cache.has(KERNEL)
 
 
@@ -212,8 +190,7 @@ def test_a_lock_holds_against_another_process_and_ends_with_its_holder(cache: Ke
 import sys
 from pathlib import Path
 from sglang_warmstart.deepgemm.cache import KernelCache
-lock = KernelCache(Path(sys.argv[1])).lock(sys.argv[2])
-lock.acquire()
+held = KernelCache(Path(sys.argv[1])).take_lock(sys.argv[2])
 print("held", flush=True)
 sys.stdin.readline()
 """
@@ -221,13 +198,26 @@ sys.stdin.readline()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Timeout):
-            cache.lock(KERNEL).acquire(blocking=False)
-        with cache.lock("kernel.another." + "0" * 32).acquire(blocking=False):
-            pass  # each kernel has its own
+        assert cache.take_lock(KERNEL) is None
+        assert cache.take_lock("kernel.another." + "0" * 32) is not None  # each kernel has its own
         holder.kill()
-    with cache.lock(KERNEL).acquire(timeout=5):
-        pass
+    assert cache.take_lock(KERNEL) is not None
+
+
+@pytest.mark.parametrize("kind", ["refused", "hanging"])
+def test_where_nothing_can_be_locked_work_goes_on_without(
+    cache: KernelCache, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def flock(*_: object) -> None:
+        if kind == "hanging":
+            threading.Event().wait()
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    cache.locks.answer_s = 0.2
+    begun = time.monotonic()
+    assert all(cache.take_lock(KERNEL) is not None for _ in range(20))
+    assert time.monotonic() - begun < 2, "a lock manager that does not answer is asked once"
 
 
 # Files of the plugin's own
@@ -260,7 +250,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from sglang_warmstart.deepgemm.cache import write_atomically
+from sglang_warmstart.base.files import write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
     write_atomically(Path(sys.argv[1]), b"x" * 1000)

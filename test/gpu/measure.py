@@ -240,7 +240,9 @@ def patched(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
 
         def start_one(name: str, half: tuple[int, list[int]], number: int = number, state: str = state) -> Run:
             gpu, own = half
-            environment = {"PYTHONPATH": places[name], **kernels_of(f"{name}-{number}", scratch)}
+            # The package is in both; the plugin is loaded on SGLang as released only.
+            plugins = {} if name == "plugin" else {"SGLANG_PLUGINS": "none"}
+            environment = {"PYTHONPATH": places[name], **plugins, **kernels_of(f"{name}-{number}", scratch)}
             run = Run(f"{name}-{state}-{number}", [], environment, scratch / f"home-{name}", cores=own)
             return start(run, model, logs, str(gpu))
 
@@ -254,7 +256,7 @@ def patched(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
 
 
 def patched_path(directory: Path) -> str:
-    """A PYTHONPATH with a patched copy of SGLang, and without the plugin."""
+    """A PYTHONPATH with a patched copy of SGLang, and the package, which the last patch calls."""
     spec = importlib.util.find_spec("sglang")
     assert spec is not None and spec.origin is not None
     pristine = Path(spec.origin).parent
@@ -265,9 +267,7 @@ def patched_path(directory: Path) -> str:
         [sys.executable, "-c", "from sglang_warmstart.cli import main; main()", "patches", "apply", str(directory)],
         check=True,
     )
-    places = os.environ["PYTHONPATH"].split(os.pathsep)
-    without_plugin = [place for place in places if not Path(place, "sglang_warmstart").is_dir()]
-    return os.pathsep.join([str(directory), *without_plugin])
+    return os.pathsep.join([str(directory), os.environ["PYTHONPATH"]])
 
 
 def recorded_targets() -> list[dict[str, Any]]:

@@ -15,16 +15,22 @@ from typing import Any
 
 from sglang_warmstart.bundle import archive
 from sglang_warmstart.bundle.manifest import Manifest
+from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.identity import Identity, headers_hash
 from sglang_warmstart.deepgemm.plan import Plan, Planner
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.target import Target
 
 from kit.environment import python_path
-from kit.fake_nvcc import FakeNvcc
+from kit.fake_nvcc import FakeNvcc, cubin_of
 from kit.plans import write_plan
 from kit.recorded import recording
 
+# Writes the bundle after each kernel.
+OFTEN = """
+from sglang_warmstart.cli import compile as compile_command
+compile_command._WRITE_AGAIN_S, compile_command._WRITE_SHARE = -1, 1e9
+"""
 # As the console script does it, and some more where a test needs it.
 _MAIN = "from sglang_warmstart.cli import main; main()"
 
@@ -108,6 +114,17 @@ class Machine:
         """The file of a small plan."""
         return write_plan(self.directory / name, small_plan(self.deep_gemm, count, **changed))
 
+    def plan_for_others(self, count: int) -> Path:
+        """The file of a small plan for machines that have what this one may lack."""
+        deep_gemm = small_deep_gemm(self.directory / "others")
+        return write_plan(self.directory / "plan.json", small_plan(deep_gemm, count))
+
+    def forget(self) -> None:
+        """Forget what was compiled."""
+        self.bundle.unlink(missing_ok=True)
+        for name in ("runs", "log"):
+            (self.nvcc.path.parent / name).unlink(missing_ok=True)
+
     @property
     def environment(self) -> dict[str, str]:
         """That of its processes."""
@@ -190,3 +207,30 @@ def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it has not come about"
         time.sleep(0.01)
+
+
+def on_some(numbers: str, command: str) -> str:
+    """A line of shell that does something for some kernels: the numbers of those, as a shell matches them."""
+    pattern = "|".join(f'"// {number}"' for number in numbers.split())
+    return f'case $(head -n 1 "$source") in {pattern}) {command};; esac'
+
+
+def see_whole(machine: Machine, plan: Path, expected: list[int]) -> None:
+    """See that the bundle is whole, and that each kernel in it is the one that was compiled from its source."""
+    manifest = read(machine.bundle)
+    assert numbers(manifest) == expected
+    assert manifest.plan == plans.decode(plan.read_bytes())
+    directory = Path(str(machine.bundle) + ".extracted")
+    directory.mkdir()
+    with machine.bundle.open("rb") as file:
+        archive.extract(file, manifest, directory)
+    for name, sha256 in manifest.cubins.items():
+        source, flags = manifest.plan.kernels[name].source, manifest.plan.flags_of(name, machine.deep_gemm / "include")
+        assert (directory / sha256).read_bytes() == cubin_of(source, flags)
+        (directory / sha256).unlink(missing_ok=True)
+    directory.rmdir()
+
+
+def left_by(machine: Machine) -> list[str]:
+    """What is beside the bundle, or was left in the directory for temporary files."""
+    return sorted(path.name for place in (machine.bundle.parent, machine.temporary) for path in place.iterdir())

@@ -16,7 +16,7 @@ import msgspec
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import Compiler
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
-from sglang_warmstart.node.pool import CompilePool, KernelError
+from sglang_warmstart.node.pool import CompilePool, KernelError, Places
 
 from kit.environment import python_path
 
@@ -70,7 +70,7 @@ def compile_all(order: Order, watcher: Tally | None = None) -> Outcome:
 async def _compile_all(order: Order, watcher: Tally) -> Outcome:
     with ThreadPoolExecutor(order.workers) as executor:
         cache = KernelCache(order.cache)
-        pool = CompilePool(executor, cache, order.compiler, watcher, order.limit_s, order.workers)
+        pool = CompilePool(executor, cache, order.compiler, watcher, order.limit_s, Places(order.workers))
         ended = await asyncio.gather(*(pool.ensure(kernel) for kernel in order.kernels), return_exceptions=True)
     errors = [each for each in ended if each is not None]
     for error in errors:

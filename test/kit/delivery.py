@@ -12,10 +12,10 @@ from kit.release import installed_release, is_patched, sglang_directory
 
 # What tells that a patched SGLang has a feature: a file, and something in it.
 _MARKS = {
-    "fast-warmup": ("srt/layers/deep_gemm_wrapper/compile_utils.py", "fast_m_list("),
-    "hc-prenorm": ("srt/layers/deep_gemm_wrapper/entrypoint.py", "tf32_hc_prenorm_gemm = "),
-    "mhc-prewarm": ("srt/layers/mhc.py", "get_mhc_pre_token_count_representatives"),
-    "pp-parallel-warmup": ("srt/layers/deep_gemm_wrapper/compile_utils.py", "pp_parallel_deep_gemm_warmup"),
+    "fast-warmup": ("srt/layers/deep_gemm_wrapper/compile_utils.py", "def fast_m_list("),
+    "hc-prenorm": ("srt/layers/deep_gemm_wrapper/entrypoint.py", "def tf32_hc_prenorm_gemm("),
+    "mhc-prewarm": ("srt/layers/mhc.py", "def get_mhc_pre_token_count_representatives("),
+    "pp-parallel-warmup": ("srt/layers/deep_gemm_wrapper/compile_utils.py", "def pp_parallel_deep_gemm_warmup("),
     "attn-tp-gather": ("srt/server_args.py", "disable_attn_tp_gather: bool"),
     "exact-warmup": ("srt/layers/deep_gemm_wrapper/compile_utils.py", "EXACT_WARMUP = "),
 }
@@ -40,7 +40,7 @@ class ByPlugin:
 
         if INSTALLED.exact is not None:
             INSTALLED.exact.forget()
-        forget_prenorm()
+        _forget_prenorm()
 
     def has(self, feature: str) -> bool:
         """Whether it is installed, or waits for what it hooks."""
@@ -57,10 +57,10 @@ class ByPatches:
 
     def start_again(self) -> None:
         """Empty what the patched modules keep for their process."""
-        from sglang.srt.layers.deep_gemm_wrapper import compile_utils
+        from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
 
         compile_utils.EXACT_WARMUP.forget()
-        forget_prenorm()
+        entrypoint._HC_PRENORM_GEMMS.clear()
 
     def has(self, feature: str) -> bool:
         """Whether the source says so."""
@@ -68,14 +68,15 @@ class ByPatches:
         return mark in Path(sglang_directory(), path).read_text(encoding="utf-8")
 
 
-def forget_prenorm() -> None:
-    """Empty what the prenorm's wrapper keeps: the buckets that are warm, and DeepGEMM's own function."""
+def _forget_prenorm() -> None:
+    """Empty what the plugin's wrapper of the prenorm keeps: the buckets that are warm, and DeepGEMM's own function."""
     from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+    from sglang_warmstart.sglang.hc_prenorm import DIRECT
 
     wrapper = getattr(entrypoint, "tf32_hc_prenorm_gemm", None)
     if wrapper is not None:
         inspect.getclosurevars(wrapper).nonlocals.get("warmed", {}).clear()
-        vars(wrapper).pop("__warmstart_direct__", None)
+        vars(wrapper).pop(DIRECT, None)
 
 
 def delivery_here() -> Delivery:

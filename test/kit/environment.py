@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from kit.release import Release, installed_release
+from kit.release import Release, installed_release, is_patched
 
 _CACHES = (
     "DG_JIT_CACHE_DIR",
@@ -23,10 +23,15 @@ _CACHES = (
     "XDG_CACHE_HOME",
 )
 
+# Names a plugin that is not there, and so none.
+NO_PLUGIN = {"SGLANG_PLUGINS": "none"}
+
 
 def _settings(release: Release) -> dict[str, str]:
     # A machine may have a libnccl that SGLang would find and load; without a GPU that ends in an error.
-    return {"SGLANG_NCCL_SO_PATH": "/nonexistent", **release.environment}
+    settings = {"SGLANG_NCCL_SO_PATH": "/nonexistent", **release.environment}
+    # The package is there for the last patch to call, and what is tested is what the patches do without the plugin.
+    return {**settings, **NO_PLUGIN} if is_patched() else settings
 
 
 @functools.cache

@@ -68,4 +68,5 @@ def sglang_directory() -> Path:
 
 def is_patched() -> bool:
     """Whether the patches of this repository are in the installed SGLang."""
-    return (sglang_directory() / "srt" / "warmstart").is_dir()
+    module = sglang_directory() / "srt" / "layers" / "deep_gemm_wrapper" / "compile_utils.py"
+    return module.is_file() and "EXACT_WARMUP" in module.read_text(encoding="utf-8")

@@ -57,23 +57,9 @@ class ServedRank:
         self, runner: ModelRunner, chunked_prefill_size: int = 8192, gpu_id: int = 0, node_rank: int = 0
     ) -> None:
         """What SGLang does when a model runner starts: from here on this process is a rank, if it can be one."""
-        self._update_config(runner, chunked_prefill_size, gpu_id, node_rank)
+        update_config(self._compile_utils, runner, chunked_prefill_size, gpu_id, node_rank)
         # What SGLang itself would sweep: a list of thousands is no different, and takes its time.
         self._compile_utils._BUILTIN_M_LIST = [1, 2, 3]
-
-    def _update_config(self, runner: ModelRunner, chunked_prefill_size: int, gpu_id: int, node_rank: int) -> None:
-        update = self._compile_utils.update_deep_gemm_config
-        if installed_release().version == "0.5.12":
-            server_args = copy.copy(runner.server_args)
-            server_args.chunked_prefill_size, server_args.base_gpu_id = chunked_prefill_size, 0
-            server_args.node_rank = node_rank
-            update(gpu_id, server_args)
-            return
-        from sglang.srt.runtime_context import get_context
-
-        settings = {"model_path": runner.server_args.model_path, "chunked_prefill_size": chunked_prefill_size}
-        with get_context().override_server_args(**settings, base_gpu_id=0, node_rank=node_rank):
-            update(gpu_id)
 
     @property
     def markers(self) -> list[Marker]:
@@ -90,6 +76,27 @@ class ServedRank:
     def calls(self) -> list[tuple[str, int]]:
         """The GEMMs that reached DeepGEMM: function and M."""
         return [(call.name, call.m) for call in self.deep_gemm.calls]
+
+
+def update_config(
+    compile_utils: ModuleType,
+    runner: ModelRunner,
+    chunked_prefill_size: int = 8192,
+    gpu_id: int = 0,
+    node_rank: int = 0,
+) -> None:
+    """What SGLang calls in a rank before it loads weights."""
+    if installed_release().version == "0.5.12":
+        server_args = copy.copy(runner.server_args)
+        server_args.chunked_prefill_size, server_args.base_gpu_id = chunked_prefill_size, 0
+        server_args.node_rank = node_rank
+        compile_utils.update_deep_gemm_config(gpu_id, server_args)
+        return
+    from sglang.srt.runtime_context import get_context
+
+    settings = {"model_path": runner.server_args.model_path, "chunked_prefill_size": chunked_prefill_size}
+    with get_context().override_server_args(**settings, base_gpu_id=0, node_rank=node_rank):
+        compile_utils.update_deep_gemm_config(gpu_id)
 
 
 def compiled_for(*targets: Target) -> Counter[str]:

@@ -170,7 +170,7 @@ def prepare(target: Target, m_max: int) -> Callable[[int], None]:
     if "cannot be called" in target.kernel_type:
         raise ValueError(f"the installed DeepGEMM has no {target.kernel_type}")
     if "names its modules" in target.kernel_type:
-        raise ValueError(" ".join(sorted(name for name in sys.modules if ".kernels." in name)))
+        raise ValueError(" ".join(sorted(name for name in sys.modules if name.startswith("sglang_warmstart."))))
     jit, mishap = Jit(), _MISHAP.search(target.kernel_type)
 
     def call(m: int) -> None:

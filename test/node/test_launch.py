@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from filelock import FileLock
 from kit.fake_nvcc import HANG
 from kit.node import STANDIN, Node, Place, wait_until
 from kit.standin_library import definition
@@ -83,8 +82,10 @@ def test_a_service_does_not_wait_for_a_lock_before_it_ends(tmp_path: Path) -> No
     with ThreadPoolExecutor() as threads, Node(tmp_path) as node:
         rank = place.rank(node)
         rank.warm([TARGET], PLENTY, 30)
-        (lock,) = place.cache.own.glob("markers/*/*.lock")
-        with FileLock(lock):
+        (lock,) = place.cache.locks.directory.glob("marker-*.lock")
+        held = place.cache.locks.take(lock.stem)
+        assert held is not None
+        with held:
             waiting = threads.submit(rank.warm, [TARGET], PLENTY, 30)
             time.sleep(0.2)
             assert not waiting.done()

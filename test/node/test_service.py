@@ -156,25 +156,16 @@ def test_what_is_wrong_with_a_marker_is_said_once(node: Node, place: Place) -> N
     assert "the marker is not used" in note
 
 
-def test_a_half_kernel_is_out_of_the_way_before_the_rank_goes_on(node: Node, place: Place) -> None:
+def test_half_a_kernel_stays_where_it_is_and_is_completed_when_a_target_needs_it(node: Node, place: Place) -> None:
     (half, *_) = sources_of(target())
-    place.cache.path(half).mkdir(parents=True)
-    (place.cache.path(half) / "kernel.cu").touch()
-    (note,) = node.client().hello(place.hello()).notes
-    assert note.startswith(f"{half} lacked one of its two files and is set aside as {place.cache.own}")
-    assert not place.cache.path(half).exists()
+    halves = [place.cache.path(name) for name in (half, f"kernel.gemm.{1:032x}")]
+    for path in halves:
+        path.mkdir(parents=True)
+        (path / "kernel.cu").touch()  # as a DeepGEMM of 2025 leaves it while it compiles
+    inodes = [path.stat().st_ino for path in halves]
     assert warm(place.rank(node), target()).targets == defined(target())
-
-
-def test_of_many_ranks_that_find_a_half_kernel_none_gives_a_false_alarm(node: Node, place: Place) -> None:
-    halves = [f"kernel.gemm.{number:032x}" for number in range(300)]
-    for half in halves:
-        place.cache.path(half).mkdir(parents=True)
-    with ThreadPoolExecutor(8) as threads:
-        welcomes = list(threads.map(lambda _: node.client().hello(place.hello()), range(8)))
-    notes = [note for welcome in welcomes for note in welcome.notes]
-    assert sorted(note.split()[0] for note in notes) == halves
-    assert all("is set aside as" in note for note in notes)
+    assert [path.stat().st_ino for path in halves] == inodes
+    assert [place.cache.has(path.name) for path in halves] == [True, False]
 
 
 def test_only_the_ranks_own_settings_reach_deep_gemm(node: Node, place: Place) -> None:
@@ -664,3 +655,13 @@ def test_a_library_that_cannot_be_imported_spoils_the_answer_and_not_the_service
             (warmed,) = warm(rank, target()).targets
             assert warmed.error.startswith("no process for recording: ")
         assert rank.restore() == Answer(())
+
+
+def test_a_deep_gemm_whose_jit_is_not_known_is_left_alone_with_one_line(
+    node: Node, place: Place, tmp_path: Path
+) -> None:
+    package = tmp_path / "newer" / "deep_gemm"
+    (package / "include" / "deep_jit").mkdir(parents=True)
+    hello = msgspec.structs.replace(place.hello(), deep_gemm=str(package))
+    welcome = node.client().hello(hello)
+    assert welcome.problem == "the JIT of this DeepGEMM (DeepJIT) is not known to this version"

@@ -8,8 +8,8 @@ from making import BEFORE, make_series, write
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A series of three patches, see `making.LINES` and `making.FILES`."""
-    return make_series(tmp_path_factory.mktemp("patches"))
+    """A series of three patches, see `making.STEPS`, with a notice."""
+    return write(make_series(tmp_path_factory.mktemp("patches")), {"NOTICE": b"a notice\n"})
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
-"""Trees and series of patches for the tests, made by real git."""
+"""Trees and series of patches for the tests, made by real git, and the command, run in this process."""
 
 from __future__ import annotations
 
 import os
-import stat
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from sglang_warmstart.cli import app
+from typer.testing import CliRunner
 
 # Content by path; None removes the file. Paths are relative to the directory that holds `sglang`.
 Contents = Mapping[str, bytes | None]
@@ -34,40 +36,28 @@ def numbered(count: int, **lines: str) -> bytes:
 
 
 A, B, GONE = "sglang/srt/a.py", "sglang/srt/b.py", "sglang/srt/gone.py"
-PACKAGE, MODULE = "sglang/srt/added/__init__.py", "sglang/srt/added/deep/module.py"
-BEFORE: Contents = {
+ADDED = "sglang/srt/added/deep/module.py"
+BEFORE = {
     A: numbered(60),
     B: numbered(20),
     GONE: b"to be removed\n",
     "sglang/__init__.py": b"raise RuntimeError('SGLang is not to be imported')\n",
-    "sglang/_version.py": b"version: str\n__version__ = version = '0.5.12'\n__version_tuple__ = (0, 5, 12)\n",
+    "sglang/_version.py": b"__version__ = version = '0.5.12'\n",
 }
-# What each of three patches does: lines of the first file, and other files.
-LINES = ({"_10": "first", "_40": "first too"}, {}, {"_55": "third"})
-FILES: Sequence[Contents] = ({}, {B: numbered(20, _5="second"), PACKAGE: b"", MODULE: b"added = 1\n"}, {GONE: None})
+# What each of three patches does.
+STEPS: tuple[Contents, ...] = (
+    {A: numbered(60, _10="first", _40="first too")},
+    {B: numbered(20, _5="second"), ADDED: b"added = 1\n"},
+    {A: numbered(60, _10="first", _40="first too", _55="third"), GONE: None},
+)
 
 
-def after(*steps: int) -> dict[str, bytes]:
-    """The files after some of the steps, by their numbers."""
-    files, lines = dict(BEFORE), {}
-    for step in steps:
-        files |= FILES[step - 1]
-        lines |= LINES[step - 1]
-    files[A] = numbered(60, **lines)
+def after(count: int) -> dict[str, bytes]:
+    """The files after so many of the patches."""
+    files: dict[str, bytes | None] = dict(BEFORE)
+    for step in STEPS[:count]:
+        files |= step
     return {name: content for name, content in files.items() if content is not None}
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One commit of a series."""
-
-    files: Contents
-    message: str
-
-
-def steps() -> list[Commit]:
-    """The three steps, one on the other, with messages that only say which one it is."""
-    return [Commit({**FILES[number - 1], A: after(*range(1, number + 1))[A]}, f"Step {number}") for number in (1, 2, 3)]
 
 
 def write(directory: Path, files: Contents) -> Path:
@@ -75,16 +65,13 @@ def write(directory: Path, files: Contents) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = directory / name
-        if content is None:
-            path.unlink()
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink() if content is None else path.write_bytes(content)
     return directory
 
 
 def repository(directory: Path, files: Contents) -> Path:
-    """A new repository with one commit."""
+    """A new repository with one commit, of these files and of what is there."""
     write(directory, files)
     git(directory, "init", "--quiet", "--initial-branch=main")
     git(directory, "add", "--all")
@@ -93,23 +80,17 @@ def repository(directory: Path, files: Contents) -> Path:
     return directory
 
 
-def make_series(
-    root: Path, before: Contents = BEFORE, series: Sequence[Commit] | None = None, version: str = "0.5.12"
-) -> Path:
-    """Write a series as it is shipped, made by `git format-patch`.
-
-    Returns:
-        The root, for `patches --series`.
-    """
-    work = repository(root / f".work-{version}", before)
-    for commit in steps() if series is None else series:
-        write(work, commit.files)
+def make_series(root: Path, version: str = "0.5.12") -> Path:
+    """Write the three patches as they are shipped. Returns the root, for `patches --series`."""
+    work = repository(root / f".work-{version}", BEFORE)
+    for number, files in enumerate(STEPS, 1):
+        write(work, files)
         git(work, "add", "--all")
-        git(work, "commit", "--quiet", "--allow-empty", f"--message={commit.message}")
+        git(work, "commit", "--quiet", f"--message=Step {number}")
     out = root / f"sglang-{version}"
-    made = git(work, "format-patch", f"--output-directory={out}", "--text", "--no-renames", "base..main")
+    made = git(work, "format-patch", f"--output-directory={out}", "--no-renames", "base..main")
     listed = "".join(f"{Path(name).name}\n" for name in made.decode().splitlines())
-    (out / "series").write_text(f"# the patches for {version}\n\n{listed}")
+    write(out, {"series": f"# the patches for {version}\n\n{listed}".encode()})
     return root
 
 
@@ -122,13 +103,18 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes]]:
-    """All of a tree that must not change unasked: names, modes, and of files times and bytes."""
-    found = {}
-    for path in sorted([directory, *directory.rglob("*")]):
-        status = path.lstat()
-        if stat.S_ISDIR(status.st_mode):
-            found[str(path)] = (status.st_mode, 0, b"")
-        else:
-            found[str(path)] = (status.st_mode, status.st_mtime_ns, path.read_bytes())
-    return found
+@dataclass(frozen=True)
+class Visit:
+    """How a command ended, and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(root: Path, *arguments: str | Path) -> Visit:
+    """Run `sglang-warmstart patches` with the series of `root`."""
+    result = CliRunner().invoke(app, ["patches", "--series", str(root), *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Visit(result.exit_code, result.stdout, result.stderr)

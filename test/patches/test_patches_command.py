@@ -1,4 +1,4 @@
-"""`patches check`, `apply` and `revert` on trees of every kind, with the real git."""
+"""`patches check`, `apply`, `revert` and `export` on trees of every kind, with the real git."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from making import BEFORE, A, B, after, contents, git, numbered, repository, snapshot, write
-from running import run
+from making import BEFORE, A, B, after, contents, git, make_series, numbered, repository, run, write
 
 
 def nested(tmp_path: Path, ignored: bool) -> Path:
@@ -53,7 +52,7 @@ def test_each_kind_of_tree_is_patched_and_put_back(kind: str, root: Path, tmp_pa
     assert "3 patches would be applied" in run(root, "apply", named, "--dry-run").out
     assert content_of(holder) == BEFORE
     assert "3 patches applied" in run(root, "apply", named).out
-    assert content_of(holder) == after(1, 2, 3)
+    assert content_of(holder) == after(3)
     assert "0 patches apply, 3 are applied" in run(root, "check", named).out
     again = run(root, "apply", named)
     assert (again.status, "applied already, nothing to do" in again.out) == (0, True)
@@ -69,35 +68,35 @@ def test_it_goes_on_where_the_first_patches_are_applied(root: Path, holder: Path
     states = [each["state"] for each in json.loads(run(root, "check", holder, "--json").out)["patches"]]
     assert states == ["applied", "applies", "applies"]
     assert "2 patches applied" in run(root, "apply", holder).out
-    assert contents(holder) == after(1, 2, 3)
+    assert contents(holder) == after(3)
 
 
 def test_a_fork_with_another_line_is_refused_and_nothing_is_changed(root: Path, holder: Path) -> None:
     write(holder, {A: numbered(60, _55="the fork's")})
-    before = snapshot(holder)
+    before = contents(holder)
     for action in ("check", "apply"):
         visit = run(root, action, holder)
         assert (visit.status, visit.out) == (1, "")
         assert "(patch failed: srt/a.py:52). Nothing was changed\n" in visit.err
         assert visit.err.count("\n") == 1
-    assert snapshot(holder) == before
+    assert contents(holder) == before
 
 
 def test_a_patched_line_that_was_changed_since_is_not_taken_back(root: Path, holder: Path) -> None:
     run(root, "apply", holder)
     write(holder, {B: numbered(20, _5="changed since")})
-    before = snapshot(holder)
+    before = contents(holder)
     assert run(root, "revert", holder).status == 1
-    assert snapshot(holder) == before
+    assert contents(holder) == before
 
 
 def test_another_version_is_refused_unless_it_is_named(root: Path, holder: Path) -> None:
     write(holder, {"sglang/_version.py": b"__version__ = version = '0.5.13'\n"})
-    before = snapshot(holder)
+    before = contents(holder)
     visit = run(root, "apply", holder)
     assert (visit.status, visit.out) == (2, "")
     assert "there are patches for 0.5.12 only. Nothing was changed" in visit.err
-    assert snapshot(holder) == before
+    assert contents(holder) == before
     assert "3 patches applied" in run(root, "apply", holder, "--version", "0.5.12").out
     assert "no patches for SGLang 9" in run(root, "check", holder, "--version", "9").err
 
@@ -119,7 +118,7 @@ def test_a_repository_named_in_the_environment_is_not_touched(
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
     assert run(root, "apply", holder).status == 0
-    assert contents(holder) == after(1, 2, 3)
+    assert contents(holder) == after(3)
     assert contents(other) == {"sglang/srt/a.py": b"other\n"}
 
 
@@ -127,11 +126,11 @@ def test_a_directory_that_cannot_be_written_is_told_before_any_file_goes(
     root: Path, holder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Root may write everywhere, so the answer of the system is given here.
-    before, closed = snapshot(holder), holder / "sglang" / "srt"
+    before, closed = contents(holder), holder / "sglang" / "srt"
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
     visit = run(root, "apply", holder)
     assert (visit.status, visit.err) == (1, f"{closed} cannot be written. Nothing was changed\n")
-    assert snapshot(holder) == before
+    assert contents(holder) == before
 
 
 def test_a_list_that_names_a_missing_patch_is_a_line(holder: Path, tmp_path: Path) -> None:
@@ -146,3 +145,35 @@ def test_they_are_listed(root: Path) -> None:
     assert run(root, "list").out.splitlines() == ["SGLang 0.5.12: 3 patches", *(f"  {n}  Step {n}" for n in (1, 2, 3))]
     (listed,) = json.loads(run(root, "list", "--json").out)
     assert [each["subject"] for each in listed["patches"]] == ["Step 1", "Step 2", "Step 3"]
+
+
+def test_what_is_exported_git_am_takes_as_the_command_says(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "not there yet" / "out"
+    for _ in range(2):  # and again, over the same files
+        visit = run(root, "export", "--out", out)
+        assert visit.status == 0
+    assert contents(out) == {**contents(root / "sglang-0.5.12"), "NOTICE": b"a notice\n"}
+    wheel = repository(tmp_path / "wheel", BEFORE)
+    checkout = repository(tmp_path / "checkout", {f"python/{name}": content for name, content in BEFORE.items()})
+    # As printed, in the shell that fills in the names.
+    for work, line in zip((wheel, checkout), visit.out.splitlines()[1:], strict=True):
+        git(work, "-c", f"alias.do=!{line.partition(':')[2].strip()} --quiet", "do")
+        assert contents(work if work is wheel else work / "python") == after(3)
+        assert "0 patches apply, 3 are applied already" in run(root, "check", work).out
+
+
+def test_an_export_that_cannot_be_written_is_a_line_and_leaves_what_was_there(root: Path, tmp_path: Path) -> None:
+    out = write(tmp_path / "out", {"NOTICE": b"another notice\n"})
+    visit = run(root, "export", "--out", out)
+    assert (visit.status, visit.out) == (1, "")
+    assert visit.err == f"{out}/NOTICE is there with other content, nothing was written: name an empty directory\n"
+    assert contents(out) == {"NOTICE": b"another notice\n"}
+    visit = run(root, "export", "--out", out / "NOTICE" / "out")
+    assert (visit.status, visit.err) == (1, f"{out}/NOTICE/out cannot be written (Not a directory)\n")
+
+
+def test_the_newest_version_is_exported_unless_one_is_named(tmp_path: Path) -> None:
+    for version in ("0.5.12", "0.5.9"):
+        make_series(tmp_path, version)
+    for version, named in (("0.5.12", ()), ("0.5.9", ("--version", "0.5.9"))):
+        assert f"files for SGLang {version} are in" in run(tmp_path, "export", "--out", tmp_path / version, *named).out

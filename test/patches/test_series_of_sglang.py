@@ -1,77 +1,54 @@
-"""The committed series: what the sources make, applied as a fork maintainer does, and beside the plugin."""
+"""The committed series: applied as a fork does, carried by the package, beside the plugin, and without either."""
 
 from __future__ import annotations
 
-import ast
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.environment import child_environment
+from kit.environment import NO_PLUGIN, child_environment, python_path
 from kit.release import sglang_directory
 from kit.server import Server
-from sglang_warmstart.cli.patches import patches_in
+from making import contents, git, repository, run
+from sglang_warmstart.cli.patches import SHIPPED, patches_in, subject
+from sglang_warmstart.sglang.feature import find_built_in
+from sglang_warmstart.sglang.features import FEATURES
 
 pytestmark = pytest.mark.release("0.5.12")
 
-PATCHES = Path(__file__).parents[2] / "patches"
-COMMITTED = PATCHES / "sglang-0.5.12"
-IN_SGLANG, PLACED = "sglang.srt.warmstart", Path("sglang/srt/warmstart")
+REPOSITORY = Path(__file__).parents[2]
+COMMITTED = REPOSITORY / "patches" / "sglang-0.5.12"
 SERIES = patches_in(COMMITTED)
 
-# The number of each feature's patch, after which a tree has it.
-FEATURES = {
+# The number of each feature's patch, after which a tree has it. The others are the plugin's alone.
+PATCH_OF = {
     "fast-warmup": 2,
     "attn-tp-gather": 3,
     "hc-prenorm": 4,
     "mhc-prewarm": 4,
     "pp-parallel-warmup": 5,
-    "exact-warmup": len(SERIES),
+    "exact-warmup": 6,
 }
 
 
-def names() -> list[str]:
-    """The patches in their order, as `series` has them."""
-    lines = (COMMITTED / "series").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if not line.startswith("#")]
-
-
 def test_the_series_file_names_every_patch_once_in_the_order_of_their_numbers() -> None:
-    assert names() == sorted(path.name for path in COMMITTED.glob("*.patch"))
-    assert [int(name[:4]) for name in names()] == [*range(1, len(SERIES) + 1)]
+    assert sorted(COMMITTED.glob("*.patch")) == SERIES
+    assert [int(path.name[:4]) for path in SERIES] == [*range(1, len(SERIES) + 1)]
 
 
-@pytest.mark.parametrize("name", names())
-def test_each_patch_tells_a_reviewer_what_he_asks(name: str) -> None:
-    message, _, diff = (COMMITTED / name).read_text(encoding="utf-8").partition("\n---\n")
+@pytest.mark.parametrize("patch", SERIES, ids=lambda patch: patch.name[:4])
+def test_each_patch_tells_a_reviewer_what_he_asks_and_knows_the_package_only_where_it_calls_it(patch: Path) -> None:
+    message, _, diff = patch.read_text(encoding="utf-8").partition("\n---\n")
     for part in ("\nSwitched off: ", "\nTested: ", "\nUpstream: "):
         assert part in message
     assert max(map(len, message.splitlines()[4:])) <= 72
-    assert "GIT binary patch" not in diff
-
-
-def hunks(patch: Path) -> Iterator[list[str]]:
-    """The hunks of a patch, without their heads."""
-    for hunk in re.split(r"^@@ .*\n", patch.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        yield hunk.partition("\ndiff --git ")[0].splitlines()
-
-
-@pytest.mark.parametrize("name", names())
-def test_a_patch_has_no_more_of_sglang_than_it_needs_to_find_its_place(name: str) -> None:
-    for hunk in hunks(COMMITTED / name):
-        for lines in (hunk, hunk[::-1]):
-            leading = next(number for number, line in enumerate(lines) if line[:1] in {"+", "-"})
-            assert leading <= 3
-
-
-# A fork
+    assert "new file mode" not in diff and "GIT binary patch" not in diff
+    assert ("sglang_warmstart" in diff) is (patch == SERIES[-1])
 
 
 @dataclass(frozen=True)
@@ -80,144 +57,133 @@ class Fork:
 
     tree: Path
 
-    def git(self, *arguments: str) -> str:
-        identity = ("-c", "user.name=Fork", "-c", "user.email=fork@example.com", "-c", "core.autocrlf=false")
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=self.tree, check=True, capture_output=True, text=True
-        ).stdout
-
     def at(self, number: int) -> Path:
         """The tree after so many patches."""
-        self.git("checkout", "--quiet", "--force", f"main~{len(SERIES) - number}")
+        git(self.tree, "checkout", "--quiet", "--force", f"main~{len(SERIES) - number}")
         return self.tree
 
 
 @pytest.fixture(scope="module")
 def fork(tmp_path_factory: pytest.TempPathFactory) -> Fork:
-    fork = Fork(tmp_path_factory.mktemp("fork"))
-    shutil.copytree(sglang_directory(), fork.tree / "sglang", ignore=shutil.ignore_patterns("__pycache__"))
-    (fork.tree / ".gitignore").write_text("__pycache__/\n")
-    fork.git("init", "--quiet", "--initial-branch=main")
-    fork.git("add", "--all")
-    fork.git("commit", "--quiet", "--message", "SGLang 0.5.12")
-    fork.git("am", "--quiet", *(str(COMMITTED / name) for name in names()))
-    return fork
+    tree = tmp_path_factory.mktemp("fork")
+    shutil.copytree(sglang_directory(), tree / "sglang", ignore=shutil.ignore_patterns("__pycache__"))
+    repository(tree, {".gitignore": b"__pycache__/\n"})
+    git(tree, "am", "--quiet", *map(str, SERIES))
+    return Fork(tree)
 
 
-def test_git_am_takes_the_series_and_the_log_tells_it(fork: Fork) -> None:
-    subjects = fork.git("log", "--format=%s", "--reverse", "main").splitlines()
-    assert subjects == ["SGLang 0.5.12", *(commit.subject for commit in SERIES)]
+def test_the_log_of_a_fork_tells_the_series(fork: Fork) -> None:
+    subjects = git(fork.tree, "log", "--format=%s", "--reverse", "base..main").decode().splitlines()
+    assert subjects == [subject(patch) for patch in SERIES]
 
 
-def test_the_last_tree_is_the_one_that_apply_makes(fork: Fork, tmp_path: Path) -> None:
-    shutil.copytree(sglang_directory(), tmp_path / "sglang", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [str(Path(sys.executable).with_name("sglang-warmstart")), "patches", "apply", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True)
-    fork.at(len(SERIES))
-    done = subprocess.run(
-        ["diff", "--recursive", "--brief", "--exclude=__pycache__", fork.tree / "sglang", tmp_path / "sglang"],
-        capture_output=True,
-        text=True,
+def test_apply_makes_what_git_am_makes_and_revert_takes_it_back(fork: Fork, tmp_path: Path) -> None:
+    touched = git(fork.tree, "diff", "--name-only", "base", "main").decode().split()
+    for number, action in ((0, None), (len(SERIES), "apply"), (0, "revert")):
+        tree = fork.at(number)
+        if action is None:
+            for path in [*touched, "sglang/__init__.py", "sglang/_version.py"]:
+                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(tree / path, tmp_path / path)
+            continue
+        assert run(SHIPPED, action, tmp_path).status == 0
+        made = contents(tmp_path)
+        assert made == {path: (tree / path).read_bytes() for path in made}
+
+
+def test_a_wheel_carries_the_series_and_lists_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a build leaves its traces
+    for name in ("python", "patches"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy2(REPOSITORY / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", tmp_path, source], check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    shipped = {path: text for path, text in contents(REPOSITORY / "patches").items() if path != "README.md"}
+    assert contents(tmp_path / "site" / "sglang_warmstart" / "cli" / "patches_data") == shipped
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sglang_warmstart.cli import main; main()"
+    listed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "site"), "patches", "list"], capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == (0, "")
+    assert listed.stdout.startswith(f"SGLang 0.5.12: {len(SERIES)} patches\n")
 
 
-def test_with_the_package_below_python_it_is_taken_too(fork: Fork, tmp_path: Path) -> None:
-    repository = Fork(tmp_path)
-    pristine = fork.at(0)
-    touched = [
-        path
-        for path in fork.git("diff", "--name-only", f"main~{len(SERIES)}", "main").split()
-        if (pristine / path).exists()
-    ]
-    assert touched
-    for path in touched:
-        (tmp_path / "python" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(pristine / path, tmp_path / "python" / path)
-    repository.git("init", "--quiet", "--initial-branch=main")
-    repository.git("add", "--all")
-    repository.git("commit", "--quiet", "--message", "as released")
-    repository.git("am", "--quiet", "--directory=python", *(str(COMMITTED / name) for name in names()))
-    made = {path: (tmp_path / "python" / path).read_bytes() for path in touched}
-    fork.at(len(SERIES))
-    assert made == {path: (fork.tree / path).read_bytes() for path in touched}
-
-
-@pytest.mark.parametrize("number", range(1, len(SERIES) + 1))
-def test_each_step_leaves_a_tree_that_has_all_it_imports(number: int, fork: Fork) -> None:
+@pytest.mark.parametrize("number", range(len(SERIES) + 1))
+def test_the_plugin_finds_what_a_tree_has(number: int, fork: Fork) -> None:
     tree = fork.at(number)
-    users = [tree / path for path in fork.git("diff", "--name-only", f"main~{len(SERIES)}", "HEAD").split()]
-    imports = [(path, *each) for path in users for each in imports_of_ours(path)]
-    for path, module, name in imports:
-        file, package = tree / f"{module.replace('.', '/')}.py", tree / module.replace(".", "/")
-        if package.is_dir():  # a module of the package
-            assert (package / f"{name}.py").is_file(), f"{path}: {module}.{name}"
-        else:
-            assert name in definitions_of(file), f"{path}: {module}.{name}"
-    assert (tree / PLACED).is_dir() == bool(imports)
+    found = {feature.name for feature in FEATURES if find_built_in(feature, tree / "sglang")}
+    assert found == {name for name, patch in PATCH_OF.items() if patch <= number}
 
 
-def imports_of_ours(path: Path) -> Iterator[tuple[str, str]]:
-    """What a module takes of `sglang.srt.warmstart`: from which module, and which name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(IN_SGLANG):
-            yield from ((node.module, alias.name) for alias in node.names)
+def environment_of(tree: Path, **extra: str | None) -> dict[str, str]:
+    """Of a process that imports SGLang from a tree."""
+    return child_environment({"SGLANG_PLUGINS": None, "PYTHONPATH": python_path(tree), **extra})
 
 
-def definitions_of(path: Path) -> set[str]:
-    """What a module has at its top."""
-    found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):
-            found.update(target.id for target in node.targets if isinstance(target, ast.Name))
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found.add(node.target.id)
-    return found
+# What exact warm-up is told, what SGLang sweeps, and what is said, in a rank of a patched SGLang.
+RANK = """
+import json, logging, sys
+if sys.argv[1] == "no package":
+    sys.modules["sglang_warmstart"] = None
+lines, told, swept = [], [], []
+logging.basicConfig(level=logging.INFO)
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logging.getLogger().addHandler(handler)
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.layers.deep_gemm_wrapper import compile_utils
+from sglang.srt.server_args import ServerArgs
+if sys.argv[1] != "no package":
+    from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
+    connect = ExactWarmup.connect
+    ExactWarmup.connect = lambda exact, *arguments: told.append(1) or connect(exact, *arguments)
+compile_utils._compile_deep_gemm_one_type_all = lambda m_list, **_: swept.append(len(m_list))
+compile_utils.update_deep_gemm_config(0, ServerArgs("dummy", chunked_prefill_size=8192))
+for _ in range(2):
+    with compile_utils.deep_gemm_execution_hook(5, 64, 32, 1, compile_utils.DeepGemmKernelType.GEMM_NT_F8F8BF16):
+        pass
+said = [line for line in lines if "No exact warm-up" in line]
+print("found", json.dumps([len(told), swept, said, any("built in: " in line for line in lines)]))
+"""
 
 
-def test_what_is_placed_knows_nothing_of_the_plugin(fork: Fork) -> None:
-    tree = fork.at(len(SERIES))
-    for path in (tree / PLACED).rglob("*.py"):
-        assert not re.search(r"\bsglang_warmstart\b", path.read_text(encoding="utf-8")), path
-
-
-# Beside the plugin
-
-
-def beside_the_plugin(tree: Path) -> dict[str, str]:
-    """The environment of a process that imports SGLang from a tree, in one that has the plugin."""
-    environment = child_environment(dict.fromkeys(os.environ.keys() & {"SGLANG_WARMSTART", "SGLANG_PLUGINS"}))
-    return {**environment, "PYTHONPATH": f"{tree}{os.pathsep}{environment['PYTHONPATH']}"}
-
-
-@pytest.mark.parametrize("number", [1, 2, 4, 5, len(SERIES)])
-def test_the_plugin_leaves_alone_what_a_tree_has_and_adds_the_rest(number: int, fork: Fork) -> None:
+@pytest.mark.parametrize(
+    ("installed", "plugins", "told", "said", "plugin_speaks"),
+    [
+        ("both", None, 1, [], True),
+        ("both", NO_PLUGIN["SGLANG_PLUGINS"], 1, [], False),
+        ("no package", NO_PLUGIN["SGLANG_PLUGINS"], 0, ["No exact warm-up of DeepGEMM: "], False),
+    ],
+    ids=["beside the plugin", "with other plugins", "without the package"],
+)
+def test_the_last_patch_calls_the_package_once_and_does_without_it(
+    installed: str, plugins: str | None, told: int, said: list[str], plugin_speaks: bool, fork: Fork
+) -> None:
+    environment = environment_of(fork.at(len(SERIES)), SGLANG_PLUGINS=plugins)
     done = subprocess.run(
-        [Path(sys.executable).with_name("sglang-warmstart"), "doctor", "--json"],
-        env=beside_the_plugin(fork.at(number)),
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-c", RANK, installed], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    states = {each["name"]: each["state"] for each in json.loads(done.stdout)["features"]}
-    found = {name: "built in" if number >= patch else "active" for name, patch in FEATURES.items()}
-    # Which no patch has.
-    assert states == {**found, **dict.fromkeys(("bundle-restore", "jit-monitor", "start-up-events"), "active")}
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.partition("found ")[2])
+    # Without a GPU exact warm-up leaves each GEMM to SGLang, which sweeps it once.
+    assert found[:2] == [told, [16384]]
+    assert [line[: len(said[0])] for line in found[2]] == said if said else found[2] == []
+    assert found[3] is plugin_speaks
 
 
-def test_a_patched_server_with_the_plugin_says_so_and_answers_as_ever(fork: Fork, tiny_model: Path) -> None:
-    tree, prompt = fork.at(len(SERIES)), [5, 6, 7, 8]
-    with Server(tiny_model, "--disable-attn-tp-gather", environment=beside_the_plugin(tree)) as server:
-        with_both = server.generate(prompt, 8)
-    with Server(tiny_model, environment={"SGLANG_WARMSTART": "0"}) as pristine:
-        assert with_both == pristine.generate(prompt, 8)
-    said = [line for line in server.log.splitlines() if "on SGLang 0.5.12: " in line]
+def test_a_patched_server_with_the_plugin_says_so_and_answers_as_ever(
+    fork: Fork, tiny_model: Path, server: Server
+) -> None:
+    prompt = [5, 6, 7, 8]
+    with Server(tiny_model, "--disable-attn-tp-gather", environment=environment_of(fork.at(len(SERIES)))) as patched:
+        assert patched.generate(prompt, 8) == server.generate(prompt, 8)
+    said = [line for line in patched.log.splitlines() if "on SGLang 0.5.12: " in line]
     assert len(said) == 2, "in the main process, and in the scheduler"
     for line in said:
-        built_in = ", ".join(sorted(FEATURES, key=line.index))
-        assert line.endswith(
-            f"on SGLang 0.5.12: active: bundle-restore, jit-monitor, start-up-events; built in: {built_in}"
-        )
+        built_in = ", ".join(sorted(PATCH_OF, key=line.index))
+        assert line.endswith(f"active: bundle-restore, jit-monitor, start-up-events; built in: {built_in}")

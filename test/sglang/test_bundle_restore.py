@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import importlib
-import multiprocessing
+import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.delivery import Delivery
+from kit.environment import python_path
+from kit.fork_server import ForkServer
 from kit.installed import install
+from kit.launched import launch, ready
 from kit.node import wait_until
 from kit.plans import LAUNCH, identity_in, real_plan
 from kit.release import is_patched
+from kit.served_rank import update_config
 from kit.toolchain import toolchain
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
 
@@ -68,24 +72,6 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     yield told
 
 
-def scheduler(*arguments: Any) -> None:
-    """In the place of a scheduler process."""
-    arguments[-1].send({"status": "ready"})
-
-
-def launch(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, device: str = "cuda") -> None:
-    """SGLang's own start of its scheduler processes."""
-    from sglang.srt.entrypoints import engine
-
-    monkeypatch.setattr(engine, "mp", multiprocessing.get_context("fork"))
-    server_args = copy.copy(runner.server_args)
-    server_args.device = device
-    result, processes = engine.Engine._launch_scheduler_processes(server_args, None, scheduler)
-    result.wait_for_ready()
-    for process in processes:
-        process.join()
-
-
 def is_over(lock: Path) -> bool:
     try:
         with lock.open("rb") as file:
@@ -114,7 +100,7 @@ def test_a_bundle_is_restored_beside_the_start_and_the_service_waits_for_it(
     path = tmp_path / "bundle.tar.zst"
     path.write_bytes(bundle_of(plan, (cubin(name.encode()) for name in plan.kernels)).archive())
     monkeypatch.setenv(BUNDLE, str(path))
-    launch(runner, monkeypatch)
+    launch(runner.server_args, ready)
     (told,) = services
     assert told["exists"]
     assert wait_until(lambda: is_over(told["restoring"]), 30)
@@ -123,12 +109,62 @@ def test_a_bundle_is_restored_beside_the_start_and_the_service_waits_for_it(
     assert "2 kernels restored" in capfd.readouterr().err
 
 
+@pytest.mark.release("0.5.12")
+def test_without_exact_warm_up_the_ranks_wait_for_the_bundle_and_the_main_process_opens_none(
+    forks: ForkServer, deep_gemm: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from kit.bundles import bundle_of, cubin
+
+    plan = real_plan()
+    path = tmp_path / "bundle.tar.zst"
+    path.write_bytes(bundle_of(plan, (cubin(name.encode()) for name in plan.kernels)).archive())
+    environment = {
+        BUNDLE: str(path),
+        "SGLANG_WARMSTART_ONLY": "bundle-restore",
+        "SGLANG_DG_CACHE_DIR": str(tmp_path / "cache"),
+        "CUDA_HOME": str(toolchain().cuda_home),
+        "PYTHONPATH": python_path(Path(__file__).parents[1], deep_gemm.parent),
+    }
+    done = forks.call("kit.launched:server_with_one_rank", str(tiny_model), environment=environment)
+    said = dict(line.split(" ", 1) for line in done.checked().splitlines() if line.startswith(("kernels ", "modules ")))
+    assert len(json.loads(said["kernels"])) == len(plan.kernels), done.err
+    imported = {name for name in json.loads(said["modules"]) if not name.startswith("sglang.")}
+    assert "sglang_warmstart.bundle.start" in imported
+    unwanted = ("sglang_warmstart.bundle.", "sglang_warmstart.node.service", "zstandard", "rich", "typer")
+    assert {name for name in imported if name.startswith(unwanted)} == {"sglang_warmstart.bundle.start"}
+
+
+def test_a_rank_waits_for_a_bundle_for_no_longer_than_it_may(
+    runner: ModelRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sglang.srt.layers.deep_gemm_wrapper import compile_utils
+    from sglang_warmstart.bundle import start
+
+    asked = []
+    monkeypatch.setattr(compile_utils, "ENABLE_JIT_DEEPGEMM", False)  # there is no GPU to be told of
+    monkeypatch.setattr(start, "WAIT_LIMIT_S", 0.2)
+    lock = tmp_path / "lock"
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setenv(exact_warmup.RESTORING, str(lock))
+        begin = time.monotonic()
+        update_config(compile_utils, runner)
+        asked.append(time.monotonic() - begin)
+        assert caplog.messages[-1] == "warmstart: the bundle takes more than 0.2 s: it is not waited for"
+        # Where there is a service, that waits.
+        monkeypatch.setenv(exact_warmup.SERVICE, "/nowhere")
+        begin = time.monotonic()
+        update_config(compile_utils, runner)
+        asked.append(time.monotonic() - begin)
+    assert asked[0] >= 0.2 > asked[1]
+
+
 def test_without_the_switch_nobody_restores_and_the_service_waits_for_nobody(
     runner: ModelRunner, deep_gemm: Path, services: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of an earlier server of this process.
     monkeypatch.setenv(exact_warmup.RESTORING, "/tmp/an old lock")
-    launch(runner, monkeypatch)
+    launch(runner.server_args, ready)
     assert [told["restoring"] for told in services] == [None]
     assert exact_warmup.RESTORING not in os.environ
 
@@ -154,7 +190,7 @@ def test_where_deep_gemm_is_not_warmed_nothing_is_restored(
     for name, value in off.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(BUNDLE, "/a/bundle")
-    launch(runner, monkeypatch, device)
+    launch(runner.server_args, ready, device)
     assert exact_warmup.RESTORING not in os.environ
     assert services == []
 
@@ -169,7 +205,7 @@ def test_where_no_process_can_be_started_the_server_starts_and_one_line_says_so(
 ) -> None:
     monkeypatch.setenv(BUNDLE, "/a/bundle")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "is not there"))
-    launch(runner, monkeypatch)
+    launch(runner.server_args, ready)
     (line,) = [each.getMessage() for each in caplog.records if each.name == "sglang.warmstart"]
     assert line.startswith("warmstart: the bundle is not restored: ")
     assert [told["restoring"] for told in services] == [None]

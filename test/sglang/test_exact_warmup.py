@@ -813,6 +813,7 @@ def test_a_restart_that_cannot_run_dry_loads_what_the_marker_knows_before_the_fi
 
 
 @with_discovery
+@pytest.mark.by_plugin  # the patches come in their order
 def test_it_can_run_dry_where_it_is_the_only_feature(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,7 +168,7 @@ def test_a_refused_warm_up_skips_its_target_and_the_server_goes_on(
     assert bf16_gemm().unique().tolist() == [32.0]
     assert [call.m for call in deep_gemm.calls] == [5, 5]
 
-    warnings = [record.getMessage() for record in caplog.records if record.name == "sglang.warmstart"]
+    warnings = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
     assert len(warnings) == 1
     for named in ("GEMM_NT_BF16BF16F32", "N=64", "K=32", "num_groups=1", "incompatible function arguments"):
         assert named in warnings[0]

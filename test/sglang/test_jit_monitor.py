@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 if is_patched():
-    pytest.skip("is about the plugin, which is not installed beside a patched SGLang", allow_module_level=True)
+    pytest.skip("is about the plugin, which is not loaded into a patched SGLang", allow_module_level=True)
 
 from sglang_warmstart.base.runs import say_ready
-from sglang_warmstart.libraries.deep_gemm import kernel_of
+from sglang_warmstart.libraries.deep_gemm_watch import kernel_of
 from sglang_warmstart.libraries.monitor import JitWhileServingError
 from sglang_warmstart.plugin import loaded_plugin
 from sglang_warmstart.report.reading import read_run
@@ -238,7 +238,7 @@ def test_a_mode_that_is_none_is_said_once_and_warn_is_used(
 ) -> None:
     records = [*caplog.get_records("setup"), *caplog.get_records("call")]
     (line,) = [record.getMessage() for record in records if MONITOR in record.getMessage()]
-    assert line == f'warmstart: {MONITOR}: "loud" is not warn or error or off, using the default'
+    assert line == f'warmstart: {MONITOR}: "loud" is not warn or error or off, using the default warn'
     begin(exact=False)
     dense(m=5)
     assert wait_until(lambda: len(said(caplog)) == 2)
@@ -328,7 +328,7 @@ def test_a_look_that_fails_does_not_end_the_watch(
 
     begin(exact=False)
     with monkeypatch.context() as context:
-        context.setattr("sglang_warmstart.libraries.deep_gemm.call_under_way", fails)
+        context.setattr("sglang_warmstart.libraries.deep_gemm_watch.call_under_way", fails)
         dense(m=5)
         assert wait_until(lambda: len(jit(log)) == 2)
     assert "warmstart: the JIT monitor missed a kernel of deep-gemm's" in caplog.messages
@@ -374,7 +374,7 @@ _KILLED = """
 import os, sys
 from pathlib import Path
 from sglang_warmstart.base.events import EventLog, this_process
-from sglang_warmstart.libraries.deep_gemm import DeepGemmWatch
+from sglang_warmstart.libraries.deep_gemm_watch import DeepGemmWatch
 environment = {"DG_JIT_NVCC_COMPILER": "/bin/true"}
 watch = DeepGemmWatch(EventLog(Path(sys.argv[1]), this_process("rank")), environment, refuse=False, exact=False)
 print(environment["DG_JIT_NVCC_COMPILER"], flush=True)

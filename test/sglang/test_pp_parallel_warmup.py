@@ -556,7 +556,7 @@ def warm_one_stage(runner: ModelRunner) -> Stage:
             module.register_forward_pre_hook(functools.partial(watch, name))
     handler = logging.Handler()
     handler.emit = lambda record: stage.lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("sglang.warmstart").addHandler(handler)
+    logging.getLogger("sglang").addHandler(handler)
 
     compile_utils.pp_parallel_deep_gemm_warmup(runner)
     stage.forwards = [(forward.batch.forward_mode.name, forward.batch.batch_size) for forward in forwards]

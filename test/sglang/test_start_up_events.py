@@ -21,7 +21,7 @@ from sglang_warmstart.base import events
 from sglang_warmstart.base.events import Event, close_log, log_of_process
 
 if is_patched():
-    pytest.skip("is about the plugin, which is not installed beside a patched SGLang", allow_module_level=True)
+    pytest.skip("is about the plugin, which is not loaded into a patched SGLang", allow_module_level=True)
 
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.metrics import METRICS

@@ -1,4 +1,4 @@
-"""What can go wrong between a feature and the SGLang at hand."""
+"""Errors, and how one is said in a line."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def is_intended(error: BaseException) -> bool:
     return isinstance(error, IntendedError) or hasattr(error, "__warmstart_passes__")
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """An error in one line: the first line of its text, or its type's name where it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or ["" if isinstance(error, str) else type(error).__name__])[0]
 
 
 def one_line(error: BaseException) -> str:

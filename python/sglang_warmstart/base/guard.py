@@ -42,7 +42,11 @@ def warn(line: str) -> None:
 
 
 def guarded(
-    where: str, around: Around, original: Callable[..., Any], warn: Callable[[str], None] = warn
+    where: str,
+    around: Around,
+    original: Callable[..., Any],
+    warn: Callable[[str], None] = warn,
+    if_it_fails: Callable[[], object] = lambda: None,
 ) -> Callable[..., Any]:
     """``around(original, *args, **kwargs)`` as a function that does not fail because of us.
 
@@ -52,6 +56,7 @@ def guarded(
 
     Args:
         where: the feature and the hook, for the warning. There is one warning per guard and process.
+        if_it_fails: is called then, before the original is.
     """
     warned = False
 
@@ -67,6 +72,7 @@ def guarded(
             if not warned:
                 warned = True
                 warn(f"warmstart: {where} failed, SGLang goes on without it: {one_line(error)}")
+                if_it_fails()
         # Outside of the handler: what the original raises is not to carry our error as its context.
         if call.error is not None:
             raise call.error

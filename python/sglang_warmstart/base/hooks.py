@@ -69,12 +69,13 @@ class Hooks:
 
         self._undo.append(undo)
 
-    def wrap(self, owner: Owner, name: str, around: Around, *parameters: str) -> None:
+    def wrap(self, owner: Owner, name: str, around: Around, *parameters: str, or_nothing: bool = False) -> None:
         """Put ``around(original, *args, **kwargs)`` in the place of a function of ``owner``.
 
         Args:
             parameters: what the original may take, as "name, name": one of these, followed by optional ones at the
                 most.
+            or_nothing: the feature is of no use without it: where it fails, all of the feature's changes are undone.
 
         Raises:
             StandsAsideError: the function is missing, is ours already, or has other parameters.
@@ -82,7 +83,8 @@ class Hooks:
         raw, original = self._function(owner, name)
         check_parameters(original, parameters, _dotted(owner, name))
         life = self._life
-        guard = self.guarded(_dotted(owner, name), around, original)
+        if_it_fails = self.undo if or_nothing else _nothing
+        guard = guarded(f"{self.feature}: {_dotted(owner, name)}", around, original, self._warn, if_it_fails)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -175,6 +177,9 @@ class Hooks:
                 _unmark(new)
 
         self._undo.append(undo)
+
+
+def _nothing() -> None: ...
 
 
 def class_of(module: ModuleType, name: str) -> type:

@@ -56,7 +56,8 @@ class Listener:
             counters["cache_hits"].labels(library).inc(event.kernels)
         if event.kind == "compile" and not event.cached and not event.error:
             counters["kernels_compiled"].inc()
-        if event.kind == "load" and library == "deep-gemm":
+        # What a library finds in its own cache is a load too, but one that is cached.
+        if event.kind == "load" and not event.cached:
             counters["kernels_loaded"].inc(event.kernels)
-        if event.kind == "restore" and library == "deep-gemm" and not event.cached:
+        if event.kind == "restore" and not event.cached:
             counters["kernels_restored"].inc(event.kernels)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from sglang_warmstart.base.locks import NoLocksError, try_lock
 
 PREFIX = "sglang-warmstart-"
 # A Unix socket's path has room for 107 bytes, and the sockets of multiprocessing lie two levels deeper.
@@ -30,7 +32,8 @@ def make_directory() -> tuple[Path, BinaryIO]:
         directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     try:
         alive = (directory / "fresh").open("wb")
-        fcntl.flock(alive, fcntl.LOCK_EX)
+        with suppress(NoLocksError):  # then nobody takes it for abandoned
+            try_lock(alive)
         (directory / "fresh").rename(directory / ALIVE)  # nobody is to find it without the lock
     except BaseException:
         remove_directory(directory)
@@ -51,7 +54,7 @@ def remove_abandoned() -> None:
             try:
                 if directory.stat().st_uid == os.getuid():
                     with (directory / ALIVE).open("rb") as alive:
-                        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        remove_directory(directory)
-            except OSError:
+                        if try_lock(alive):
+                            remove_directory(directory)
+            except (OSError, NoLocksError):
                 continue  # in use, or somebody else is removing it

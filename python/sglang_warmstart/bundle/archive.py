@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import tarfile
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import BinaryIO
 
 import zstandard
 
+from sglang_warmstart.base import files
 from sglang_warmstart.bundle import manifest as manifests
 from sglang_warmstart.bundle.manifest import BundleError, Manifest
 from sglang_warmstart.bundle.signature import SIGNATURE_SIZE, PublicKey
@@ -66,26 +65,18 @@ def write(
     signature = None if sign is None else sign(data)
     if signature is not None and len(signature) != SIGNATURE_SIZE:
         raise BundleError(f"a signature of {len(signature)} bytes, expected {SIGNATURE_SIZE}")
-    temporary = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
     try:
-        try:
-            with temporary.open("xb") as file:
-                compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
-                with (
-                    compressor.stream_writer(file, closefd=False) as packed,
-                    tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
-                ):
-                    tar.addfile(_member(MANIFEST, len(data)), io.BytesIO(data))
-                    if signature is not None:
-                        tar.addfile(_member(SIGNATURE, len(signature)), io.BytesIO(signature))
-                    for sha256, size in sorted(manifest.files.items()):
-                        _add(tar, sha256, size, contents)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            files.replacing(path) as file,
+            compressor.stream_writer(file, closefd=False) as packed,
+            tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            tar.addfile(_member(MANIFEST, len(data)), io.BytesIO(data))
+            if signature is not None:
+                tar.addfile(_member(SIGNATURE, len(signature)), io.BytesIO(signature))
+            for sha256, size in sorted(manifest.files.items()):
+                _add(tar, sha256, size, contents)
     except OSError as error:
         raise BundleError(_unwritable(path, error)) from error
 
@@ -365,23 +356,10 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _unreadable(sha256: str, error: OSError) -> str:
     return f"{error.filename or sha256} cannot be read ({error.strerror or error}): see that it is there and readable"
 
 
 def _unwritable(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        hint = "make room"
-    elif error.errno in (errno.ENOENT, errno.ENOTDIR):
-        hint = "make its directory"
-    else:
-        hint = "make it writable"
+    hint = "make its directory" if error.errno in (errno.ENOENT, errno.ENOTDIR) else files.hint(error)
     return f"{path} cannot be written ({error.strerror or error}): {hint}, or name another place"

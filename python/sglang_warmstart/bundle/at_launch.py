@@ -1,4 +1,4 @@
-"""Restore a bundle while a server starts: a process of its own, beside the loading of weights.
+"""The process that restores a bundle while a server starts (started by :mod:`.start`).
 
 Whatever goes wrong with the bundle, the server starts as without it, and one line says why.
 """
@@ -9,15 +9,12 @@ import argparse
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from sglang_warmstart.base.events import open_log, timed
-from sglang_warmstart.base.private_directory import ALIVE, make_directory
 from sglang_warmstart.base.switches import BUNDLE
 from sglang_warmstart.bundle import source
 from sglang_warmstart.bundle.manifest import BundleError
@@ -30,41 +27,6 @@ LIMIT_S = 120.0
 _PARENT_CHECK_S = 0.5
 
 logger = logging.getLogger("sglang.warmstart.bundle")
-
-
-def start(bundle: str, key: str | None, cache: Path) -> Path:
-    """Begin to restore a bundle in a process that ends with this one.
-
-    Args:
-        bundle: a path or URL.
-        key: path of the public key that must have signed it, or None.
-        cache: root of DeepGEMM's cache.
-
-    Returns:
-        A file that is locked until that process has ended.
-
-    Raises:
-        OSError: no directory or no process can be made.
-    """
-    directory, alive = make_directory()
-    try:
-        # By the path of this process: it is to find the DeepGEMM that the ranks import.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
-        command = [sys.executable, "-c", code, "--cache", str(cache), "--directory", str(directory)]
-        command += ["--parent", str(os.getpid()), *([f"--key={key}"] if key is not None else [])]
-        with alive:
-            subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                # Not among the arguments, which everybody can read: a URL may have a password in it.
-                env={**os.environ, "TMPDIR": str(directory), BUNDLE.name: bundle},
-                pass_fds=(alive.fileno(),),
-            )
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    return directory / ALIVE
 
 
 def run(bundle: str, key: str | None, cache: Path, environment: Mapping[str, str]) -> int:

@@ -55,8 +55,8 @@ class Cubin(msgspec.Struct, frozen=True):
     worker: str
 
 
-class Watcher(Protocol):
-    """Who shows the progress. Called from one thread."""
+class Receiver(Protocol):
+    """Takes each kernel as it comes. Called from one thread."""
 
     def compiled(self, name: str, kernel: Cubin) -> None:
         """A kernel is there."""
@@ -104,7 +104,7 @@ def compile_all(
     plan: Plan,
     names: Iterable[str],
     executor: Executor,
-    watcher: Watcher,
+    receiver: Receiver,
     *,
     nvcc: str | None = None,
     deep_gemm: str | None = None,
@@ -113,7 +113,7 @@ def compile_all(
     """Compile kernels of a plan, the largest first: they would else be the last to end.
 
     One that cannot be compiled does not keep the others from it. Ends early only by an exception, such as Ctrl-C; what
-    was compiled until then has been told to the watcher, and what waits is dropped.
+    was compiled until then has been told to the receiver, and what waits is dropped.
 
     Args:
         names: of the kernels.
@@ -135,18 +135,18 @@ def compile_all(
         try:
             kernel = future.result()
         except CancelledError:
-            watcher.failed(name, "the cluster has dropped it: see whether its scheduler still runs")
+            receiver.failed(name, "the cluster has dropped it: see whether its scheduler still runs")
         except Exception as error:
             # The compiler's, or a cluster's own: a worker that is lost, say.
-            watcher.failed(name, str(error) or type(error).__name__)
+            receiver.failed(name, str(error) or type(error).__name__)
         else:
-            watcher.compiled(name, kernel)
+            receiver.compiled(name, kernel)
 
     try:
         for future in as_completed(futures):
             tell(future)
     except KeyboardInterrupt:
-        # Some may have ended while the watcher was busy.
+        # Some may have ended while the receiver was busy.
         for future in [each for each in untold if each.done()]:
             tell(future)
         raise

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_warmstart.base.files import hint, put, sync
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.libraries.cached import CachedFile, defect_of, is_staging
 
@@ -107,13 +108,9 @@ class _Building:
                 return 0
         name = self._build(files)
         with _made(self.root, self.top, parts[:-1]) as parent:
-            try:
-                os.rename(name, parts[-1], src_dir_fd=self.staging, dst_dir_fd=parent)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
+            if not put(name, parts[-1], src_dir_fd=self.staging, dst_dir_fd=parent):
                 return 0  # another was faster
-            os.fsync(parent)
+            sync(parent)
         return len(files)
 
     def add(self, parts: _Parts, files: Sequence[CachedFile]) -> int:
@@ -128,7 +125,7 @@ class _Building:
                         with contextlib.suppress(FileExistsError):
                             os.link(_name(file), _name(file), src_dir_fd=built, dst_dir_fd=directory)
                             new += 1
-                os.fsync(directory)
+                sync(directory)
         return new
 
     def _build(self, files: Sequence[CachedFile]) -> str:
@@ -141,8 +138,8 @@ class _Building:
                     shutil.copyfileobj(source, target, _BLOCK)
                     target.flush()
                     os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
-                    os.fsync(descriptor)
-            os.fsync(directory)
+                    sync(descriptor)
+            sync(directory)
         return name
 
 
@@ -239,5 +236,4 @@ def _name(file: CachedFile) -> str:
 
 
 def _unwritable(root: Path, error: OSError) -> str:
-    hint = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "make it writable"
-    return f"the cache {root} cannot be written ({error.strerror or error}): {hint}"
+    return f"the cache {root} cannot be written ({error.strerror or error}): {hint(error)}"

@@ -27,8 +27,8 @@ from sglang_warmstart.deepgemm.identity import build_hash, distribution_of
 from sglang_warmstart.deepgemm.marker import Launch, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
 from sglang_warmstart.deepgemm.target import Target
-from sglang_warmstart.libraries import caches as libraries
 from sglang_warmstart.libraries.cached import CachedFile
+from sglang_warmstart.libraries.table import LIBRARIES
 
 # Publishing waits for the disk, mostly.
 _THREADS = 8
@@ -120,7 +120,8 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
             _mark(cache, manifest.plan, place, compiler, names, {names[name] for name in missing}, restored)
             # Last, and each for itself: DeepGEMM's kernels do not need them.
             for library, files in caches.items():
-                root = libraries.LIBRARIES[library].root(place.environment)
+                root = LIBRARIES[library].root(place.environment)
+                assert root is not None  # else its files would not have been among these
                 try:
                     published = entries.publish(root, files, Path(staging))
                 except BundleError as error:
@@ -183,10 +184,10 @@ def _checked(plan: Plan, place: Place, notes: list[str]) -> str:
 def _caches(manifest: Manifest, place: Place, notes: list[str]) -> dict[str, tuple[CachedFile, ...]]:
     found: dict[str, tuple[CachedFile, ...]] = {}
     for cache in manifest.caches:
-        library = libraries.LIBRARIES.get(cache.library)
+        library = LIBRARIES.get(cache.library)
         if library is None:
             notes.append(f"{cache.library}: this version knows no such cache")
-        elif difference := libraries.mismatch(library, cache.key, place.environment):
+        elif difference := library.mismatch(cache.key, place.environment):
             notes.append(f"{cache.library}: not restored: {difference}")
         else:
             found[cache.library] = cache.files

@@ -22,6 +22,8 @@ _SECRETS = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")
 def opened(place: str, limit_bytes: int = _LIMIT) -> Iterator[BinaryIO]:
     """A bundle as a file that can be read twice: one of another machine is fetched first, into a temporary file.
 
+    A BundleError that is raised while it is open gets the place's name in front.
+
     Args:
         place: a path, or a URL such as ``https://...``, ``s3://bucket/key``, ``gs://...`` or ``hf://...``.
         limit_bytes: no more than that is fetched.
@@ -38,7 +40,10 @@ def opened(place: str, limit_bytes: int = _LIMIT) -> Iterator[BinaryIO]:
     else:
         file = _fetched(place, scheme, limit_bytes)
     with file:
-        yield file
+        try:
+            yield file
+        except BundleError as error:
+            raise BundleError(f"{shown(place)}: {error}") from error
 
 
 def shown(place: str) -> str:

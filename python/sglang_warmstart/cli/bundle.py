@@ -21,9 +21,10 @@ from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.cli.ending import EXIT_FAILED, command
 from sglang_warmstart.cli.show import bundle_as_json, show_bundle
 from sglang_warmstart.deepgemm.plan import Plan
-from sglang_warmstart.libraries import caches as libraries
 from sglang_warmstart.libraries.cached import LibraryCache
-from sglang_warmstart.libraries.caches import Library
+from sglang_warmstart.libraries.collect import collect
+from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.table import parse_include
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 app = typer.Typer(
@@ -47,8 +48,9 @@ _Cache = Annotated[Path | None, typer.Option(help=_CACHE_HELP)]
 @command
 def inspect(bundle: _Bundle, signer: _Signer = None, as_json: _AsJson = False) -> None:
     """Show what is in a bundle: versions, GPU, targets and kernels, and other libraries' caches."""
+    key = _key(signer)
     with source.opened(bundle) as stream:
-        manifest = archive.read(stream, is_signed_by=_key(signer))
+        manifest = archive.read(stream, is_signed_by=key)
         packed_bytes = stream.seek(0, os.SEEK_END)
     if as_json:
         typer.echo(json.dumps(bundle_as_json(manifest, packed_bytes), indent=2))
@@ -63,8 +65,9 @@ def verify(bundle: _Bundle, signer: _Signer = None, as_json: _AsJson = False) ->
 
     Exit status 0 when all is well, 1 when a kernel is none, 2 when it is damaged, hostile or not signed by that key.
     """
+    key = _key(signer)
     with source.opened(bundle) as stream, tempfile.TemporaryDirectory(prefix="warmstart-verify-") as directory:
-        manifest = archive.read(stream, is_signed_by=_key(signer))
+        manifest = archive.read(stream, is_signed_by=key)
         archive.extract(stream, manifest, Path(directory), set(manifest.cubins.values()))
         defects = defects_of(manifest, manifest.cubins, Path(directory))
     missing = len(manifest.plan.kernels) - len(manifest.cubins)
@@ -100,8 +103,9 @@ def unpack(
     damaged, hostile, not signed by that key, or for another DeepGEMM or compiler: then nothing has been written.
     """
     place = place_of(os.environ, cache or deep_gemm_cache(os.environ), deep_gemm)
+    key = _key(signer)
     with source.opened(bundle) as stream:
-        restored = restore(stream, place, _key(signer))
+        restored = restore(stream, place, key)
     if as_json:
         typer.echo(json.dumps(asdict(restored), indent=2))
         return
@@ -151,12 +155,12 @@ def pack(
             sources = _of_bundle(base, _key(signer), Path(directory))
         plan, cubins, caches, notes = sources.plan, sources.cubins, sources.caches, sources.notes
         for library in wanted:
-            collected = libraries.collect(library, os.environ)
+            collected = collect(library, os.environ)
             notes += collected.notes
             if collected.cache.files:
                 caches[library.name] = (collected.cache, collected.contents)
             else:
-                notes.append(f"{library.name}: nothing in {library.root(os.environ)}")
+                notes.append(f"{library.name}: nothing in {library.root(os.environ) or 'a cache of its own'}")
         contents = packing.contents_of(plan, cubins, failed=sources.failed, caches=caches.values())
         archive.write(output, contents.manifest, contents.open, sign=private_key.sign if private_key else None)
     for note in notes:
@@ -204,7 +208,7 @@ def _wanted(include: str | None) -> tuple[Library, ...]:
     if include is None:
         return ()
     try:
-        return libraries.parse_include(include)
+        return parse_include(include)
     except ValueError as error:
         raise BundleError(f"--include: {error}") from error
 

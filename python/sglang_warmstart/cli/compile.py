@@ -103,7 +103,7 @@ class Bundle:
         archive.write(self.path, contents.manifest, contents.open, sign=self.key.sign if self.key else None)
 
 
-class Progress:
+class BundleFiller:
     """Puts each kernel into the bundle, and tells the view."""
 
     def __init__(self, bundle: Bundle, view: View) -> None:
@@ -112,7 +112,7 @@ class Progress:
         self.kernels: list[dict[str, Any]] = []
 
     def compiled(self, name: str, kernel: Cubin) -> None:
-        """See :class:`.compiling.Watcher`."""
+        """See :class:`.build.Receiver`."""
         self._bundle.cubins[name] = kernel.data
         self.kernels.append(
             {"name": name, "seconds": round(kernel.seconds, 3), "bytes": len(kernel.data), "worker": kernel.worker}
@@ -125,7 +125,7 @@ class Progress:
             self._next_write = time.monotonic() + max(_WRITE_AGAIN_S, took / _WRITE_SHARE)
 
     def failed(self, name: str, reason: str) -> None:
-        """See :class:`.compiling.Watcher`."""
+        """See :class:`.build.Receiver`."""
         self._bundle.failed[name] = reason
         self._view.failed(name, reason)
 
@@ -167,11 +167,11 @@ def compile_plan(
         missing = [name for name in plan.kernels if name not in bundle.cubins]
         resumed, start = len(bundle.cubins), time.monotonic()
         view = View(Console(stderr=as_json), plan, missing, resumed)
-        progress = Progress(bundle, view)
+        filler = BundleFiller(bundle, view)
         interrupted = False
         try:
             with _workers(plan, jobs, address, nvcc, deep_gemm) as workers, view.over(workers):
-                compile_all(plan, missing, workers.executor, progress, nvcc=nvcc, deep_gemm=deep_gemm)
+                compile_all(plan, missing, workers.executor, filler, nvcc=nvcc, deep_gemm=deep_gemm)
         except (KeyboardInterrupt, SystemExit):
             # Ctrl-C; or whoever has read the lines is gone: rich ends a program for that.
             interrupted = True
@@ -182,14 +182,14 @@ def compile_plan(
             "bundle": str(output) if bundle.cubins else None,
             "bytes": output.stat().st_size if bundle.cubins else 0,
             "kernels": len(plan.kernels),
-            "compiled": len(progress.kernels),
+            "compiled": len(filler.kernels),
             "resumed": resumed,
             "failed": bundle.failed,
             "interrupted": interrupted,
             "nvcc": Compiler("", plan.compiler).release,
             "seconds": round(time.monotonic() - start, 3),
-            "compile_seconds": round(sum(each["seconds"] for each in progress.kernels), 3),
-            "each": progress.kernels,
+            "compile_seconds": round(sum(each["seconds"] for each in filler.kernels), 3),
+            "each": filler.kernels,
         }
     if as_json:
         typer.echo(json.dumps(summary, indent=2))

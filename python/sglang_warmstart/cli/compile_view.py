@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.build import Cubin
 from sglang_warmstart.bundle.cluster import Workers
 from sglang_warmstart.deepgemm.compiler import Compiler
@@ -41,7 +42,7 @@ class View:
         self._seconds = 0.0
         self._bar = Progress(
             TextColumn("kernels"),
-            BarColumn(),
+            BarColumn(None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left:"),
@@ -75,14 +76,13 @@ class View:
         """A kernel is there."""
         self._done += 1
         self._seconds += kernel.seconds
-        self._add(name, Text("compiled", "green"), f"{kernel.seconds:.1f}", f"{len(kernel.data) / 1024:.0f}")
+        seconds, kib = f"{kernel.seconds:.1f}", f"{len(kernel.data) / 1024:.0f}"
+        self._add(name, f"{seconds} s, {kib} KiB", Text("compiled", "green"), seconds, kib)
 
     def failed(self, name: str, reason: str) -> None:
         """A kernel could not be compiled."""
         self._failed += 1
-        self._add(name, Text("failed", "red"), "", "")
-        if self._live is None:
-            self._line(f"  {_first_line(reason)}")
+        self._add(name, f"failed: {first_line(reason)}", Text("failed", "red"), "", "")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """What came of it all."""
@@ -90,7 +90,7 @@ class View:
             if number == _FAILURES:
                 self._line(f"and {len(summary['failed']) - _FAILURES} more failed: see `bundle inspect --json`")
                 break
-            self._line(f"failed: {short_name(name)}: {_first_line(reason)}", "red")
+            self._line(f"failed: {short_name(name)}: {first_line(reason)}", "red")
         there = summary["compiled"] + summary["resumed"]
         if summary["interrupted"]:
             where = f" are in {summary['bundle']}; the same command goes on from there" if there else ""
@@ -105,21 +105,19 @@ class View:
             "red" if summary["failed"] else "green",
         )
 
-    def _add(self, name: str, state: Text, *numbers: str) -> None:
+    def _add(self, name: str, told: str, *cells: Text | str) -> None:
         self._bar.advance(self._task)
         if self._live is not None:
-            self._last.append((short_name(name), state, *numbers))
+            self._last.append((Text(short_name(name)), *cells))
             return
-        seconds, kib = numbers
-        told = f"{seconds} s, {kib} KiB" if seconds else str(state)
         self._line(f"{self._done + self._failed:>{len(str(self._wanted))}}/{self._wanted}  {short_name(name)}  {told}")
 
     def _table(self) -> Group:
         table = Table(
             Column("kernel", overflow="fold"),
-            Column("", width=8),
-            Column("seconds", justify="right"),
-            Column("KiB", justify="right"),
+            Column("", no_wrap=True),
+            Column("seconds", justify="right", no_wrap=True),
+            Column("KiB", justify="right", no_wrap=True),
             box=box.SIMPLE_HEAD,
         )
         for row in list(self._last):
@@ -141,7 +139,3 @@ def size(count: float) -> str:
         if count < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} GiB"
-
-
-def _first_line(reason: str) -> str:
-    return (reason.strip().splitlines() or [""])[0]

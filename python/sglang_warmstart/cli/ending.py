@@ -9,6 +9,7 @@ from typing import ParamSpec
 
 import typer
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.toolchain import ToolchainError
 from sglang_warmstart.deepgemm import plan as plans
@@ -33,7 +34,8 @@ def command(function: Callable[_Parameters, None]) -> Callable[_Parameters, None
         try:
             function(*args, **kwargs)
         except (BundleError, PlanError, ToolchainError) as error:
-            typer.echo(str(error), err=True)
+            # A compiler's words may be in it, and those have many lines.
+            typer.echo(first_line(error), err=True)
             raise typer.Exit(EXIT_REFUSED) from error
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

@@ -15,11 +15,11 @@ from typing import Annotated, ParamSpec
 
 import typer
 
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.cli import git_apply
 from sglang_warmstart.cli import sglang_tree as trees
 from sglang_warmstart.cli.patch_errors import NO_TREE, PatchesError
 from sglang_warmstart.cli.sglang_tree import Tree
-from sglang_warmstart.deepgemm.cache import write_atomically
 
 SHIPPED = Path(__file__).parent / "patches_data"
 _INDEX, _NOTICE = "series", "NOTICE"

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.bundle import packing, toolchain
 from sglang_warmstart.cli.ending import EXIT_FAILED, command, read_plans
 from sglang_warmstart.cli.show import show_plan
 from sglang_warmstart.deepgemm import plan as plans
-from sglang_warmstart.deepgemm.cache import write_atomically
 from sglang_warmstart.deepgemm.plan import PlanError
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.manifest import Manifest
 from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.deepgemm.compiler import Compiler
@@ -41,13 +42,17 @@ def _show_launch(plan: Plan, launch: PlannedLaunch, console: Console, cubins: se
         f"rank {told.get('rank', '?')} ({sizes}) on {launch.gpu}: {launch.num_sms} SMs, sm_{major}{minor}",
         "bold",
     )
-    if console.is_terminal:
-        right = [Column(title, justify="right") for title in ("N", "K", "groups", "SMs", "largest M", "kernels")]
-        table = Table(Column("target", overflow="fold"), *right, box=box.SIMPLE_HEAD)
-        for each in launch.targets:
-            target = each.target
-            numbers = (target.n, target.k, target.num_groups, target.num_sms, target.m_max)
-            table.add_row(target.kernel_type, *map(str, numbers), _count(each.kernels, cubins))
+    right = [Column(title, justify="right") for title in ("N", "K", "groups", "SMs", "largest M", "kernels")]
+    table = Table("target", *right, box=box.SIMPLE_HEAD)
+    for each in launch.targets:
+        target = each.target
+        numbers = (target.n, target.k, target.num_groups, target.num_sms, target.m_max)
+        table.add_row(Text(target.kernel_type), *map(str, numbers), Text(_count(each.kernels, cubins)))
+    # A narrow terminal would cut the columns off.
+    if (
+        console.is_terminal
+        and console.measure(table, options=console.options.update_width(1000)).maximum <= console.width
+    ):
         console.print(table)
         return
     for each in launch.targets:
@@ -74,7 +79,7 @@ def show_bundle(manifest: Manifest, packed_bytes: int, console: Console) -> None
     if missing:
         _line(console, f"{missing} of them are not compiled", "yellow")
     for name, reason in manifest.failed.items():
-        _line(console, f"failed: {short_name(name)}: {(reason.strip().splitlines() or [''])[0]}", "red")
+        _line(console, f"failed: {short_name(name)}: {first_line(reason)}", "red")
     for cache in manifest.caches:
         total = size(sum(manifest.files[file.sha256] for file in cache.files))
         key = ", ".join(f"{name} {value}" for name, value in cache.key.items())

@@ -6,20 +6,24 @@ directory that lacks one of its two files makes DeepGEMM abort).
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import shutil
+import time
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
+from sglang_warmstart.base import files
+from sglang_warmstart.base.locks import Held, Locks
 from sglang_warmstart.deepgemm import cubin, stub
 
 SOURCE, CUBIN = "kernel.cu", "kernel.cubin"
+
+# How long a kernel that another machine has published is looked for: clients of NFS remember what was not there.
+VISIBLE_S = 5.0
+_LOOK_AGAIN_S = 0.05
 
 
 class CacheError(Exception):
@@ -64,14 +68,21 @@ class KernelCache:
         path = self.path(directory)
         return (path / SOURCE).is_file() and (path / CUBIN).is_file()
 
-    def lock(self, directory: str) -> FileLock:
-        """The lock of one kernel, among all that share the cache. It ends with its holder, however that ends."""
-        locks = self.own / "locks"
+    @cached_property
+    def locks(self) -> Locks:
+        """Among all that share the cache."""
+        return Locks(self.own / "locks")
+
+    def take_lock(self, directory: str) -> Held | None:
+        """The lock of a kernel, or None while another process holds it (see :meth:`Locks.take`).
+
+        Raises:
+            CacheError: the cache cannot be written.
+        """
         try:
-            locks.mkdir(parents=True, exist_ok=True)
+            return self.locks.take(directory)
         except OSError as error:
             raise CacheError(_unwritable(self.root, error)) from error
-        return FileLock(locks / f"{directory}.lock", thread_local=False)
 
     def describe(self, directory: str) -> KernelFile:
         """Size and checksum of a kernel.
@@ -83,7 +94,7 @@ class KernelCache:
         return KernelFile(directory, len(data), hashlib.sha256(data).hexdigest())
 
     def publish(self, directory: str, source: str, data: bytes) -> None:
-        """Make a kernel visible, whole or not at all. One that is there stays.
+        """Make a kernel visible, whole or not at all. One that is there stays; half of one is completed.
 
         Args:
             directory: ``kernel.NAME.DIGEST``.
@@ -96,27 +107,23 @@ class KernelCache:
         defect = "a recorder's stub" if stub.is_stub(data) else cubin.defect_of(data)
         if defect is not None:
             raise CacheError(f"{directory}: the cubin is not published: {defect}")
-        temporary = self.root / "tmp" / f"warmstart-{uuid.uuid4()}"
+
+        def build(place: Path) -> None:
+            files.write_synced(place / SOURCE, source.encode())
+            files.write_synced(place / CUBIN, data)
+
+        path = self.path(directory)
         try:
-            temporary.mkdir(parents=True)
-            try:
-                _write_synced(temporary / SOURCE, source.encode())
-                _write_synced(temporary / CUBIN, data)
-                _sync(temporary)
-                target = self.path(directory)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if target.exists() and not self.has(directory):
-                    # Half a kernel would stay in the way, and DeepGEMM would abort.
-                    self.set_aside(directory)
-                try:
-                    temporary.rename(target)
-                except OSError as error:
-                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not self.has(directory):
-                        raise
-                else:
-                    _sync(target.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            if not path.exists() and not files.publish(path, build, self.root / "tmp"):
+                # Somebody was faster: theirs is used, as soon as this machine's view of a shared cache has it.
+                end = time.monotonic() + VISIBLE_S
+                while not path.exists() and time.monotonic() < end:
+                    time.sleep(_LOOK_AGAIN_S)
+            if path.exists() and not self.has(directory):
+                # DeepGEMM would abort on half a kernel. It is completed where it is, not moved: a DeepGEMM of 2025 may
+                # be filling it just now, and aborts if it goes.
+                files.write_atomically(path / SOURCE, source.encode())
+                files.write_atomically(path / CUBIN, data)
         except OSError as error:
             raise CacheError(_unwritable(self.root, error)) from error
 
@@ -134,49 +141,7 @@ class KernelCache:
             raise CacheError(_unwritable(self.root, error)) from error
         return aside
 
-    def broken(self) -> list[str]:
-        """The kernels that would make DeepGEMM abort: a directory that lacks one of the two files."""
-        try:
-            names = [path.name for path in (self.root / "cache").iterdir()]
-        except OSError:
-            return []
-        return sorted(name for name in names if name.startswith("kernel.") and self._is_broken(name))
-
-    def _is_broken(self, directory: str) -> bool:
-        return self.path(directory).is_dir() and not self.has(directory)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        _write_synced(temporary, data)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 def _unwritable(root: Path, error: OSError) -> str:
-    hint = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "make it writable"
-    return f"the kernel cache {root} cannot be written ({error.strerror or error}): {hint}, or set SGLANG_DG_CACHE_DIR"
+    what = error.strerror or error
+    return f"the kernel cache {root} cannot be written ({what}): {files.hint(error)}, or set SGLANG_DG_CACHE_DIR"

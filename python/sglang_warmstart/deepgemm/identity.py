@@ -32,6 +32,12 @@ class Gpu(msgspec.Struct, frozen=True):
     ordinal: int
     visible: str | None = None
 
+    @property
+    def device(self) -> str:
+        """Which GPU of the node it is, for ranks that see different ones as their first."""
+        visible = (self.visible or "").split(",")
+        return visible[self.ordinal].strip() if self.visible and self.ordinal < len(visible) else str(self.ordinal)
+
 
 class Identity(msgspec.Struct, frozen=True):
     """The key of everything that is remembered of a cache.
@@ -110,6 +116,17 @@ def distribution_of(deep_gemm: Path) -> str:
         name = each.metadata["Name"] or ""
         if name.lower().replace("_", "-").endswith("deep-gemm"):
             return f"{name} {each.version}"
+    return ""
+
+
+def unknown_jit(deep_gemm: Path) -> str:
+    """Why kernels of this DeepGEMM cannot be recorded, in a line; empty if they can.
+
+    Args:
+        deep_gemm: the directory of the package. From 0.2.0 on it has DeepJIT, with another command line and cache.
+    """
+    if (deep_gemm / "include" / "deep_jit").is_dir():
+        return f"the JIT of {distribution_of(deep_gemm) or 'this DeepGEMM'} (DeepJIT) is not known to this version"
     return ""
 
 

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
-from sglang_warmstart.deepgemm.cache import CacheError, KernelCache, KernelFile, write_atomically
+from sglang_warmstart.base import files
+from sglang_warmstart.deepgemm.cache import CacheError, KernelCache, KernelFile
 from sglang_warmstart.deepgemm.identity import Identity
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.target import KernelUse, Target
 
 FORMAT = 2
+
+# After this a marker is written without its lock. At worst a target that another rank adds now is lost, and is recorded
+# once more at the next start.
+LOCK_S = 10.0
 
 Launch = dict[str, str]
 
@@ -123,14 +127,13 @@ class Markers:
                 continue
 
     def add(self, launch: Launch, finished: Iterable[TargetKernels]) -> None:
-        """Add targets to the marker of a launch. Those that it has are replaced.
+        """Add targets, maybe none, to the marker of a launch. Those that it has are replaced.
 
         Raises:
             OSError: the cache cannot be written, or a kernel is not there.
         """
         path = self.path(launch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with self.cache.locks.held(f"marker-{path.parent.name}-{path.stem}", LOCK_S):
             try:
                 known = {each.target: each for each in self._read(path).targets}
             except (FileNotFoundError, MarkerError):
@@ -144,7 +147,7 @@ class Markers:
                 targets=tuple(known[target] for target in sorted(known)),
                 files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
             )
-            write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
+            files.write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
 
     def _read(self, path: Path) -> Marker:
         data = path.read_bytes()
@@ -169,7 +172,8 @@ class Markers:
                 continue
             if self.cache.path(file.directory).exists():
                 defects.append(f"{file.directory} is not what it was ({what})")
-                if not self._is_known(file.directory):
+                # Half a kernel stays: it may be filled just now, and is completed by whoever compiles it.
+                if self.cache.has(file.directory) and not self._is_known(file.directory):
                     self._set_aside(file.directory)
             else:
                 defects.append(f"{file.directory} is not in the cache")
@@ -192,7 +196,7 @@ class Markers:
             found = self.cache.describe(directory)
         except OSError:
             return False
-        return self.cache.has(directory) and any(found in marker.files for marker in self.all())
+        return any(found in marker.files for marker in self.all())
 
     def _set_aside(self, directory: str) -> None:
         # A cubin that is not what it was must not be loaded; where it cannot be moved, DeepGEMM will say so itself.

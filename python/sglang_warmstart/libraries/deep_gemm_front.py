@@ -1,6 +1,6 @@
 """The compiler that DeepGEMM runs in a watched process: it runs the real one, and says so.
 
-A program of its own, started by the command that :mod:`.watch_deep_gemm` writes, once per kernel that is compiled. It
+A program of its own, started by the command that :mod:`.deep_gemm_watch` writes, once per kernel that is compiled. It
 imports nothing of this package, and little else: it is to start in milliseconds.
 
 Arguments: SOCKET READY REFUSE COMPILER, then what DeepGEMM gives its compiler.

@@ -1,68 +1,36 @@
-"""FlashInfer's and tvm-ffi's compiles. Both have ninja build a library, and have no hook for that.
+"""What FlashInfer and tvm-ffi have in common: both have ninja build a library, and have no hook for that.
 
-Both run ninja also where nothing is to be built, so what tells is whether the objects have changed. Neither function
-is called again for a kernel that a process has loaded.
+Both run ninja whenever they load a kernel, also where nothing is to be built, so what tells is whether the objects have
+changed. Neither is called again for a kernel that a process has loaded.
 
-Source: ``JitSpec.build`` in FlashInfer's ``jit/core.py``; ``build_ninja`` in tvm-ffi's ``cpp/extension.py``, which
-SGLang's own JIT kernels use (``sglang/jit_kernel``).
+Neither cache can be moved, and what ninja finds out of date is compiled again although the library is there. It is up
+to date if the commands are the same, and so all paths and flags in them; ``.ninja_log``, ``.ninja_deps`` and the
+objects are there beside the library; the objects have the modification times that are in ``.ninja_deps``; and no source
+and no header is newer than they are. pip gives a header the time of its installation. The time of ``build.ninja`` does
+not matter.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import emit, now
-from sglang_warmstart.base.hooks import Hooks, class_of
+from sglang_warmstart.libraries.library import Library
 
-_REMEDY = (
-    "a forward of this kind before the server is ready would have, or {0}'s cache out of a bundle "
-    "(bundle pack --include {0})"
-)
-
-
-def watch_flashinfer(hooks: Hooks, core: ModuleType) -> None:
-    """Record what FlashInfer compiles.
-
-    Args:
-        core: ``flashinfer.jit.core``.
-
-    Raises:
-        StandsAsideError: it looks different.
-    """
-
-    def build(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _building("flashinfer", str(self.name), Path(self.build_dir)):
-            return original(self, *args, **kwargs)
-
-    hooks.wrap(class_of(core, "JitSpec"), "build", build, "self, verbose", "self, verbose, need_lock")
-
-
-def watch_tvm_ffi(hooks: Hooks, extension: ModuleType) -> None:
-    """Record what tvm-ffi compiles.
-
-    Args:
-        extension: ``tvm_ffi.cpp.extension``.
-
-    Raises:
-        StandsAsideError: it looks different.
-    """
-
-    def build_ninja(original: Callable[..., Any], build_dir: str, *args: Any, **kwargs: Any) -> Any:
-        # The directory is named after the module, with a hash of all that goes into it.
-        with _building("tvm-ffi", Path(build_dir).name.rpartition("_")[0], Path(build_dir)):
-            return original(build_dir, *args, **kwargs)
-
-    hooks.wrap(extension, "build_ninja", build_ninja, "build_dir")
+LEFT_OUT = ("*.o.d", "*.recompact", "*.lock")
 
 
 @contextmanager
-def _building(library: str, name: str, directory: Path) -> Iterator[None]:
+def building(library: Library, name: str, directory: Path) -> Iterator[None]:
+    """Record whether what happens inside builds something in a directory.
+
+    Args:
+        name: of the module that is built.
+    """
     at, before = now(), _built(directory)
     failure = ""
     try:
@@ -73,9 +41,9 @@ def _building(library: str, name: str, directory: Path) -> Iterator[None]:
     finally:
         seconds = now() - at
         if failure or _built(directory) != before:
-            emit("jit", name, at, seconds, library=library, error=failure, remedy=_REMEDY.format(library))
+            emit("jit", name, at, seconds, library=library.name, error=failure, remedy=library.remedy)
         else:
-            emit("load", name, at, seconds, library=library, cached=True)
+            emit("load", name, at, seconds, library=library.name, cached=True)
 
 
 def _built(directory: Path) -> dict[str, int]:

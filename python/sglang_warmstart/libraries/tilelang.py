@@ -1,51 +1,91 @@
-"""TileLang's compiles, where it makes a kernel that its cache does not have. It has no hook for that.
-
-Source: ``JITKernel`` in TileLang's ``jit/kernel.py``: its constructor compiles, unless it is told that the kernel comes
-from the cache (``from_database``).
-"""
+"""TileLang: watched where it makes a kernel that its cache does not have. Its cache can be moved."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.hooks import Hooks, class_of
-
-REMEDY = (
-    "mhc-prewarm would have if this is mHC's and its token count lies within a prefill chunk, or TileLang's cache out "
-    "of a bundle (bundle pack --include tilelang)"
-)
+from sglang_warmstart.libraries import machine
+from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.machine import NOT_INSTALLED, Environment
 
 
-def watch(hooks: Hooks, kernel: ModuleType) -> None:
-    """Record what TileLang compiles.
+class TileLang(Library):
+    """TileLang.
 
-    Args:
-        kernel: ``tilelang.jit.kernel``.
+    An entry of the cache is a directory; ``params.pkl`` is written last, each file is renamed into place. The
+    directory's name is a hash over the kernel, options, TileLang's version, and size and modification time in
+    nanoseconds of ``libtilelang.so``, but not over the version of CUDA's compiler.
 
-    Raises:
-        StandsAsideError: it looks different.
+    Building ahead: ``tilelang.compile`` with the target ``cuda -arch=sm_...`` needs no GPU. There is no lock: the first
+    to rename wins.
     """
-    cls = class_of(kernel, "JITKernel")
-    signature = inspect.signature(vars(cls)["__init__"])
 
-    def __init__(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        name, shape, cached = "a kernel", "", False
-        with contextlib.suppress(Exception):  # what it is given is TileLang's and TVM's; it says itself what is wrong
-            given = signature.bind(*args, **kwargs).arguments
-            function, cached = given.get("func"), bool(given.get("from_database"))
-            name, shape = _name(function), _shape(function)
-        if cached:
-            original(*args, **kwargs)
-            return
-        with timed("jit", name, library="tilelang", shape=shape, remedy=REMEDY):
-            original(*args, **kwargs)
+    name = "tilelang"
+    distributions = ("tilelang",)
+    # Python sources that are written each time, and a library that torch builds.
+    left_out = ("tmp", "py-cache", "sparse_compressor", "*.lock")
+    module = "tilelang.jit.kernel"
+    hook = "tilelang.jit.kernel.JITKernel.__init__"
+    why_there = "TileLang has no hook; it compiles here what its cache does not have"
+    remedy = (
+        "mhc-prewarm would have if this is mHC's and its token count lies within a prefill chunk, or TileLang's cache "
+        "out of a bundle (bundle pack --include tilelang)"
+    )
 
-    hooks.wrap(cls, "__init__", __init__, "self, func")
+    def root(self, environment: Environment) -> Path | None:
+        """Source: ``Environment`` in ``tilelang/env.py``.
+
+        With an empty variable, TileLang cannot be imported.
+        """
+        named = environment.get("TILELANG_CACHE_DIR")
+        if named is not None:
+            return machine.absolute(Path(named)) if named else None
+        # Without a home, TileLang has a directory "~".
+        return machine.absolute((machine.home(environment) or Path("~")) / ".tilelang" / "cache")
+
+    def key(self, environment: Environment) -> dict[str, str]:
+        """Source: ``KernelCache`` in ``tilelang/cache/kernel_cache.py``; its kernels are called through tvm-ffi."""
+        package, library = machine.package("tilelang"), NOT_INSTALLED
+        if package is not None and (path := package / "lib" / "libtilelang.so").is_file():
+            status = path.stat()
+            library = f"{status.st_size} bytes of {status.st_mtime_ns} ns"
+        return {
+            "tilelang": machine.version(*self.distributions),
+            "libtilelang.so": library,
+            "tvm-ffi": machine.version("apache-tvm-ffi"),
+            "CUDA": machine.cuda_version(machine.cuda_home(environment)),
+            **machine.host(),
+        }
+
+    def watch(self, hooks: Hooks, module: ModuleType) -> None:
+        """See :class:`Library`.
+
+        Source: ``JITKernel`` in TileLang's ``jit/kernel.py``: its constructor compiles, unless it is told that the
+        kernel comes from the cache (``from_database``).
+        """
+        cls = class_of(module, "JITKernel")
+        signature = inspect.signature(vars(cls)["__init__"])
+
+        def __init__(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            name, shape, cached = "a kernel", "", False
+            with contextlib.suppress(Exception):  # TileLang itself says what is wrong with what it is given
+                given = signature.bind(*args, **kwargs).arguments
+                function, cached = given.get("func"), bool(given.get("from_database"))
+                name, shape = _name(function), _shape(function)
+            if cached:
+                original(*args, **kwargs)
+                return
+            with timed("jit", name, library=self.name, shape=shape, remedy=self.remedy):
+                original(*args, **kwargs)
+
+        hooks.wrap(cls, "__init__", __init__, "self, func")
 
 
 def _name(function: Any) -> str:

@@ -1,38 +1,85 @@
-"""Triton's compiles, by its own hook: ``triton.knobs.compilation.listener``.
+"""Triton: watched by its own hook, ``triton.knobs.compilation.listener``. Its cache cannot be moved.
 
-Source: ``CompilationListener`` in Triton's ``knobs.py`` (3.4 and later), called by ``compile`` in ``compiler.py`` after
-each kernel that was not in the process's memory, with the times that it took, and whether Triton's cache had it.
+Source: ``CompilationListener`` and ``cache_knobs`` in Triton's ``knobs.py`` (3.4 and later). ``compile`` in
+``compiler.py`` calls the listener after each kernel that was not in the process's memory, with the times that it took,
+and whether Triton's cache had it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.events import emit, now
-from sglang_warmstart.base.guard import guarded
+from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.libraries import machine
+from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.machine import Environment
 
-REMEDY = (
-    "a forward of this shape before the server is ready would have (SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP runs larger "
-    "ones), or Triton's cache out of a bundle (bundle pack --include triton)"
-)
+_LISTENER = "triton.knobs.compilation.listener"
 
 
-def watch(triton: ModuleType) -> Callable[[], None]:
-    """Record what Triton compiles from now on, and what it finds in its cache. Returns what ends that.
+class Triton(Library):
+    """Triton.
 
-    Raises:
-        StandsAsideError: this Triton has no such hook.
+    An entry of the cache is a directory; its ``__grp__`` file, written last, holds the absolute paths of the others,
+    each of which is renamed into place. The directory's name is a hash over Triton's own files, the kernel's source,
+    options and the version of ptxas, but over no path.
+
+    Building ahead: ``triton.compile(ASTSource(...), GPUTarget(...))`` needs no GPU and gives the same names. There is
+    no lock: the last to rename wins, and all are equal.
     """
-    compilation: Any = getattr(getattr(triton, "knobs", None), "compilation", None)
-    if not hasattr(compilation, "listener"):
-        raise StandsAsideError("triton.knobs.compilation.listener", "not there")
-    before = compilation.listener
 
-    def listen(
+    name = "triton"
+    distributions = ("triton", "pytorch-triton")  # the second comes with nightly builds of torch
+    left_out = ("*/tmp.pid_*", "*.tmp.pid_*", "*/lock", "*.lock")
+    module = "triton"
+    hook = _LISTENER
+    why_there = "Triton's own hook, called after each compile"
+    remedy = (
+        "a forward of this shape before the server is ready would have (SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP runs larger "
+        "ones), or Triton's cache out of a bundle (bundle pack --include triton)"
+    )
+
+    def root(self, environment: Environment) -> Path | None:
+        """See :class:`Library`. With an empty ``TRITON_CACHE_DIR``, Triton refuses to compile."""
+        named = environment.get("TRITON_CACHE_DIR")
+        if named is not None:
+            return machine.absolute(Path(named)) if named else None
+        above = environment.get("TRITON_HOME")
+        # Without a home, Triton has a directory "~".
+        base = Path(above) if above is not None else machine.home(environment) or Path("~")
+        return machine.absolute(base / ".triton" / "cache")
+
+    def key(self, environment: Environment) -> dict[str, str]:
+        """Source: ``triton/runtime/cache.py``, and ``build.py`` beside it for the launchers, which are Python."""
+        return {
+            "triton": machine.version(*self.distributions),
+            "cache": str(self.root(environment)),
+            **machine.host(),
+        }
+
+    def watch(self, hooks: Hooks, module: ModuleType) -> None:
+        """See :class:`Library`."""
+        compilation: Any = getattr(getattr(module, "knobs", None), "compilation", None)
+        if not hasattr(compilation, "listener"):
+            raise StandsAsideError(_LISTENER, "not there")
+        before = compilation.listener
+        listener = hooks.guarded(_LISTENER, self._listen, before or _hear_nothing)
+        compilation.listener = listener
+
+        def undo() -> None:
+            if compilation.listener is listener:
+                compilation.listener = before
+
+        hooks.made(_LISTENER, undo)
+
+    def _listen(
+        self,
         original: Callable[..., None],
         *,
         src: Any,
@@ -48,18 +95,9 @@ def watch(triton: ModuleType) -> Callable[[], None]:
             seconds = times.total / 1e6  # Triton counts microseconds
             shape = shape_of(src, metadata)
         if cache_hit:
-            emit("load", name, now() - seconds, seconds, library="triton", shape=shape, cached=True)
+            emit("load", name, now() - seconds, seconds, library=self.name, shape=shape, cached=True)
         else:
-            emit("jit", name, now() - seconds, seconds, library="triton", shape=shape, remedy=REMEDY)
-
-    listener = guarded("jit-monitor: triton.knobs.compilation.listener", listen, before or _hear_nothing)
-    compilation.listener = listener
-
-    def end() -> None:
-        if compilation.listener is listener:
-            compilation.listener = before
-
-    return end
+            emit("jit", name, now() - seconds, seconds, library=self.name, shape=shape, remedy=self.remedy)
 
 
 def _hear_nothing(**_: Any) -> None:

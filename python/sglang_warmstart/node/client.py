@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import protocol
-from sglang_warmstart.node.protocol import Announce, Answer, Hello, LeftOut, Restore, Warm, Welcome
+from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Welcome
 
 # The service has its own limit; this is for one that does not answer at all.
 _GRACE_S = 15.0
@@ -64,7 +64,7 @@ class ServiceClient:
         Raises:
             ServiceGoneError: nobody is there.
         """
-        self._send(LeftOut(target, reason))
+        self._send(CannotDescribe(target, reason))
 
     def announce(self, targets: Iterable[Target], free_bytes: int) -> None:
         """Have work begin on targets that will be asked for.

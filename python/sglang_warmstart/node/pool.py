@@ -14,10 +14,9 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import ParamSpec, Protocol, TypeVar
 
-from filelock import FileLock, Timeout
-
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now
+from sglang_warmstart.base.locks import Held
 from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
 from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler, CompilerError, compile_kernel
 from sglang_warmstart.deepgemm.digest import name_of, short_name
@@ -56,7 +55,7 @@ class CompilePool:
     Args:
         executor: runs ``compile_kernel``; it bounds how many run at once.
         limit_s: seconds for a compile, and for the wait for another process that has begun it.
-        workers: how many the executor runs at once. Only so many locks are held then: what waits here for a core is
+        places: at the node's compilers. Only so many locks are held at once: a kernel that waits here for a core is
             left to other processes that have one free.
     """
 
@@ -67,7 +66,7 @@ class CompilePool:
         compiler: Compiler,
         watcher: Watcher,
         limit_s: float,
-        workers: int = sys.maxsize,
+        places: Places | None = None,
     ) -> None:
         self.compiled = 0
         self._executor = executor
@@ -75,7 +74,7 @@ class CompilePool:
         self._compiler = compiler
         self._watcher = watcher
         self._limit_s = limit_s
-        self._places = _Places(workers)
+        self._places = places or Places(sys.maxsize)
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._lanes = Lanes()
 
@@ -102,33 +101,38 @@ class CompilePool:
             return
         self._watcher.planned()
         try:
-            lock = self._cache.lock(kernel.directory)
             while not self._cache.has(kernel.directory):
                 async with self._places.one_for(size_of(kernel.source)):
-                    if _take(lock):
-                        try:
+                    if (held := await self._take(kernel)) is not None:
+                        with held:
                             await self._compile(kernel, target)
-                        finally:
-                            lock.release()
                         return
-                await self._wait_for_other(lock, kernel)
+                if not await self._wait_for_other(kernel):
+                    # Its holder hangs. Publishing is atomic: a second compile does no harm.
+                    async with self._places.one_for(size_of(kernel.source)):
+                        await self._compile(kernel, target)
+                    return
             _say_found(kernel, target)
         except (CompilerError, CacheError, OSError, BrokenExecutor) as error:
             raise KernelError(f"{kernel.directory}: {error}") from error
         finally:
             self._watcher.finished()
 
-    async def _wait_for_other(self, lock: FileLock, kernel: RecordedKernel) -> None:
-        """Return when the lock's holder has published the kernel, or has let the lock go."""
+    async def _take(self, kernel: RecordedKernel) -> Held | None:
+        # In a thread: a file system whose lock manager is gone does not answer, and the service is to hear its ranks.
+        return await asyncio.to_thread(self._cache.take_lock, kernel.directory)
+
+    async def _wait_for_other(self, kernel: RecordedKernel) -> bool:
+        """Return when the lock's holder has published the kernel, or has let the lock go; False if the time was up."""
         end = time.monotonic() + self._limit_s
         while not self._cache.has(kernel.directory):
-            if _take(lock):
-                lock.release()
-                return
+            if (held := await self._take(kernel)) is not None:
+                held.release()
+                return True
             if time.monotonic() > end:
-                message = f"another process holds its lock for more than {self._limit_s:g} s"
-                raise KernelError(f"{kernel.directory}: {message}")
+                return False
             await asyncio.sleep(_TRY_AGAIN_S)
+        return True
 
     async def _compile(self, kernel: RecordedKernel, target: str) -> None:
         # Its last holder may have published it since we looked.
@@ -193,8 +197,8 @@ class RenewedExecutor(Executor):
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
-class _Places:
-    """Places at the compilers. The largest kernel that waits gets the next one: it would else be the last to end."""
+class Places:
+    """The places at a node's compilers. The largest kernel that waits is the next: else it would end last."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -227,15 +231,6 @@ def size_of(source: str) -> int:
     """
     _, _, instantiation = source.partition("__instantiate_kernel")
     return math.prod(int(number) or 1 for number in re.findall(r"(?<![\w:])\d+(?=[,\s])", instantiation))
-
-
-def _take(lock: FileLock) -> bool:
-    """Take a lock if nobody else holds it. Says whether we hold it now."""
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    return True
 
 
 def _compile_named(name: str, job: CompileJob) -> bytes:

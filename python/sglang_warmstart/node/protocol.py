@@ -21,7 +21,7 @@ class ProtocolError(Exception):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """A rank's first words. Answered by ``Welcome`` once its cache holds nothing that makes DeepGEMM abort.
+    """A rank's first words. Answered by ``Welcome``.
 
     Args:
         cache: root of DeepGEMM's cache.
@@ -60,7 +60,7 @@ class Restore(msgspec.Struct, frozen=True, tag=True):
     """Is there a marker of this launch? Answered by ``Answer``, once nobody is restoring kernels into the cache."""
 
 
-class LeftOut(msgspec.Struct, frozen=True, tag=True):
+class CannotDescribe(msgspec.Struct, frozen=True, tag=True):
     """A target that the rank cannot describe, for the plan to say so. Not answered.
 
     Args:
@@ -129,7 +129,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     known: bool = False
 
 
-Message = Hello | Welcome | Restore | LeftOut | Announce | Warm | Answer
+Message = Hello | Welcome | Restore | CannotDescribe | Announce | Warm | Answer
 
 _decoder = msgspec.msgpack.Decoder(Message)
 

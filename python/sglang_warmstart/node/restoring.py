@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import time
 from pathlib import Path
+
+from sglang_warmstart.base.locks import NoLocksError, try_lock
 
 _TRY_AGAIN_S = 0.05
 
@@ -21,7 +22,7 @@ async def wait_until_unlocked(path: Path, limit_s: float) -> bool:
         False if the time was up.
     """
     end = time.monotonic() + limit_s
-    while _is_locked(path):
+    while await asyncio.to_thread(_is_locked, path):
         if time.monotonic() > end:
             return False
         await asyncio.sleep(_TRY_AGAIN_S)
@@ -31,9 +32,6 @@ async def wait_until_unlocked(path: Path, limit_s: float) -> bool:
 def _is_locked(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+            return not try_lock(file, "shared")
+    except (OSError, NoLocksError):
         return False
-    return False

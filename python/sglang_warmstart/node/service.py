@@ -15,28 +15,30 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
+from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import stub
-from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
+from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
-from sglang_warmstart.deepgemm.identity import identity_of
-from sglang_warmstart.deepgemm.marker import Marker, MarkerError, Markers, TargetKernels, targets_kernels
-from sglang_warmstart.deepgemm.rank_plan import RankPlan
+from sglang_warmstart.deepgemm.identity import identity_of, unknown_jit
+from sglang_warmstart.deepgemm.ledger import Entry, Ledger
+from sglang_warmstart.deepgemm.marker import MarkerError, Markers, TargetKernels, targets_kernels
 from sglang_warmstart.deepgemm.record.child import LIBRARY, RecordingOrder, RecordingProblem, record
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.sinks import LaunchMarker, RankPlan, Sink
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import limits, protocol
-from sglang_warmstart.node.pool import CompilePool, KernelError, RenewedExecutor
+from sglang_warmstart.node.pool import CompilePool, KernelError, Places, RenewedExecutor
 from sglang_warmstart.node.progress import Progress
-from sglang_warmstart.node.protocol import Announce, Answer, Hello, LeftOut, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Warmed, Welcome
 from sglang_warmstart.node.restoring import wait_until_unlocked
 
 # The largest of DeepGEMM's kernels takes nvcc 8 s where all cores compile at once.
@@ -63,19 +65,17 @@ class Workshop:
     pool: CompilePool
     progress: Progress
     stub: asyncio.Task[Path] | None = None
-    # Targets that are being warmed, or have been; and for those that have been, what a marker or a plan says of them.
-    works: dict[Target, asyncio.Task[Warmed]] = field(default_factory=dict)
-    known: dict[Target, TargetKernels] = field(default_factory=dict)
-    recorded: dict[Target, list[RecordedKernel]] = field(default_factory=dict)
+    ledger: Ledger[Target] = field(default_factory=Ledger)
+    under_way: dict[Target, asyncio.Task[Entry]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Rank:
-    """One that asks: its own GPU, launch and plan (where one is made), and the workshop that it shares."""
+class Asker:
+    """A rank that asks: its own GPU and launch, where its targets are kept, and the workshop that it shares."""
 
     hello: Hello
     shop: Workshop
-    plan: RankPlan | None
+    sink: Sink
     notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # its marker
 
@@ -99,12 +99,13 @@ class Service:
         self._plans = plans
         self._under_way: set[asyncio.Task[None]] = set()
         self._workshops: dict[tuple[str, str], Workshop] = {}
+        self._places: Places | None = None
         self._executors: dict[str, Executor] = {}
         self._context = multiprocessing.get_context("forkserver")
         self._children = ThreadPoolExecutor(CHILDREN_MAX, thread_name_prefix="record")
         self._stopped = threading.Event()
         self._room = asyncio.Condition()
-        self._recording = 0
+        self._recording: Counter[str] = Counter()  # children, by GPU
         self._lanes = Lanes()
         self._prepared = False
         self._context.set_forkserver_preload([self._library, record.__module__])
@@ -133,10 +134,10 @@ class Service:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one rank until it goes."""
         try:
-            rank: Rank | None = None
+            rank: Asker | None = None
             answer: Welcome | Answer
             async for message in _messages(reader):
-                if isinstance(message, (Announce, LeftOut)):
+                if isinstance(message, (Announce, CannotDescribe)):
                     await self._told(rank, message)
                     continue
                 if isinstance(message, Hello):
@@ -160,7 +161,7 @@ class Service:
         finally:
             writer.close()
 
-    async def _welcome(self, hello: Hello) -> tuple[Rank | None, Welcome]:
+    async def _welcome(self, hello: Hello) -> tuple[Asker | None, Welcome]:
         try:
             compiler = await asyncio.to_thread(compilers.find, hello.environment, hello.kind)
             identity = await asyncio.to_thread(
@@ -168,31 +169,34 @@ class Service:
             )
         except (CompilerError, OSError) as error:
             return None, Welcome(problem=str(error))
+        if problem := unknown_jit(Path(hello.deep_gemm)):
+            return None, Welcome(problem=problem)
         cache = KernelCache(Path(hello.cache))
-        notes = await asyncio.to_thread(_mend, cache)
         key = (hello.cache, identity.digest)
         shop = self._workshops.get(key)
         if shop is None:
             workers = limits.compile_workers(hello.workers)
             progress = Progress(workers)
             executor = self._executor(hello.kind, workers)
-            pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, workers)
+            # One bound a node, as of the executor: that of the first rank.
+            self._places = self._places or Places(workers)
+            pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, self._places)
             shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress)
-        plan = None
+        sink: Sink = LaunchMarker(shop.markers, hello.launch)
         if self._plans is not None:
             name = f"{identity.digest}-{shop.markers.path(hello.launch).stem}.json"
-            plan = RankPlan(self._plans / name, identity, hello.launch)
-        return Rank(hello, shop, plan), Welcome(notes=tuple(notes), only_plans=plan is not None)
+            sink = RankPlan(self._plans / name, identity, hello.launch)
+        return Asker(hello, shop, sink), Welcome(only_plans=not sink.compiles)
 
-    def _get_ready(self, rank: Rank) -> None:
+    def _get_ready(self, rank: Asker) -> None:
         task = asyncio.create_task(self._prepare_to_record(rank))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
-    async def _prepare_to_record(self, rank: Rank) -> None:
+    async def _prepare_to_record(self, rank: Asker) -> None:
         """Where there is no marker there is work ahead, and the rank is about to find out which."""
         await self._wait_for_restoring()
-        if rank.plan is not None or await self._marker(rank) is None:
+        if await self._earlier(rank) is None:
             self._stub(rank)
             self.prepare()
 
@@ -213,7 +217,7 @@ class Service:
             )
         return self._executors[kind]
 
-    def _stub(self, rank: Rank) -> asyncio.Task[Path]:
+    def _stub(self, rank: Asker) -> asyncio.Task[Path]:
         """What makes the stub, begun by whoever needs it first, and again after a failure."""
         shop = rank.shop
         if shop.stub is None or (shop.stub.done() and shop.stub.exception() is not None):
@@ -230,108 +234,102 @@ class Service:
         await asyncio.to_thread(path.write_bytes, data)
         return path
 
-    async def _restore(self, rank: Rank) -> Answer:
+    async def _restore(self, rank: Asker) -> Answer:
         await self._wait_for_restoring()
-        if rank.plan is not None:
-            return Answer(())
-        marker = await self._marker(rank)
-        targets = () if marker is None else marker.targets
+        targets = await self._earlier(rank)
         if targets:
             names = {use.directory for each in targets for use in each.kernels}
             emit("restore", "by the marker", now(), library="deep-gemm", kernels=len(names), cached=True)
         notes, rank.notes[:] = tuple(rank.notes), []
-        warmed = tuple(Warmed(each.target, each.kernels) for each in targets)
-        return Answer(warmed, notes=notes, known=marker is not None)
+        warmed = tuple(Warmed(each.target, each.kernels) for each in targets or ())
+        return Answer(warmed, notes=notes, known=targets is not None)
 
-    async def _marker(self, rank: Rank) -> Marker | None:
+    async def _earlier(self, rank: Asker) -> tuple[TargetKernels, ...] | None:
         try:
             # When a rank has said hello, and when it asks. One that is damaged is set aside by the first of them, and
             # is not there for the other.
             async with rank.reading:
-                return await asyncio.to_thread(rank.shop.markers.load, rank.hello.launch)
+                return await asyncio.to_thread(rank.sink.earlier)
         except (MarkerError, OSError) as error:
             rank.notes.append(f"the marker is not used: {error}")
             return None
 
-    async def _told(self, rank: Rank | None, message: Announce | LeftOut) -> None:
+    async def _told(self, rank: Asker | None, message: Announce | CannotDescribe) -> None:
         if rank is None:
             return
         if isinstance(message, Announce):
             for target in message.targets:
                 self._work(rank, target, message.free_bytes)
-        elif rank.plan is not None:
-            rank.plan.leave_out(message.target, message.reason)
-            await self._write(rank.plan)
+        else:
+            rank.notes.extend(await self._keep(rank, (), {message.target: message.reason}))
 
-    async def _warm(self, rank: Rank, question: Warm) -> Answer:
+    async def _warm(self, rank: Asker, question: Warm) -> Answer:
         works = [self._work(rank, target, question.free_bytes) for target in question.targets]
         if works:
             await asyncio.wait(works, timeout=question.limit_s)
         rank.shop.progress.rest()
         answers = []
+        finished: list[Entry] = []
+        left: dict[str, str] = {}
         for target, work in zip(question.targets, works, strict=True):
-            if work.done():
-                answers.append(work.result())
-            else:
+            if not work.done():
                 answers.append(Warmed(target, error=f"not ready after {question.limit_s:g} s", not_ready=True))
-        return Answer(tuple(answers), rank.shop.pool.compiled, tuple(await self._remember(rank, answers)))
+            elif (entry := work.result()).kernels is None:
+                answers.append(Warmed(target, error=entry.reason, no_context=entry.no_context))
+            else:
+                answers.append(Warmed(target, entry.kernels.kernels))
+                finished.append(entry)
+        left = {str(each.target): each.error for each in answers if each.error}
+        # A launch without targets is known too: its next start need not search for any.
+        notes = await self._keep(rank, finished, left) if finished or left or not answers else []
+        return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
 
-    async def _remember(self, rank: Rank, answers: list[Warmed]) -> list[str]:
-        """Leave a marker or a plan. Returns what the rank's log is to say."""
-        shop = rank.shop
-        finished = [each.target for each in answers if not each.error]
-        if rank.plan is not None:
-            for each in answers:
-                if each.error:
-                    rank.plan.leave_out(str(each.target), each.error)
-                else:
-                    rank.plan.add(each.target, shop.recorded[each.target])
-            return await self._write(rank.plan)
+    async def _keep(self, rank: Asker, finished: Sequence[Entry], left: Mapping[str, str]) -> list[str]:
+        """Keep what has become of targets. Returns what the rank's log is to say."""
+
+        def keep() -> None:
+            for target, reason in left.items():
+                rank.sink.leave(target, reason)
+            if finished or not left:
+                rank.sink.keep(finished)
+
         try:
-            # A launch without targets is known too: its next start need not search for any.
-            if finished or not answers:
-                known = [shop.known[target] for target in finished]
-                await asyncio.to_thread(shop.markers.add, rank.hello.launch, known)
+            await asyncio.to_thread(keep)
         except OSError as error:
-            return [f"no marker is left for the next start: {error}"]
+            return [f"{rank.sink.complaint}: {error}"]
         return []
 
-    async def _write(self, plan: RankPlan) -> list[str]:
-        try:
-            await asyncio.to_thread(plan.write)
-        except OSError as error:
-            return [f"the plan cannot be written: {error}"]
-        return []
-
-    def _work(self, rank: Rank, target: Target, free_bytes: int) -> asyncio.Task[Warmed]:
-        works = rank.shop.works
-        work = works.get(target)
-        if work is None or (work.done() and work.result().error):
-            work = works[target] = asyncio.create_task(self._warm_target(rank, target, free_bytes))
+    def _work(self, rank: Asker, target: Target, free_bytes: int) -> asyncio.Task[Entry]:
+        work = rank.shop.under_way.get(target)
+        if work is None or (work.done() and work.result().state == "left"):
+            work = rank.shop.under_way[target] = asyncio.create_task(self._warm_target(rank, target, free_bytes))
         return work
 
-    async def _warm_target(self, rank: Rank, target: Target, free_bytes: int) -> Warmed:
-        shop = rank.shop
+    async def _warm_target(self, rank: Asker, target: Target, free_bytes: int) -> Entry:
+        ledger = rank.shop.ledger
         try:
             await self._wait_for_restoring()
-            known = None if rank.plan is not None else await asyncio.to_thread(shop.markers.find, target)
-            if known is None:
-                known = await self._new_target(rank, target, free_bytes)
-            shop.known[target] = known
+            kernels = await asyncio.to_thread(rank.sink.find, target)
+            if kernels is None:
+                await self._new_target(rank, target, free_bytes)
+            else:
+                ledger[target].kernels = kernels
         except RecordingProblem as error:
-            return Warmed(target, error=str(error), no_context=error.failed.no_context)
+            return ledger.leave(target, str(error), no_context=error.failed.no_context)
         except (CompilerError, KernelError, OSError) as error:
-            return Warmed(target, error=str(error))
+            return ledger.leave(target, str(error))
         except Exception as error:
             # It is this target's, and neither the service's nor that of a rank that asks for others too.
             logger.exception("%s", target)
-            return Warmed(target, error=f"{type(error).__name__}: {error}")
-        return Warmed(target, known.kernels)
+            return ledger.leave(target, f"{type(error).__name__}: {error}")
+        ledger[target].state = "compiled" if rank.sink.compiles else "recorded"
+        return ledger[target]
 
-    async def _new_target(self, rank: Rank, target: Target, free_bytes: int) -> TargetKernels:
-        kernels, compiles = await self._record(rank, target, free_bytes)
-        if rank.plan is not None:
-            rank.shop.recorded[target] = kernels
+    async def _new_target(self, rank: Asker, target: Target, free_bytes: int) -> None:
+        """Record a target, and have its kernels compiled if they are to be."""
+        recorded, compiles = await self._record(rank, target, free_bytes)
+        entry = rank.shop.ledger[target]
+        entry.recorded, entry.state = tuple(recorded), "recorded"
         ended = await asyncio.gather(*compiles, return_exceptions=True)
         failures = [each for each in ended if each is not None]
         for each in failures:
@@ -340,10 +338,10 @@ class Service:
         if failures:
             more = f" (and {len(failures) - 1} more kernels)" if len(failures) > 1 else ""
             raise KernelError(f"{failures[0]}{more}")
-        return targets_kernels(target, kernels)
+        entry.kernels = targets_kernels(target, recorded)
 
     async def _record(
-        self, rank: Rank, target: Target, free_bytes: int
+        self, rank: Asker, target: Target, free_bytes: int
     ) -> tuple[list[RecordedKernel], list[asyncio.Task[None]]]:
         loop = asyncio.get_running_loop()
         order = RecordingOrder(
@@ -360,7 +358,7 @@ class Service:
 
         def found(kernel: RecordedKernel) -> None:
             kernels.append(kernel)
-            if rank.plan is None:
+            if rank.sink.compiles:
                 # It compiles while the sweep goes on.
                 compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel, str(target))))
 
@@ -368,7 +366,7 @@ class Service:
             for kernel in record(self._context, order, RECORD_LIMIT_S, self._stopped.is_set):
                 loop.call_soon_threadsafe(found, kernel)
 
-        async with self._place(free_bytes) as lane:
+        async with self._place(rank.hello.gpu.device, free_bytes) as lane:
             with timed("record", str(target), library="deep-gemm", lane=lane, kernels=0) as details:
                 try:
                     await loop.run_in_executor(self._children, sweep)
@@ -382,19 +380,19 @@ class Service:
         return kernels, compiles
 
     @contextlib.asynccontextmanager
-    async def _place(self, free_bytes: int) -> AsyncIterator[str]:
-        """A place for a recording child, and what it is called: no more than the GPU's free memory carries."""
+    async def _place(self, device: str, free_bytes: int) -> AsyncIterator[str]:
+        """A place for a recording child on a GPU, and its name: no more than that GPU's free memory carries."""
         places = max(1, min(CHILDREN_MAX, int(free_bytes * CHILDREN_SHARE) // CHILD_BYTES))
         async with self._room:
-            await self._room.wait_for(lambda: self._recording < places)
-            self._recording += 1
+            await self._room.wait_for(lambda: self._recording[device] < places)
+            self._recording[device] += 1
         lane = self._lanes.take()
         try:
             yield f"recorder {lane}"
         finally:
             self._lanes.give_back(lane)
             async with self._room:
-                self._recording -= 1
+                self._recording[device] -= 1
                 self._room.notify_all()
 
 
@@ -411,38 +409,15 @@ def _processes(workers: int) -> Executor:
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with,
+        initializer=_begin_worker,
         initargs=(os.getpid(),),
     )
 
 
-def _end_with(parent: int) -> None:
+def _begin_worker(parent: int) -> None:
     """Have this process of a pool end with the service, also where that had no time to say so."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _mend(cache: KernelCache) -> list[str]:
-    """Move aside what would make DeepGEMM abort. Returns a line for each."""
-    notes = []
-    for directory in cache.broken():
-        if cache.has(directory):
-            continue  # somebody has just published it
-        try:
-            aside = cache.set_aside(directory)
-        except CacheError as error:
-            if not cache.path(directory).exists():
-                continue  # another rank has just moved it
-            notes.append(f"{cache.path(directory)} lacks one of its two files, and DeepGEMM will abort: {error}")
-        else:
-            notes.append(f"{directory} lacked one of its two files and is set aside as {aside}")
-    return notes
+    end_with(parent)
 
 
 async def run(service: Service, path: Path, parent: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_warmstart import __version__
 from sglang_warmstart.base.events import Event
-from sglang_warmstart.deepgemm.cache import write_atomically
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.report.breakdown import CATEGORIES, category_of
 from sglang_warmstart.report.reading import Run
 from sglang_warmstart.report.summary import Compile, Summary, compared, summarise, verdict

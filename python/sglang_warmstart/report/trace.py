@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_warmstart.base.events import Event
-from sglang_warmstart.deepgemm.cache import write_atomically
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.report.breakdown import category_of
 from sglang_warmstart.report.reading import Run
 from sglang_warmstart.report.tracks import Span, Track, title_of, tracks_of

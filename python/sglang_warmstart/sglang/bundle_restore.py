@@ -6,15 +6,18 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY, RESTORING
+from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY, RESTORING, SERVICE
 from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
+from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS
 from sglang_warmstart.sglang.feature import Feature, Step
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -33,10 +36,10 @@ def start_restoring(server_args: Any) -> None:
     if not on_gpu or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
         return
     try:
-        from sglang_warmstart.bundle import at_launch
+        from sglang_warmstart.bundle.start import start
         from sglang_warmstart.sglang.caches import deep_gemm_cache
 
-        lock = at_launch.start(bundle, BUNDLE_KEY.value(os.environ), deep_gemm_cache(os.environ))
+        lock = start(bundle, BUNDLE_KEY.value(os.environ), deep_gemm_cache(os.environ))
     except Exception as error:
         # Whatever it is, the server starts without.
         logger.warning("warmstart: the bundle is not restored: %s", error)
@@ -68,6 +71,23 @@ def install_start(hooks: Hooks, engine: ModuleType) -> None:
     )
 
 
+def install_wait(hooks: Hooks, compile_utils: ModuleType) -> None:
+    """In a rank of a node without exact warm-up's service, which waits itself: wait before weights are loaded."""
+
+    def update_deep_gemm_config(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        if RESTORING in os.environ and SERVICE not in os.environ:
+            from sglang_warmstart.bundle import start
+
+            with timed("step", "wait for the bundle"):
+                if not start.wait(Path(os.environ[RESTORING]), start.WAIT_LIMIT_S):
+                    logger.warning(
+                        "warmstart: the bundle takes more than %g s: it is not waited for", start.WAIT_LIMIT_S
+                    )
+        original(*args, **kwargs)
+
+    hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
+
+
 BUNDLE_RESTORE = Feature(
     name="bundle-restore",
     gains="kernels that were compiled elsewhere are restored while weights load; the start compiles none",
@@ -76,6 +96,8 @@ BUNDLE_RESTORE = Feature(
         f"{ENVIRON}.Envs.{BUNDLE_KEY.name}": "whose signature the bundle must bear",
         f"{ENGINE}.Engine._launch_scheduler_processes": "runs once per node before any rank; wrapped after "
         "exact-warmup, so that restoring has begun when the service starts",
+        f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before it loads weights; without "
+        "exact-warmup, whose service waits, the rank waits here until the bundle is restored",
     },
     upstream="none",
     drop_when="upstream restores a cache of kernels by itself, under any install path",
@@ -83,5 +105,6 @@ BUNDLE_RESTORE = Feature(
     steps=(
         Step((ENVIRON,), install_switches),
         Step((ENGINE,), install_start, required=False),
+        Step((COMPILE_UTILS,), install_wait, required=False),
     ),
 )

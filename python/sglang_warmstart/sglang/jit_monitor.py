@@ -15,6 +15,9 @@ from sglang_warmstart.base.events import log_of_process
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import JIT_MONITOR, SERVICE
+from sglang_warmstart.libraries.deep_gemm import DeepGemm
+from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.exact_warmup.hooks import server_arguments
 from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
@@ -22,8 +25,10 @@ from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.start_up_events import SCHEDULER
 
 if TYPE_CHECKING:
-    from sglang_warmstart.libraries.deep_gemm import DeepGemmWatch
+    from sglang_warmstart.libraries.deep_gemm_watch import DeepGemmWatch
     from sglang_warmstart.libraries.monitor import JitWhileServingError, Mode
+
+DEEP_GEMM = LIBRARIES[DeepGemm.name]
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -65,7 +70,7 @@ def install_listener(hooks: Hooks, scheduler: ModuleType) -> None:
     hooks.wrap(class_of(scheduler, "Scheduler"), "run_event_loop", run_event_loop, "self")
 
 
-def _watching(library: str, install: Callable[[Hooks, ModuleType], None]) -> Callable[..., None]:
+def _watching(library: Library, install: Callable[[Hooks, ModuleType], None]) -> Callable[..., None]:
     """A step that watches a library. Where that looks different it is not watched, which is said; the others are."""
 
     def install_watch(hooks: Hooks, module: ModuleType, *_others: ModuleType) -> None:
@@ -74,37 +79,9 @@ def _watching(library: str, install: Callable[[Hooks, ModuleType], None]) -> Cal
         try:
             install(hooks, module)
         except StandsAsideError as error:
-            hooks.notes.append(f"the JIT monitor does not watch {library}: {error.target}: {error.reason}")
+            hooks.notes.append(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
 
     return install_watch
-
-
-def watch_triton_here(hooks: Hooks, triton: ModuleType) -> None:
-    """Watch Triton by its listener."""
-    from sglang_warmstart.libraries import triton as watch_triton
-
-    hooks.made("triton.knobs.compilation.listener", watch_triton.watch(triton))
-
-
-def watch_flashinfer_here(hooks: Hooks, core: ModuleType) -> None:
-    """Watch FlashInfer where it builds a module."""
-    from sglang_warmstart.libraries import ninja
-
-    ninja.watch_flashinfer(hooks, core)
-
-
-def watch_tvm_ffi_here(hooks: Hooks, extension: ModuleType) -> None:
-    """Watch tvm-ffi where it builds a library."""
-    from sglang_warmstart.libraries import ninja
-
-    ninja.watch_tvm_ffi(hooks, extension)
-
-
-def watch_tilelang_here(hooks: Hooks, kernel: ModuleType) -> None:
-    """Watch TileLang where it makes a kernel."""
-    from sglang_warmstart.libraries import tilelang
-
-    tilelang.watch(hooks, kernel)
 
 
 def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
@@ -119,7 +96,7 @@ def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
         if watch is not None or log is None or not compile_utils.ENABLE_JIT_DEEPGEMM:
             return
         from sglang_warmstart.deepgemm.compiler import CompilerError
-        from sglang_warmstart.libraries.deep_gemm import DeepGemmWatch
+        from sglang_warmstart.libraries.deep_gemm_watch import DeepGemmWatch
         from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
 
         try:
@@ -128,7 +105,7 @@ def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
                 log, os.environ, refuse=refuse and not further, exact=is_wanted() and SERVICE in os.environ
             )
         except (CompilerError, OSError) as error:
-            logger.warning("warmstart: the JIT monitor does not watch deep-gemm: %s", error)
+            logger.warning("warmstart: the JIT monitor does not watch %s: %s", DEEP_GEMM.name, error)
         else:
             hooks.also_undo(watch.stop)
 
@@ -185,10 +162,7 @@ JIT_MONITORING = Feature(
         "after exact-warmup, which tells the service of the real one",
         f"{COMPILE_UTILS}.deep_gemm_execution_hook": "in mode error only: around every wrapped GEMM, so that one that "
         "is refused says why",
-        "triton.knobs.compilation.listener": "Triton's own hook, called after each compile",
-        "flashinfer.jit.core.JitSpec.build": "FlashInfer has no hook; this is called once per module that is loaded",
-        "tvm_ffi.cpp.extension.build_ninja": "nor has tvm-ffi, by which SGLang's own JIT kernels are built; likewise",
-        "tilelang.jit.kernel.JITKernel.__init__": "nor has TileLang; it compiles here what its cache does not have",
+        **{library.hook: library.why_there for library in LIBRARIES.values() if library.hook},
     },
     upstream="none",
     drop_when="upstream reports what is compiled while serving",
@@ -197,10 +171,11 @@ JIT_MONITORING = Feature(
         Step((ENVIRON,), install_switch),
         Step((SCHEDULER,), install_listener, required=False),
         # With the modules of exact-warmup's step, or it would not come after that.
-        Step((COMPILE_UTILS, ENTRYPOINT), _watching("deep-gemm", watch_deep_gemm_here), required=False),
-        Step(("triton",), _watching("triton", watch_triton_here), required=False),
-        Step(("flashinfer.jit.core",), _watching("flashinfer", watch_flashinfer_here), required=False),
-        Step(("tvm_ffi.cpp.extension",), _watching("tvm-ffi", watch_tvm_ffi_here), required=False),
-        Step(("tilelang.jit.kernel",), _watching("tilelang", watch_tilelang_here), required=False),
+        Step((COMPILE_UTILS, ENTRYPOINT), _watching(DEEP_GEMM, watch_deep_gemm_here), required=False),
+        *(
+            Step((library.module,), _watching(library, library.watch), required=False)
+            for library in LIBRARIES.values()
+            if library.module
+        ),
     ),
 )

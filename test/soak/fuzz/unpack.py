@@ -48,8 +48,8 @@ from sglang_warmstart.deepgemm.cache import CUBIN, KernelCache
 from sglang_warmstart.deepgemm.plan import Planner
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.target import Target
-from sglang_warmstart.libraries import caches as libraries
 from sglang_warmstart.libraries.cached import LibraryCache
+from sglang_warmstart.libraries.library import Library
 
 LIMIT_S = 60.0  # for one input
 TYPES = [bytes([kind]) for kind in b"01234567SLKxgVDMZ\0"]
@@ -483,7 +483,7 @@ def main() -> int:
 
     signal.signal(signal.SIGALRM, _too_slow)
     # No key of an input is that of this machine, and what comes after the key is to be seen too.
-    libraries.mismatch = lambda *_: None  # type: ignore[assignment]
+    Library.mismatch = lambda *_: None  # type: ignore[method-assign,assignment]
     console = Console(stderr=True)
     result, watch = Result(), Watch()
     seeds = range(arguments.seed, arguments.seed + arguments.inputs)

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel, RecordingCompiler
 from sglang_warmstart.deepgemm.target import Target
@@ -106,7 +107,7 @@ def record(
         try:
             process.start()
         except (OSError, EOFError) as error:
-            reason = f"no process for recording: {type(error).__name__}: {_first_line(error)}"
+            reason = f"no process for recording: {type(error).__name__}: {first_line(error)}"
             raise RecordingProblem(RecordingFailed(reason)) from error
         finally:
             its.close()
@@ -149,7 +150,7 @@ def child_main(connection: Connection, life: Connection, encoded: bytes) -> None
     except BrokenPipeError:
         return  # nobody is there to hear
     except Exception as error:
-        words = RecordingFailed(f"{type(error).__name__}: {_first_line(error)}")
+        words = RecordingFailed(f"{type(error).__name__}: {first_line(error)}")
     with contextlib.suppress(BrokenPipeError):
         connection.send_bytes(b"words")
         connection.send_bytes(msgspec.msgpack.encode(words))
@@ -180,14 +181,10 @@ def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | R
     try:
         library.open_device(order.gpu)
     except Exception as error:
-        return RecordingFailed(f"no CUDA context for recording: {_first_line(error)}", no_context=True)
+        return RecordingFailed(f"no CUDA context for recording: {first_line(error)}", no_context=True)
     call = library.prepare(order.target, order.target.m_max)
     start = time.perf_counter()
     for kernel in compiler.sweep(call, order.target.m_values):
         connection.send_bytes(b"kernel")
         connection.send_bytes(msgspec.msgpack.encode(kernel))
     return RecordingDone(len(order.target.m_values), time.perf_counter() - start)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
+from sglang_warmstart.sglang.exact_warmup.warmup import start_node_service as _start_node_service
 
 
 class PatchedExactWarmup:
@@ -32,6 +33,12 @@ class PatchedExactWarmup:
         self.connect = hooks.guarded("connect", lambda _, server_args: exact.connect(server_args), _nothing)
         self.warm = hooks.guarded("warm", lambda _, model_runner: exact.warm(model_runner), _nothing)
         self.begin_forward = hooks.guarded("begin_forward", begin_forward, _nothing)
+
+
+def start_node_service(server_args: Any) -> None:
+    """Start the service beside the ranks (see :func:`.warmup.start_node_service`). Whatever fails is one warning."""
+    hooks = Hooks("exact-warmup")
+    hooks.guarded("start_node_service", lambda _, arguments: _start_node_service(arguments), _nothing)(server_args)
 
 
 def _nothing(*_: Any) -> None:

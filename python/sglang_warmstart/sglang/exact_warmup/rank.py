@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -19,6 +19,7 @@ from sglang_warmstart.base.events import emit, now, timed
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.deepgemm.door import Door, OnCall, answer_with_zeros, check_names
 from sglang_warmstart.deepgemm.gemms import GEMMS, Gemm, UnsupportedCallError
+from sglang_warmstart.deepgemm.ledger import Ledger
 from sglang_warmstart.deepgemm.load import load
 from sglang_warmstart.deepgemm.marker import TargetKernels
 from sglang_warmstart.deepgemm.target import Target
@@ -39,17 +40,13 @@ _LOAD_SHARE = 0.8
 
 logger = logging.getLogger(LOGGER_NAME)
 
-# (kernel type's name, n, k, num_groups or num_splits, num_sms)
-Key = tuple[str, int, int, int, int]
+# SGLang's key of a GEMM, and what else its kernel depends on: (kernel type, n, k, num_groups or num_splits, num_sms).
+# The kernel type is SGLang's own member of an IntEnum, as its hook has it.
+Key = tuple[Any, int, int, int, int]
 
 
 class WarmupError(IntendedError, RuntimeError):
     """A target cannot be warmed, and strict mode is on; names it and says why."""
-
-
-def key_of(target: Target) -> Key:
-    """SGLang's key of a target, and its number of SMs."""
-    return (target.kernel_type, target.n, target.k, target.num_groups, target.num_sms)
 
 
 @dataclass
@@ -64,7 +61,9 @@ class Rank:
         m_max: the largest M that SGLang would sweep.
         strict: whether a target that cannot be warmed raises.
         free_bytes: of the GPU's memory.
-        sweep: SGLang's own warm-up of (kernel type's name, n, k, num_groups); with True its fast list.
+        kernel_types: SGLang's members of them, by name.
+        ledger: what has become of each GEMM.
+        sweep: SGLang's own warm-up of (kernel type, n, k, num_groups); with True its fast list.
         outside_symmetric_memory: SGLang's guard: an allocation inside would be a collective of all GPUs.
         only_plans: targets are recorded for a plan, and no GEMM of them ever runs: each writes zeros.
     """
@@ -76,15 +75,15 @@ class Rank:
     m_max: int
     strict: bool
     free_bytes: Callable[[], int]
-    sweep: Callable[[str, int, int, int, bool], None]
+    kernel_types: Mapping[str, Any]
+    sweep: Callable[[Any, int, int, int, bool], None]
     outside_symmetric_memory: Callable[[], AbstractContextManager[None]]
     only_plans: bool = False
-    seen: set[Key] = field(default_factory=set)
+    ledger: Ledger[Key] = field(default_factory=Ledger)
     load_s: float = 0.0  # spent in loading so far
     compiled: int = 0  # kernels, by the service, so far
     _dry: dict[Target, None] | None = None  # the targets that were met, in order; None while calls are real
     _awaited: Key | None = None
-    _left_to_sglang: dict[Key, bool] = field(default_factory=dict)  # True: with its fast list
     _wait_left_s: float = FORWARD_WAIT_S
 
     def __post_init__(self) -> None:
@@ -98,15 +97,12 @@ class Rank:
             unseen = self._awaited
             self._leave_the_door()
             self._leave(unseen, "it is called by another function than those that are known")
-        if key in self._left_to_sglang:
-            self.seen.add(key)
+        if self.ledger.is_left(key):
             self._sweep_if_left(key)
-        elif key[0] not in GEMMS:
-            self.seen.add(key)
+        elif _name_of(key[0]) not in GEMMS:
             self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
             self._sweep_if_left(key)
         elif self._wait_left_s <= 0:
-            self.seen.add(key)
             self._leave(key, "no time is left in this forward")
             self._sweep_if_left(key)
         else:
@@ -119,8 +115,9 @@ class Rank:
         self._wait_left_s = FORWARD_WAIT_S
 
     def _sweep_if_left(self, key: Key) -> None:
-        if key in self._left_to_sglang:
-            self.sweep(*key[:4], self._left_to_sglang.pop(key))
+        if self.ledger.is_left(key):
+            self.ledger.done.add(key)
+            self.sweep(*key[:4], self.ledger[key].no_context)
 
     def start_dry(self) -> None:
         """From now on the wrapped GEMMs write zeros, and are noted."""
@@ -150,8 +147,6 @@ class Rank:
         if awaited is None or key[:-1] != awaited[:-1]:
             return call()  # one that did not pass SGLang's hook
         self._leave_the_door()
-        # Both: between the hook and the call, SGLang may set another number of SMs.
-        self.seen.update((key, awaited))
         try:
             target = self._target_of_call(gemm, arguments)
         except UnsupportedCallError as error:
@@ -159,6 +154,8 @@ class Rank:
         else:
             self._warm_late(target)
         self._sweep_if_left(key)
+        # Both: between the hook and the call, SGLang may set another number of SMs.
+        self.ledger.done.update((key, awaited))
         return call()
 
     def _warm_late(self, target: Target) -> None:
@@ -199,7 +196,15 @@ class Rank:
         num_groups = rhs.shape[0] if rhs.dim() == 3 else 1
         if "num_splits" in gemm.parameters:
             num_groups = arguments.get("num_splits") or 0
-        return (gemm.kernel_type, rhs.shape[-2], lhs.shape[-1], num_groups, self.library.get_num_sms())
+        n, k, num_sms = rhs.shape[-2], lhs.shape[-1], self.library.get_num_sms()
+        return (self._kernel_type(gemm.kernel_type), n, k, num_groups, num_sms)
+
+    def _key_of(self, target: Target) -> Key:
+        return (self._kernel_type(target.kernel_type), target.n, target.k, target.num_groups, target.num_sms)
+
+    def _kernel_type(self, name: str) -> Any:
+        # A marker may know of one that this SGLang does not have: nobody asks for it.
+        return self.kernel_types.get(name, name)
 
     def warm(self, targets: list[Target], limit_s: float) -> None:
         """Have the kernels of targets compiled and load them. What cannot be had is left to SGLang, or raised.
@@ -217,7 +222,7 @@ class Rank:
             logger.warning("warmstart: %s", note)
         for warmed in answer.targets:
             if warmed.error:
-                self._leave(key_of(warmed.target), warmed.error, fast=warmed.no_context)
+                self._leave(self._key_of(warmed.target), warmed.error, fast=warmed.no_context)
         self.load([TargetKernels(each.target, each.kernels) for each in answer.targets if not each.error])
 
     def load(self, targets: list[TargetKernels]) -> None:
@@ -226,7 +231,11 @@ class Rank:
         Raises:
             WarmupError: strict mode is on, and a call failed.
         """
-        self.seen.update(key_of(each.target) for each in targets)
+        for each in targets:
+            key = self._key_of(each.target)
+            self.ledger.done.add(key)
+            entry = self.ledger[key]
+            entry.state, entry.kernels = "loaded", each
         if not targets or self.only_plans:
             return
         with timed("load", f"{len(targets)} targets", library="deep-gemm") as details, self.outside_symmetric_memory():
@@ -249,13 +258,14 @@ class Rank:
             raise WarmupError(f"{_name(key)} cannot be warmed: {reason}")
         if self.only_plans:
             logger.warning("warmstart: %s is not in the plan: %s", _name(key), reason)
-            self.seen.add(key)
+            self.ledger.leave(key, reason)
+            self.ledger.done.add(key)
             with suppress(ServiceGoneError):
                 self.client.left_out(_name(key), reason)
             return
         way = "by its fast list of Ms" if fast else "in its own way"
         logger.warning("warmstart: %s is left to SGLang, which warms it %s: %s", _name(key), way, reason)
-        self._left_to_sglang[key] = fast
+        self.ledger.leave(key, reason, no_context=fast)
 
 
 def _answer_unseen(gemm: Gemm, arguments: dict[str, Any], _call: Callable[[], Any]) -> None:
@@ -264,4 +274,8 @@ def _answer_unseen(gemm: Gemm, arguments: dict[str, Any], _call: Callable[[], An
 
 def _name(key: Key) -> str:
     kernel_type, n, k, num_groups, num_sms = key
-    return f"<{kernel_type}> N={n} K={k} num_groups={num_groups} num_sms={num_sms}"
+    return f"<{_name_of(kernel_type)}> N={n} K={k} num_groups={num_groups} num_sms={num_sms}"
+
+
+def _name_of(kernel_type: Any) -> str:
+    return str(getattr(kernel_type, "name", kernel_type))

@@ -24,6 +24,7 @@ from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.ledger import Ledger
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
@@ -33,7 +34,7 @@ from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.dummy_run_edits import takes_forward_mode
 from sglang_warmstart.sglang.exact_warmup.launch import launch_of
-from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Rank
+from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
 
@@ -63,8 +64,7 @@ class ExactWarmup:
         self._compile_utils, self._direct = compile_utils, direct
         self._is_wanted = False  # whether SGLang warms DeepGEMM here; ranks answer alike where their settings are
         self._get_num_sms: Callable[[], int] | None = None  # DeepGEMM's, once there is a rank
-        # SGLang's keys of the GEMMs that are seen to, and their number of SMs.
-        self._known: set[tuple[Any, int, int, int, int]] = set()
+        self.ledger: Ledger[Key] = Ledger()
         self._chunk = 0
         self._sweep_all: Callable[..., None] | None = None
         self._is_restored = False  # the marker has been asked for
@@ -79,7 +79,7 @@ class ExactWarmup:
         Args:
             guard: guards what is done about a new GEMM (``Hooks.guarded``); a known one is not worth it.
         """
-        known = self._known
+        done = self.ledger.done
         self._sweep_all = original
 
         def meet_new(_: Callable[..., None], kernel_type: Any, n: int, k: int, num_groups: int) -> None:
@@ -88,7 +88,7 @@ class ExactWarmup:
             try:
                 self._meet(key)
             except Exception:
-                known.add(key)  # it is SGLang's from now on
+                done.add(key)  # it is SGLang's from now on
                 raise
 
         meet = guard(meet_new, original)
@@ -101,26 +101,21 @@ class ExactWarmup:
                 original(kernel_type, n, k, num_groups)
                 return
             key = (kernel_type, n, k, num_groups, get_num_sms())
-            if key not in known:
+            if key not in done:
                 meet(kernel_type, n, k, num_groups)
 
         return maybe_compile
 
-    def _meet(self, key: tuple[Any, int, int, int, int]) -> None:
+    def _meet(self, key: Key) -> None:
         import torch
 
-        rank = self.rank
-        assert rank is not None
-        named = (key[0].name, *key[1:])
-        if named in rank.seen:
-            self._known.add(key)
-        elif not torch.cuda.is_current_stream_capturing():
-            # A kernel that is captured cannot be warmed in passing: DeepGEMM loads it, as it would.
-            rank.meet(named)
+        assert self.rank is not None
+        # A kernel that is captured cannot be warmed in passing: DeepGEMM loads it, as it would.
+        if not torch.cuda.is_current_stream_capturing():
+            self.rank.meet(key)
 
-    def _sweep(self, name: str, n: int, k: int, num_groups: int, fast: bool) -> None:
+    def _sweep(self, kernel_type: Any, n: int, k: int, num_groups: int, fast: bool) -> None:
         utils = self._compile_utils
-        kernel_type = utils.DeepGemmKernelType[name]
         with passing():
             if not fast:
                 assert self._sweep_all is not None
@@ -188,7 +183,7 @@ class ExactWarmup:
     def forget(self) -> None:
         """As in a process that has just been started."""
         self.rank, self._get_num_sms, self._is_wanted, self._is_restored = None, None, False, False
-        self._known.clear()
+        self.ledger.clear()
 
     def _connected_rank(self, launch: Launch, strict: bool) -> Rank | None:
         from sglang.srt.environ import envs
@@ -253,6 +248,8 @@ class ExactWarmup:
             m_max=full_m_list(self._chunk)[-1],
             strict=strict,
             free_bytes=_free_bytes,
+            kernel_types=compile_utils.DeepGemmKernelType.__members__,
+            ledger=self.ledger,
             sweep=self._sweep,
             outside_symmetric_memory=outside,
             only_plans=welcome.only_plans,

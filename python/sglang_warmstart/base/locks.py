@@ -1,0 +1,139 @@
+"""Locks among processes, by ``flock``: never waited for without a bound, and done without where there are none.
+
+What they guard is published atomically, so that doing it twice costs time and does no harm. A file system may refuse to
+lock (ENOLCK, ENOSYS), and one whose lock manager is gone never answers, not even a call that does not block.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Late
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.log import LOGGER_NAME
+
+# A lock manager that answers does so in milliseconds.
+ANSWER_S = 5.0
+_TRY_AGAIN_S = 0.02
+
+logger = logging.getLogger(LOGGER_NAME)
+
+
+class NoLocksError(Exception):
+    """The file system does not lock; says what showed that."""
+
+
+def try_lock(file: Any, operation: Literal["exclusive", "shared"] = "exclusive", answer_s: float = ANSWER_S) -> bool:
+    """Lock an open file until it is closed, unless another process has locked it.
+
+    Args:
+        answer_s: seconds for the file system to answer.
+
+    Returns:
+        Whether we hold the lock now.
+
+    Raises:
+        NoLocksError: it cannot be locked.
+    """
+    answer: Future[None] = Future()
+    flags = (fcntl.LOCK_EX if operation == "exclusive" else fcntl.LOCK_SH) | fcntl.LOCK_NB
+
+    def ask() -> None:
+        try:
+            fcntl.flock(file, flags)
+        except BaseException as error:
+            answer.set_exception(error)
+        else:
+            answer.set_result(None)
+
+    # Nobody ends a call that hangs. A lock that comes after all goes with the file, which is closed by then.
+    threading.Thread(target=ask, name="warmstart-lock", daemon=True).start()
+    try:
+        answer.result(answer_s)
+    except BlockingIOError:
+        return False
+    except Late:
+        raise NoLocksError(f"no answer in {answer_s:g} s") from None
+    except OSError as error:
+        raise NoLocksError(first_line(error)) from error
+    return True
+
+
+class Held:
+    """A lock that we hold, or do without."""
+
+    def __init__(self, file: Any = None) -> None:
+        self._file = file
+
+    def release(self) -> None:
+        """Let go."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@dataclass
+class Locks:
+    """Locks by name, each a file in one directory. A lock ends with its holder, however that ends.
+
+    Args:
+        directory: it is made if it is not there.
+        answer_s: see :func:`try_lock`.
+    """
+
+    directory: Path
+    answer_s: float = ANSWER_S
+    _work: bool = field(default=True, init=False)
+
+    def take(self, name: str) -> Held | None:
+        """The lock, or None while another process holds it. May take ``answer_s`` once: call it in a thread.
+
+        Raises:
+            OSError: its file cannot be made.
+        """
+        if not self._work:
+            return Held()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        file = (self.directory / f"{name}.lock").open("ab")  # NFS locks what is open for writing
+        try:
+            if try_lock(file, answer_s=self.answer_s):
+                return Held(file)
+        except NoLocksError as error:
+            if self._work:
+                self._work = False
+                logger.warning(
+                    "warmstart: no locks in %s (%s): processes that share it may do the same work twice",
+                    self.directory,
+                    error,
+                )
+            file.close()
+            return Held()
+        file.close()
+        return None
+
+    @contextmanager
+    def held(self, name: str, limit_s: float) -> Iterator[None]:
+        """Hold a lock, or go on without it when the time is up.
+
+        Raises:
+            OSError: its file cannot be made.
+        """
+        end = time.monotonic() + limit_s
+        while (held := self.take(name)) is None and time.monotonic() < end:
+            time.sleep(_TRY_AGAIN_S)
+        with held or Held():
+            yield

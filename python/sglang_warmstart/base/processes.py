@@ -1,0 +1,105 @@
+"""Processes of ours beside a server: each has a directory of its own, and ends with the process that started it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
+
+_PARENT_CHECK_S = 0.5
+
+
+@dataclass
+class OwnProcess:
+    """A process that was started.
+
+    Args:
+        directory: its own; it is removed when the process has ended, at the latest by the next start.
+    """
+
+    directory: Path
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """End it now."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        remove_directory(self.directory)
+
+
+def start(module: str, arguments: Callable[[Path], list[str]], environment: Mapping[str, str]) -> OwnProcess:
+    """Run ``main()`` of a module in a process with a private directory.
+
+    Args:
+        arguments: of its command line, given the directory. ``--parent`` and our process number come after them.
+        environment: on top of our own.
+
+    Raises:
+        OSError: no directory or no process can be made.
+    """
+    remove_abandoned()
+    directory, alive = make_directory()
+    # Not -m: each child of its own would begin with an import of its main module. And by the path of this process: it
+    # is to find the DeepGEMM that the ranks import, not one in the working directory.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
+    command = [sys.executable, "-c", code, *arguments(directory), "--parent", str(os.getpid())]
+    try:
+        with alive:
+            process = subprocess.Popen(
+                command,
+                # What is left by children that are killed goes with the directory.
+                env={**os.environ, "TMPDIR": str(directory), **environment},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is for the server
+                pass_fds=(alive.fileno(),),
+            )
+    except BaseException:
+        remove_directory(directory)
+        raise
+    return OwnProcess(directory, process)
+
+
+def end_with(parent: int, at_end: Callable[[], object] = lambda: None, limit_s: float = float("inf")) -> None:
+    """Have this process end when its parent does, or when the time is up.
+
+    Args:
+        at_end: what is done first. It may ask ``os.getppid()`` which of the two it is.
+    """
+
+    def watch() -> None:
+        end = time.monotonic() + limit_s
+        while os.getppid() == parent and time.monotonic() < end:
+            time.sleep(_PARENT_CHECK_S)
+        try:
+            at_end()
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_pipe(life: Connection) -> None:
+    """Have the kernel kill this process when the other side of a pipe is closed.
+
+    A thread that waits for it would not do: whoever hangs in the driver may hold the interpreter's lock.
+    """
+    descriptor = life.fileno()
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+    if life.poll():
+        os._exit(1)  # it was closed before

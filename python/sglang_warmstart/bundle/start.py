@@ -1,0 +1,69 @@
+"""Start the process that restores a bundle, and wait for it: all that a server itself does with a bundle.
+
+It imports nothing that opens bundles: the process does (:mod:`.at_launch`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sglang_warmstart.base.private_directory import ALIVE, make_directory
+from sglang_warmstart.base.switches import BUNDLE
+from sglang_warmstart.node.restoring import wait_until_unlocked
+
+# Longer than the process gives itself.
+WAIT_LIMIT_S = 150.0
+_PROGRAM = "sglang_warmstart.bundle.at_launch"
+
+
+def start(bundle: str, key: str | None, cache: Path) -> Path:
+    """Begin to restore a bundle in a process that ends with this one.
+
+    Args:
+        bundle: a path or URL.
+        key: path of the public key that must have signed it, or None.
+        cache: root of DeepGEMM's cache.
+
+    Returns:
+        A file that is locked until that process has ended.
+
+    Raises:
+        OSError: no directory or no process can be made.
+    """
+    directory, alive = make_directory()
+    try:
+        # By the path of this process: it is to find the DeepGEMM that the ranks import.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {_PROGRAM} import main; main()"
+        command = [sys.executable, "-c", code, "--cache", str(cache), "--directory", str(directory)]
+        command += ["--parent", str(os.getpid()), *([f"--key={key}"] if key is not None else [])]
+        with alive:
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                # Not among the arguments, which everybody can read: a URL may have a password in it.
+                env={**os.environ, "TMPDIR": str(directory), BUNDLE.name: bundle},
+                pass_fds=(alive.fileno(),),
+            )
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return directory / ALIVE
+
+
+def wait(lock: Path, limit_s: float) -> bool:
+    """Wait until a bundle is restored, or given up.
+
+    Args:
+        lock: as :func:`start` has returned it.
+        limit_s: seconds to wait at most.
+
+    Returns:
+        False if the time was up.
+    """
+    return asyncio.run(wait_until_unlocked(lock, limit_s))

@@ -1,0 +1,100 @@
+"""The one interface of a JIT library: what monitor, bundles and everything else know of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.libraries import machine
+from sglang_warmstart.libraries.machine import Environment
+
+
+class Library(ABC):
+    """A library that compiles kernels at run time and keeps them in a cache.
+
+    There is one object per library, in a file of its own, and :data:`.table.LIBRARIES` lists them. A library of which
+    all that is said here is true needs nothing else: monitor and bundles are loops over that table.
+
+    Attributes:
+        name: in events, metrics and ``bundle pack --include``.
+        distributions: the names under which pip may have it.
+        left_out: what a bundle leaves out: patterns of paths below the root that are temporary, locks, or of no use
+            elsewhere. A star stands for slashes too; what is below such a path is left out as well.
+        in_files: whether a bundle carries the cache as files. Where not, the object says how it does.
+        module: to be imported before ``watch``; empty where no hook in a module shows what is compiled.
+        hook, why_there: what ``watch`` changes, by full dotted name, and why there.
+        remedy: what would have covered a compile while serving.
+
+    Building ahead of need will be two more methods here: one that writes down what a start has compiled so that it can
+    be built again, and one that builds it under the library's own lock, where the library looks for it. The docstring
+    of each object says what that takes.
+    """
+
+    name: ClassVar[str]
+    distributions: ClassVar[tuple[str, ...]]
+    left_out: ClassVar[tuple[str, ...]] = ()
+    in_files: ClassVar[bool] = True
+    module: ClassVar[str] = ""
+    hook: ClassVar[str] = ""
+    why_there: ClassVar[str] = ""
+    remedy: ClassVar[str]
+
+    @abstractmethod
+    def root(self, environment: Environment) -> Path | None:
+        """Where the cache of a process with this environment lies; None if it has none. Raises nothing.
+
+        A variable that is set and empty means here what it means to the library.
+        """
+
+    @abstractmethod
+    def key(self, environment: Environment) -> dict[str, str]:
+        """All that has to be the same for the cache to be found again. Imports none of the libraries."""
+
+    def watch(self, hooks: Hooks, module: ModuleType) -> None:
+        """From now on, record what it compiles (an event ``jit``) and what it finds in its cache (``load``).
+
+        Args:
+            module: the imported ``self.module``.
+
+        Raises:
+            StandsAsideError: it looks different.
+        """
+        raise TypeError(f"{self.name} has no module to be watched by")
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether this Python has it."""
+        return machine.version(*self.distributions) != machine.NOT_INSTALLED
+
+    def mismatch(self, key: Mapping[str, str], environment: Environment) -> str | None:
+        """Why files of a cache would not be found again here, in one line; None if they would.
+
+        Args:
+            key: what was the same where the cache was filled.
+            environment: of the server that is to use it.
+        """
+        if not self.in_files:
+            return "a bundle does not carry its cache as files"
+        if not self.is_installed:
+            return "it is not installed here"
+        if self.root(environment) is None:
+            return "it has no cache of its own here"
+        here = self.key(environment)
+        differences = [
+            f"{name} was {key.get(name, 'not known')!r} and is {here.get(name, 'not known')!r} here"
+            for name in dict.fromkeys((*here, *key))
+            if here.get(name) != key.get(name)
+        ]
+        return "; ".join(differences) or None
+
+
+def covered_by_forward_or_bundle(library: str) -> str:
+    """The remedy of a library whose kernels any forward of the kind compiles."""
+    return (
+        f"a forward of this kind before the server is ready would have, or {library}'s cache out of a bundle "
+        f"(bundle pack --include {library})"
+    )

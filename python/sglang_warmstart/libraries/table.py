@@ -1,0 +1,40 @@
+"""All JIT libraries that are known. A new one is a file of this room and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sglang_warmstart.libraries.deep_gemm import DeepGemm
+from sglang_warmstart.libraries.flashinfer import FlashInfer
+from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.tilelang import TileLang
+from sglang_warmstart.libraries.triton import Triton
+from sglang_warmstart.libraries.tvm_ffi import TvmFfi
+
+LIBRARIES: Mapping[str, Library] = {
+    each.name: each
+    for each in (
+        DeepGemm(),
+        Triton(),
+        FlashInfer(),
+        TileLang(),
+        TvmFfi(),
+    )
+}
+
+
+def parse_include(text: str) -> tuple[Library, ...]:
+    """The libraries that are named, of those whose caches a bundle carries as files.
+
+    Args:
+        text: names with commas between them, or "all".
+
+    Raises:
+        ValueError: one of them is not known, or there is none.
+    """
+    known = {name: library for name, library in LIBRARIES.items() if library.in_files}
+    names = {name.strip() for name in text.split(",")}
+    for name in sorted(names - {"all"}):
+        if name not in known:
+            raise ValueError(f"no library {name!r}: choose among {', '.join(known)}, with commas, or all")
+    return tuple(library for name, library in known.items() if name in names or "all" in names)

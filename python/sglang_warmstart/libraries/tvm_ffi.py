@@ -1,0 +1,70 @@
+"""tvm-ffi, by which SGLang builds its own JIT kernels (``sglang/jit_kernel``): watched where it runs ninja.
+
+Its cache cannot be moved (see :mod:`.ninja`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.libraries import machine, ninja
+from sglang_warmstart.libraries.library import Library, covered_by_forward_or_bundle
+from sglang_warmstart.libraries.machine import Environment
+
+
+class TvmFfi(Library):
+    """tvm-ffi.
+
+    A module is a directory, named after it and a hash over its sources, flags and include paths.
+
+    Building ahead: ``tvm_ffi.cpp.build`` needs no GPU where ``TVM_FFI_CUDA_ARCH_LIST`` names the architecture. Its lock
+    is a flock of ``lock`` in the module's directory.
+    """
+
+    name = "tvm-ffi"
+    distributions = ("apache-tvm-ffi",)
+    left_out = ("*/lock", *ninja.LEFT_OUT)
+    module = "tvm_ffi.cpp.extension"
+    hook = "tvm_ffi.cpp.extension.build_ninja"
+    why_there = "tvm-ffi has no hook; called once per module; SGLang's own JIT kernels are built here"
+    remedy = covered_by_forward_or_bundle(name)
+
+    def root(self, environment: Environment) -> Path | None:
+        """Source: ``build_inline`` in ``tvm_ffi/cpp/extension.py``. Without a home, it fails.
+
+        An empty variable is the working directory: nothing tells its entries from what else lies there.
+        """
+        named = environment.get("TVM_FFI_CACHE_DIR", "~/.cache/tvm-ffi")
+        if named == "":
+            return None
+        first, _, rest = named.partition("/")
+        if first != "~":
+            return machine.resolved(Path(named))
+        home = machine.home(environment)
+        return None if home is None else machine.resolved(home / rest)
+
+    def key(self, environment: Environment) -> dict[str, str]:
+        """Source: ``tvm_ffi/cpp/extension.py`` and ``sglang/jit_kernel/utils.py``, whose kernels use these headers."""
+        return {
+            "cache": str(self.root(environment)),
+            "sglang": machine.version("sglang"),
+            **machine.headers("sglang", "jit_kernel/include", "jit_kernel/csrc"),
+            "flashinfer": machine.version("flashinfer-python"),
+            **machine.headers("flashinfer", "data"),
+            **machine.headers("deep_gemm", "include"),
+            **machine.ninja_key(environment),
+        }
+
+    def watch(self, hooks: Hooks, module: ModuleType) -> None:
+        """See :class:`Library`. Source: ``build_ninja`` in tvm-ffi's ``cpp/extension.py``."""
+
+        def build_ninja(original: Callable[..., Any], build_dir: str, *args: Any, **kwargs: Any) -> Any:
+            # The directory is named after the module, with a hash of all that goes into it.
+            with ninja.building(self, Path(build_dir).name.rpartition("_")[0], Path(build_dir)):
+                return original(build_dir, *args, **kwargs)
+
+        hooks.wrap(module, "build_ninja", build_ninja, "build_dir")

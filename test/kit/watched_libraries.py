@@ -1,0 +1,138 @@
+"""Code that has each JIT library compile a small kernel, in a watched process (:mod:`kit.watched`).
+
+In each, ``serve()`` makes the process one of a server that is ready. ``place`` is a directory for caches and sources.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kit.environment import python_path
+from kit.toolchain import toolchain
+from kit.watched import Watched, run_watched
+
+BEGIN = """
+from kit.watched import begin, serve
+begin()
+"""
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """Skips where a release of SGLang comes without a library."""
+    there = importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not there, reason=f"this release of SGLang comes without {module}")
+
+
+needs_ninja = pytest.mark.skipif(shutil.which("ninja") is None, reason="needs ninja (and a C++ compiler) on the PATH")
+
+# In a module of its own: Triton reads the source of a kernel.
+TRITON_KERNEL = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def add_one(x, y, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at, mask=at < n) + 1, mask=at < n)
+"""
+TRITON = """
+import sys
+sys.path.insert(0, {place!r})
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import kernels_under_test
+
+def compile(block):
+    signature = {{"x": "*fp32", "y": "*fp32", "n": "i32", "BLOCK": "constexpr"}}
+    source = ASTSource(kernels_under_test.add_one, signature, {{"BLOCK": block}})
+    triton.compile(source, target=GPUTarget("cuda", 90, 32))
+"""
+
+
+def run_triton(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
+    """``compile(block)`` compiles ``add_one``, specialised on a size."""
+    (place / "kernels_under_test.py").write_text(TRITON_KERNEL)
+    cache = {"TRITON_CACHE_DIR": str(place / "cache"), **environment}
+    return run_watched(BEGIN + TRITON.format(place=str(place)) + code, place / name, cache)
+
+
+_TILELANG = """
+import tilelang
+import tilelang.language as T
+from tvm.target import Target
+
+@T.prim_func
+def add_one(a: T.Tensor((1024,), "float32"), b: T.Tensor((1024,), "float32")):
+    with T.Kernel(8, threads=128) as block:
+        for i in T.Parallel(128):
+            b[block * 128 + i] = a[block * 128 + i] + 1.0
+
+def compile():
+    tilelang.compile(add_one, target=Target({"kind": "cuda", "arch": "sm_90"}), execution_backend="tvm_ffi")
+"""
+
+
+def run_tilelang(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
+    """``compile()`` compiles ``add_one``."""
+    # TileLang reads the source of a kernel.
+    (place / "code.py").write_text(_TILELANG + code)
+    home = toolchain().cuda_home
+    settings = {
+        "TILELANG_CACHE_DIR": str(place / "cache"),
+        "CUDA_HOME": str(home),
+        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        **environment,
+    }
+    start = f"import runpy; runpy.run_path({str(place / 'code.py')!r}, {{'serve': serve}})"
+    return run_watched(BEGIN + start, place / name, settings)
+
+
+_TVM_FFI = """
+from tvm_ffi.cpp import load_inline
+
+def compile():
+    return load_inline("add_one", cpp_sources="int add(int x) { return x + 1; }", functions="add").add(1)
+"""
+
+
+def run_tvm_ffi(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
+    """``compile()`` builds ``add_one``, and calls it."""
+    settings = {"TVM_FFI_CACHE_DIR": str(place / "cache"), **environment}
+    return run_watched(BEGIN + _TVM_FFI + code, place / name, settings)
+
+
+_FLASHINFER = """
+from pathlib import Path
+from flashinfer.jit.core import JitSpec
+
+def build():
+    source = Path({place!r}) / "add_one.cc"
+    if not source.exists():
+        source.write_text("extern \\"C\\" int add(int x) {{ return x + 1; }}")
+    spec = JitSpec("add_one", [source], [], [], [], [])
+    spec.build(verbose=False)
+"""
+
+
+def run_flashinfer(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
+    """``build()`` builds the module ``add_one``."""
+    # It links against these, whatever it builds.
+    for library in ("cudart", "cuda"):
+        command = ["c++", "-shared", "-x", "c++", "/dev/null", "-o", str(place / f"lib{library}.so")]
+        subprocess.run(command, check=True)
+    settings = {
+        "PYTHONPATH": python_path(Path(__file__).parents[1], toolchain().flashinfer),
+        "LIBRARY_PATH": str(place),
+        "FLASHINFER_WORKSPACE_BASE": str(place),
+        "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
+        "CUDA_HOME": str(toolchain().cuda_home),
+        **environment,
+    }
+    return run_watched(BEGIN + _FLASHINFER.format(place=str(place)) + code, place / name, settings)
