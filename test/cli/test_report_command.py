@@ -81,6 +81,8 @@ def test_the_numbers_of_one_run_and_of_two(exact: Path, stock: Path) -> None:
     two = json.loads(report(stock, "--compare", exact, "--json").stdout)
     assert [each["run"] for each in two["runs"]] == ["stock", "exact"]
     assert two["runs"][1] == one
+    three = json.loads(report(stock, "--compare", exact, "--compare", stock, "--json").stdout)
+    assert [each["run"] for each in three["runs"]] == ["stock", "exact", "stock"]
     assert two["compared"] == "B is ready 94.7 s earlier than A: after 79.4 s instead of 174.1 s."
 
 

@@ -6,15 +6,13 @@ import base64
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_WAIT_S = 15.0
 _OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -82,14 +80,6 @@ class Browser:
         found: list[Any] = self.driver.find_elements("css selector", selector)
         return found
 
-    def until(self, what: Callable[[], Any]) -> Any:
-        """What is true of the page before long."""
-        end = time.monotonic() + _WAIT_S
-        while not (found := what()):
-            assert time.monotonic() < end, "the page does not come to it"
-            time.sleep(0.02)
-        return found
-
     def mouse(self, kind: str, x: float, y: float, **details: Any) -> None:
         """An event of the mouse, as the system would send it; at a point of the window."""
         self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, **details})
@@ -120,7 +110,8 @@ class Browser:
             scale: pixels of the picture per CSS pixel.
         """
         width, end = self.run(
-            "return [innerWidth, document.querySelector(arguments[0]).getBoundingClientRect().bottom + scrollY]",
+            "const box = document.querySelector(arguments[0]).getBoundingClientRect();"
+            "return [innerWidth, box.bottom + scrollY]",
             selector,
         )
         clip = {"x": 0, "y": 0, "width": width, "height": round(end) + 12, "scale": scale}

@@ -396,8 +396,7 @@ def test_no_width_makes_the_page_scroll_sideways(chromium: Browser, pages: Path,
         chromium.size(width, 900)
         found, rows, *scrolls = chromium.run(
             "return [document.documentElement.scrollWidth, document.querySelector('.rows').clientWidth,"
-            " ...[...document.querySelectorAll('.scroll:has(.cards)')]"
-            ".map((each) => each.scrollWidth - each.clientWidth)]"
+            " ...[...document.querySelectorAll('.scroll:has(.cards)')].map((e) => e.scrollWidth - e.clientWidth)]"
         )
         assert found <= width
         assert rows > 0.7 * width - 80

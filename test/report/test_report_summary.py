@@ -102,7 +102,10 @@ def test_a_run_that_was_never_ready(tmp_path: Path, role: str, said: str) -> Non
 def test_two_runs_in_a_sentence(stock: Summary, exact: Summary) -> None:
     assert compared(stock, exact) == "B is ready 94.7 s earlier than A: after 79.4 s instead of 174.1 s."
     assert compared(exact, stock) == "B is ready 94.7 s later than A: after 174.1 s instead of 79.4 s."
-    assert compared(exact, exact) == "Both are ready after 79.4 s."
+    assert compared(exact, exact) == "A and B are ready after 79.4 s."
+    assert compared(stock, stock, exact) == (
+        "A and B are ready after 174.1 s. C is ready 94.7 s earlier than A: after 79.4 s instead of 174.1 s."
+    )
 
 
 def test_numbers_for_machines(exact: Summary) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.sample_runs import HOSTILE, write_exact, write_hostile, write_stock
 from rich.console import Console
+from sglang_warmstart.report.breakdown import CATEGORIES
 from sglang_warmstart.report.reading import read_run
 from sglang_warmstart.report.summary import Summary, in_words, summarise
 from sglang_warmstart.report.text import bar, plain, show
@@ -50,12 +52,21 @@ def test_two_runs_and_their_difference(tmp_path: Path, terminal: bool) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_tables_keep_to_the_width_of_the_terminal(tmp_path: Path, width: int) -> None:
-    text = printed(summarise(read_run(write_exact(tmp_path / "exact"))), terminal=True, width=width)
-    tables = text[text.index("none after ready.") + len("none after ready.") :]
-    # Bold and plain are switched by sequences that take no room.
-    shown = [line.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "") for line in tables.splitlines()]
-    assert max(map(len, shown)) <= width
+@pytest.mark.parametrize("runs", [1, 3])
+def test_no_number_is_lost_in_a_narrow_terminal(tmp_path: Path, width: int, runs: int) -> None:
+    summary = summarise(read_run(write_exact(tmp_path / "exact")))
+    text = printed(*[summary] * runs, terminal=True, width=width)
+    for category in CATEGORIES:
+        if summary.breakdown.parts[category.key]:
+            (line,) = [line for line in text.splitlines() if category.title in line]
+            assert line.count(in_words(summary.breakdown.parts[category.key])) >= runs
+    for each in summary.compiles[:10]:
+        assert in_words(each.event.seconds) in text
+    # Tables keep to the width. Bold, dim and red are switched by sequences that take no room.
+    shown = [re.sub("\x1b[^m]*m", "", line).rstrip() for line in text.splitlines()]
+    tables = [line for line in shown if "█" in line or "──" in line]
+    assert bool(tables) == (width > 40)
+    assert max(map(len, tables), default=0) <= width
 
 
 @pytest.mark.parametrize("terminal", [True, False])

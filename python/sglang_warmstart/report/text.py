@@ -49,48 +49,58 @@ def bar(part: float, most: float, width: int = _BAR) -> str:
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
+def _has_room(console: Console, columns: int) -> bool:
+    """Whether it is a terminal that is wide enough for a table; others get plain lines."""
+    return console.is_terminal and console.width >= columns
+
+
 def _show_parts(summaries: Sequence[Summary], console: Console) -> None:
     breakdowns = [summary.breakdown for summary in summaries]
     shown = [category for category in CATEGORIES if any(each.parts[category.key] > 0 for each in breakdowns)]
-    if not console.is_terminal:
+    others = [letter(number) for number in range(1, len(summaries))]
+    heads = ["A", *(head for name in others for head in (name, f"{name} - A"))] if others else ["seconds", "share"]
+    # A title, a number below each head, and at least some of a bar.
+    room = console.width - 36 - 11 * len(heads)
+    if not _has_room(console, console.width - room + 8):
         for category in shown:
-            _line(console, f"  {category.title}: {', '.join(_parts_of(summaries, category.key))}")
+            parts = _columns([each.parts[category.key] for each in breakdowns], breakdowns[0].seconds)
+            _line(console, f"  {category.title}: {', '.join(parts)}")
         return
     most = max((each.parts[category.key] for each in breakdowns for category in shown), default=0.0)
-    right = ["A", "B", "difference"] if len(summaries) == 2 else ["seconds", "share"]
     table = Table(
         Column("where the seconds went", no_wrap=True, overflow="ellipsis"),
-        *(Column(title, justify="right", no_wrap=True) for title in right),
+        *(Column(head, justify="right", no_wrap=True) for head in heads),
         Column("", no_wrap=True, overflow="crop"),
         box=box.SIMPLE_HEAD,
     )
     for category in shown:
         style = _STYLES.get(category.key, "")
-        bars = "\n".join(bar(each.parts[category.key], most) for each in breakdowns)
-        table.add_row(Text(category.title, style), *_parts_of(summaries, category.key), Text(bars, style or "blue"))
+        seconds = [each.parts[category.key] for each in breakdowns]
+        bars = "\n".join(bar(each, most, min(room, _BAR)) for each in seconds)
+        columns = _columns(seconds, breakdowns[0].seconds)
+        table.add_row(Text(category.title, style), *columns, Text(bars, style or "blue"))
     table.add_section()
     table.add_row("all", *_columns([each.seconds for each in breakdowns], breakdowns[0].seconds), style="bold")
     console.print(table)
 
 
-def _parts_of(summaries: Sequence[Summary], key: str) -> list[str]:
-    breakdowns = [summary.breakdown for summary in summaries]
-    return _columns([each.parts[key] for each in breakdowns], breakdowns[0].seconds)
-
-
 def _columns(seconds: Sequence[float], whole: float) -> list[str]:
-    if len(seconds) == 2:
-        left, right = seconds
-        sign = "+" if right > left else "-" if right < left else ""
-        return [in_words(left), in_words(right), sign + in_words(abs(right - left))]
-    return [in_words(seconds[0]), f"{100 * seconds[0] / whole:.1f} %" if whole else ""]
+    """Seconds of the first run, then of each other one with its difference; of a single run with its share."""
+    first, *others = seconds
+    if not others:
+        return [in_words(first), f"{100 * first / whole:.1f} %" if whole else ""]
+    return [in_words(first), *(text for each in others for text in (in_words(each), _signed(each - first)))]
+
+
+def _signed(seconds: float) -> str:
+    return f"{'+' if seconds > 0 else '-' if seconds < 0 else ''}{in_words(abs(seconds))}"
 
 
 def _show_compiles(summary: Summary, console: Console) -> None:
     longest = summary.compiles[:_LONGEST]
     if not longest:
         return
-    if not console.is_terminal:
+    if not _has_room(console, 100):
         _line(console, f"longest compiles of {len(summary.compiles)} in {plain(summary.run.name)}:")
         for each in longest:
             _line(console, f"  {_told(each, summary)}")
@@ -118,7 +128,7 @@ def _show_targets(summary: Summary, console: Console) -> None:
     targets = summary.targets[:_LONGEST]
     if not targets:
         return
-    if not console.is_terminal:
+    if not _has_room(console, 72):
         _line(console, f"targets of {plain(summary.run.name)}:")
         for each in targets:
             _line(console, f"  {plain(each.name)}: {each.kernels} kernels in {in_words(each.seconds)}")
