@@ -1,5 +1,6 @@
 """Makes SGLang importable without a GPU, and skips what this environment cannot run."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"is about SGLang {' and '.join(wanted)}; installed is {installed}")
     if is_patched() and item.get_closest_marker("by_plugin"):
         pytest.skip("is about the plugin, which is not loaded into a patched SGLang")
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """What a test leaves in this process's environment is not seen by the next one."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
