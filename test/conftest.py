@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("is about the plugin, which is not loaded into a patched SGLang")
 
 
-@pytest.fixture(autouse=True)
-def environment_as_it_was() -> Iterator[None]:
-    """What a test leaves in this process's environment is not seen by the next one."""
+@contextmanager
+def environment_kept() -> Iterator[None]:
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment_of_the_module() -> Iterator[None]:
+    """What fixtures of a module leave in this process's environment is not seen by the next module."""
+    with environment_kept():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment_of_the_test(environment_of_the_module: None) -> Iterator[None]:
+    """What a test leaves in this process's environment is not seen by the next one."""
+    with environment_kept():
+        yield
 
 
 @pytest.fixture(scope="session")
