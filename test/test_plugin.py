@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from kit.environment import child_environment
+from kit.fork_server import ForkServer
 from kit.release import installed_release
 from sglang_warmstart.sglang.feature import State
 
@@ -119,9 +120,18 @@ class Outcome:
         return [line for line in self.log.splitlines() if all(part in line for part in parts)]
 
 
+UNSET = {"SGLANG_WARMSTART": None, "SGLANG_WARMSTART_STRICT": None, "SGLANG_PLUGINS": None}
+
+
+def in_a_fork(forks: ForkServer, case: Callable[[], Any], **environment: str) -> Outcome:
+    """Run `case` in a process that has imported SGLang, with no switch set but those of `environment`."""
+    code = _CHILD.format(module=Path(__file__).stem, case=case.__name__)
+    done = forks.run(code, str(Path(__file__).parent), environment={**UNSET, **environment}, limit_s=120)
+    return Outcome(json.loads(done.checked().splitlines()[-1]), done.err)
+
+
 def in_a_fresh_process(case: Callable[[], Any], **environment: str) -> Outcome:
-    """Run `case` with no switch set but those of `environment`."""
-    unset = {"SGLANG_WARMSTART": None, "SGLANG_WARMSTART_STRICT": None, "SGLANG_PLUGINS": None}
+    """Run `case` in a process that has imported nothing, likewise."""
     done = subprocess.run(
         [
             sys.executable,
@@ -131,7 +141,7 @@ def in_a_fresh_process(case: Callable[[], Any], **environment: str) -> Outcome:
             _CHILD.format(module=Path(__file__).stem, case=case.__name__),
             Path(__file__).parent,
         ],
-        env=child_environment({**unset, **environment}),
+        env=child_environment({**UNSET, **environment}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -286,8 +296,9 @@ ALL_SWITCHES_BUT_THE_MAIN_ONE = {
 
 
 @pytest.mark.parametrize("word", ["0", "False"])
-def test_switched_off_it_leaves_everything_in_sglang_as_it_was_by_identity(word: str) -> None:
-    outcome = in_a_fresh_process(
+def test_switched_off_it_leaves_everything_in_sglang_as_it_was_by_identity(forks: ForkServer, word: str) -> None:
+    outcome = in_a_fork(
+        forks,
         case_everything_is_imported_and_then_plugins_are_loaded,
         SGLANG_WARMSTART=word,
         **ALL_SWITCHES_BUT_THE_MAIN_ONE,
@@ -307,8 +318,8 @@ def test_switched_off_it_leaves_everything_in_sglang_as_it_was_by_identity(word:
 
 
 @on_0_5_12
-def test_switched_on_it_replaces_and_adds_all_that_the_features_need() -> None:
-    outcome = in_a_fresh_process(case_everything_is_imported_and_then_plugins_are_loaded)
+def test_switched_on_it_replaces_and_adds_all_that_the_features_need(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_everything_is_imported_and_then_plugins_are_loaded)
     assert outcome.answer["replaced"] == list(REPLACED)
     assert outcome.answer["added"] == list(ADDED)
     assert outcome.answer["field"] and outcome.answer["flag"]
@@ -318,8 +329,8 @@ def test_switched_on_it_replaces_and_adds_all_that_the_features_need() -> None:
 
 
 @on_0_5_23
-def test_what_a_release_has_built_in_is_left_alone_by_identity() -> None:
-    outcome = in_a_fresh_process(case_everything_is_imported_and_then_plugins_are_loaded)
+def test_what_a_release_has_built_in_is_left_alone_by_identity(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_everything_is_imported_and_then_plugins_are_loaded)
     assert set(outcome.answer["changed"]) == CHANGED_IN_0_5_23
     assert outcome.answer["states"] == {
         **dict.fromkeys(ALL_FEATURES, "BUILT_IN"),
@@ -332,8 +343,8 @@ def test_what_a_release_has_built_in_is_left_alone_by_identity() -> None:
     assert outcome.lines("stands aside") == []
 
 
-def test_an_unknown_word_in_the_switch_is_warned_of_and_counts_as_the_default() -> None:
-    outcome = in_a_fresh_process(case_everything_is_imported_and_then_plugins_are_loaded, SGLANG_WARMSTART="maybe")
+def test_an_unknown_word_in_the_switch_is_warned_of_and_counts_as_the_default(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_everything_is_imported_and_then_plugins_are_loaded, SGLANG_WARMSTART="maybe")
     assert outcome.answer["states"]["fast-warmup"] == "ACTIVE"
     (line,) = outcome.lines("SGLANG_WARMSTART", '"maybe" is not a valid boolean value')
     assert "default 1" in line
@@ -360,8 +371,8 @@ def case_plugins_are_loaded_again() -> dict[str, Any]:
     return {"changed": sorted(changes_since(before)), "same plugin": loaded_plugin() is plugin, "states": states()}
 
 
-def test_loading_twice_changes_nothing_and_says_nothing_more() -> None:
-    outcome = in_a_fresh_process(case_plugins_are_loaded_again)
+def test_loading_twice_changes_nothing_and_says_nothing_more(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_plugins_are_loaded_again)
     assert outcome.answer["changed"] == []
     assert outcome.answer["same plugin"]
     assert "ACTIVE" in outcome.answer["states"].values()
@@ -393,16 +404,20 @@ def case_the_scheduler_is_imported_after_plugins_are_loaded() -> dict[str, Any]:
     return {name: hooks_of_every_holder(name) for name in ("require_attn_tp_gather", "update_deep_gemm_config")}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        case_the_scheduler_is_imported_before_plugins_are_loaded,
-        case_the_scheduler_is_imported_after_plugins_are_loaded,
-    ],
-)
-def test_whoever_imported_a_hooked_function_has_the_hook_whether_before_or_after(case: Callable[[], Any]) -> None:
-    answer = in_a_fresh_process(case).answer
-    assert answer["update_deep_gemm_config"][COMPILE_UTILS] == ["jit-monitor", "exact-warmup", "fast-warmup"]
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_whoever_imported_a_hooked_function_has_the_hook_whether_before_or_after(
+    forks: ForkServer, before: bool
+) -> None:
+    if before:
+        answer = in_a_fork(forks, case_the_scheduler_is_imported_before_plugins_are_loaded).answer
+    else:
+        answer = in_a_fresh_process(case_the_scheduler_is_imported_after_plugins_are_loaded).answer
+    assert answer["update_deep_gemm_config"][COMPILE_UTILS] == [
+        "jit-monitor",
+        "bundle-restore",
+        "exact-warmup",
+        "fast-warmup",
+    ]
 
     gather = answer["require_attn_tp_gather"]
     assert {COMMON, "sglang.srt.utils"} <= set(gather)
@@ -430,14 +445,19 @@ def case_plugins_are_loaded_first_of_all() -> dict[str, Any]:
     }
 
 
-def test_loading_imports_nothing_of_sglang_and_no_tilelang() -> None:
-    answer = in_a_fresh_process(case_plugins_are_loaded_first_of_all).answer
+@pytest.fixture(scope="module")
+def first_of_all() -> Outcome:
+    return in_a_fresh_process(case_plugins_are_loaded_first_of_all)
+
+
+def test_loading_imports_nothing_of_sglang_and_no_tilelang(first_of_all: Outcome) -> None:
+    answer = first_of_all.answer
     assert [name for name in answer["new"] if name.split(".")[0] in ("sglang", "torch", "tilelang", "deep_gemm")] == []
     assert answer["loaded"] == []
 
 
-def test_a_feature_that_waits_for_an_import_says_when_it_is_active() -> None:
-    outcome = in_a_fresh_process(case_plugins_are_loaded_first_of_all)
+def test_a_feature_that_waits_for_an_import_says_when_it_is_active(first_of_all: Outcome) -> None:
+    outcome = first_of_all
     waiting = {name for name, state in outcome.answer["waiting"].items() if state == "WAITING"}
     assert "fast-warmup" in waiting
     for name in waiting:
@@ -456,8 +476,8 @@ def case_logging_is_configured_twice() -> None:
     configure_logger(prefix=" PP7")
 
 
-def test_a_line_said_before_logging_is_configured_appears_once_after_it() -> None:
-    outcome = in_a_fresh_process(case_logging_is_configured_twice)
+def test_a_line_said_before_logging_is_configured_appears_once_after_it(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_logging_is_configured_twice)
     before, *after = outcome.log.split(LOGGING_IS_CONFIGURED)
     assert "warmstart" not in before
     assert [part.count("warmstart 0") for part in after] == [1, 0]
@@ -471,8 +491,8 @@ def case_logging_is_configured_by_somebody_else_before() -> None:
     configure_logger()
 
 
-def test_a_log_that_somebody_set_up_before_gets_the_line_at_once_and_only_it() -> None:
-    outcome = in_a_fresh_process(case_logging_is_configured_by_somebody_else_before)
+def test_a_log_that_somebody_set_up_before_gets_the_line_at_once_and_only_it(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_logging_is_configured_by_somebody_else_before)
     (line,) = outcome.lines("warmstart", "on SGLang")
     assert line.startswith("theirs: warmstart ")
 
@@ -482,8 +502,8 @@ def case_only_warnings_are_logged() -> None:
     configure_logger(log_level="warning")
 
 
-def test_the_log_level_of_the_server_applies() -> None:
-    outcome = in_a_fresh_process(case_only_warnings_are_logged, SGLANG_WARMSTART="maybe")
+def test_the_log_level_of_the_server_applies(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_only_warnings_are_logged, SGLANG_WARMSTART="maybe")
     assert outcome.lines("on SGLang") == []
     assert len(outcome.lines('"maybe"')) == 1
 
@@ -600,8 +620,8 @@ def expect_to_stand_aside(outcome: Outcome, features: Iterable[str]) -> None:
 
 
 @on_0_5_12
-def test_a_missing_target_is_named_by_each_feature_that_needs_it_and_the_others_work() -> None:
-    outcome = in_a_fresh_process(case_kernel_warmup_is_missing)
+def test_a_missing_target_is_named_by_each_feature_that_needs_it_and_the_others_work(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_kernel_warmup_is_missing)
     expect_to_stand_aside(outcome, {"mhc-prewarm", "pp-parallel-warmup"})
     for feature in ("mhc-prewarm", "pp-parallel-warmup"):
         assert len(outcome.lines(f"{feature} stands aside: {MODEL_RUNNER}.ModelRunner.kernel_warmup: not there")) == 1
@@ -611,8 +631,8 @@ def test_a_missing_target_is_named_by_each_feature_that_needs_it_and_the_others_
 
 
 @on_0_5_12
-def test_a_function_with_other_parameters_is_named_and_its_feature_leaves_no_trace() -> None:
-    outcome = in_a_fresh_process(case_the_gather_check_has_another_signature)
+def test_a_function_with_other_parameters_is_named_and_its_feature_leaves_no_trace(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_the_gather_check_has_another_signature)
     expect_to_stand_aside(outcome, {"attn-tp-gather"})
     reason = "expected parameters (server_args), found (args)"
     assert len(outcome.lines(f"attn-tp-gather stands aside: {COMMON}.require_attn_tp_gather: {reason}")) == 1
@@ -621,8 +641,8 @@ def test_a_function_with_other_parameters_is_named_and_its_feature_leaves_no_tra
 
 
 @on_0_5_12
-def test_exact_warm_up_stands_aside_where_sglang_decides_otherwise() -> None:
-    outcome = in_a_fresh_process(case_the_decision_to_warm_has_another_signature)
+def test_exact_warm_up_stands_aside_where_sglang_decides_otherwise(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_the_decision_to_warm_has_another_signature)
     expect_to_stand_aside(outcome, {"exact-warmup"})
     reason = "expected parameters (kernel_type, n, k, num_groups), found (kernel_type, shape)"
     target = f"{COMPILE_UTILS}._maybe_compile_deep_gemm_one_type_all"
@@ -633,8 +653,8 @@ def test_exact_warm_up_stands_aside_where_sglang_decides_otherwise() -> None:
 
 
 @on_0_5_12
-def test_what_a_feature_changed_before_it_found_the_difference_is_undone_by_identity() -> None:
-    outcome = in_a_fresh_process(case_the_argument_parser_has_another_signature)
+def test_what_a_feature_changed_before_it_found_the_difference_is_undone_by_identity(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_the_argument_parser_has_another_signature)
     expect_to_stand_aside(outcome, {"attn-tp-gather"})
     reason = "expected parameters (parser), found (parser, group)"
     assert len(outcome.lines(f"attn-tp-gather stands aside: {SERVER_ARGS}.ServerArgs.add_cli_args: {reason}")) == 1
@@ -647,8 +667,8 @@ def test_what_a_feature_changed_before_it_found_the_difference_is_undone_by_iden
 
 
 @on_0_5_12
-def test_a_function_whose_source_differs_is_named_with_the_line_that_was_looked_for() -> None:
-    outcome = in_a_fresh_process(case_the_dummy_run_is_another_one)
+def test_a_function_whose_source_differs_is_named_with_the_line_that_was_looked_for(forks: ForkServer) -> None:
+    outcome = in_a_fork(forks, case_the_dummy_run_is_another_one)
     expect_to_stand_aside(outcome, {"pp-parallel-warmup"})
     (line,) = outcome.lines(f"pp-parallel-warmup stands aside: {MODEL_RUNNER}.ModelRunner._dummy_run: edit ")
     assert line.endswith("once in its source, found 0")

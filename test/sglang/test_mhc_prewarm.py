@@ -287,9 +287,8 @@ def test_a_failure_is_said_and_the_start_up_goes_on(
 ) -> None:
     deep_gemm.failure = RuntimeError("CUDA out of memory")
     v4_runner.kernel_warmup()
-    (line,) = [record.getMessage() for record in caplog.records if "mHC prewarm" in record.getMessage()]
-    assert "mHC prewarm failed" in line
-    assert "CUDA out of memory" in line
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len([record for record in warnings if "CUDA out of memory" in record.getMessage()]) == 1
 
 
 def test_strict_mode_raises_a_failure(

@@ -17,7 +17,7 @@ from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY, RESTORING, SERVIC
 from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
-from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS
+from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -71,7 +71,7 @@ def install_start(hooks: Hooks, engine: ModuleType) -> None:
     )
 
 
-def install_wait(hooks: Hooks, compile_utils: ModuleType) -> None:
+def install_wait(hooks: Hooks, compile_utils: ModuleType, _entrypoint: ModuleType) -> None:
     """In a rank of a node without exact warm-up's service, which waits itself: wait before weights are loaded."""
 
     def update_deep_gemm_config(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
@@ -105,6 +105,7 @@ BUNDLE_RESTORE = Feature(
     steps=(
         Step((ENVIRON,), install_switches),
         Step((ENGINE,), install_start, required=False),
-        Step((COMPILE_UTILS,), install_wait, required=False),
+        # With the modules of exact-warmup's step: hooks on one function stack in one order.
+        Step((COMPILE_UTILS, ENTRYPOINT), install_wait, required=False),
     ),
 )
