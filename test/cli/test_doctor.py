@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import sglang_warmstart
 from kit.environment import child_environment
+from kit.fork_server import ForkServer
 from kit.release import installed_release
+from kit.toolchain import toolchain
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "sglang-warmstart"))
 FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather", "exact-warmup"]
@@ -50,6 +53,9 @@ class Visit:
         return {each["name"]: each["state"] for each in self.report["features"]}
 
 
+MAIN = "from sglang_warmstart.cli import main; main()"
+
+
 def run(*command: str, **environment: str | None) -> Visit:
     """Run with no switch set but those of `environment`."""
     done = subprocess.run(
@@ -64,13 +70,21 @@ def run(*command: str, **environment: str | None) -> Visit:
     return Visit(done.returncode, done.stdout, done.stderr)
 
 
-def doctor(*arguments: str, **environment: str | None) -> Visit:
-    return run(COMMAND, "doctor", *arguments, **environment)
+@pytest.fixture
+def doctor(forks: ForkServer) -> Callable[..., Visit]:
+    """The command in a process that has imported SGLang: `first` is run before it."""
+
+    def visit(*arguments: str, first: str = "", **environment: str | None) -> Visit:
+        variables = {**dict.fromkeys(SWITCHES), "COLUMNS": "100", **environment}
+        done = forks.run(f"{first}\n{MAIN}", "doctor", *arguments, environment=variables)
+        return Visit(done.status, done.out, done.err)
+
+    return visit
 
 
 @pytest.fixture(scope="module")
 def healthy() -> Visit:
-    return doctor("--json")
+    return run(COMMAND, "doctor", "--json")
 
 
 def test_it_can_work_beside_a_release_that_it_knows(healthy: Visit) -> None:
@@ -103,51 +117,79 @@ def test_without_a_gpu_it_says_that_there_is_nothing_to_warm(healthy: Visit) -> 
     assert any("no CUDA GPU" in note for note in healthy.report["notes"])
 
 
-@pytest.mark.release("0.5.12")
-def test_on_0_5_12_every_feature_is_ours_and_active(healthy: Visit) -> None:
-    assert healthy.states == dict.fromkeys(FEATURES, "active")
-
-
-@pytest.mark.release("0.5.23")
-def test_on_0_5_23_it_names_the_definition_by_which_a_feature_is_built_in(healthy: Visit) -> None:
-    names = ("fast-warmup", "exact-warmup", "bundle-restore", "jit-monitor", "start-up-events")
-    ours = dict.fromkeys(names, "active")
-    assert healthy.states == {**dict.fromkeys(FEATURES, "built in"), **ours}
-    details = {each["name"]: each["detail"] for each in healthy.report["features"]}
-    assert "pp_parallel_deep_gemm_warmup" in details["pp-parallel-warmup"]
-    assert "disable_attn_tp_gather" in details["attn-tp-gather"]
-
-
-def test_the_table_says_the_same(healthy: Visit) -> None:
-    visit = doctor()
+@pytest.mark.parametrize("columns", ["100", "40"])
+def test_in_words_it_says_the_same_at_any_width(healthy: Visit, doctor: Callable[..., Visit], columns: str) -> None:
+    visit = doctor(COLUMNS=columns)
     assert visit.status == 0
     for feature, state in healthy.states.items():
         assert any(feature in line and state.split()[0] in line for line in visit.out.splitlines())
+    words = "".join(visit.out.split())
+    assert [switch for switch in SWITCHES if switch not in words] == [], "each can be copied"
     assert "The plugin can do its work here." in visit.out
     assert installed_release().version in visit.out
+    assert max(map(len, visit.out.splitlines())) <= int(columns)
 
 
-def test_the_names_of_switches_can_be_copied_from_a_narrow_table() -> None:
-    visit = doctor(COLUMNS="80")
-    assert [switch for switch in SWITCHES if switch not in visit.out] == []
+def test_square_brackets_in_a_value_are_shown_as_they_are(doctor: Callable[..., Visit]) -> None:
+    visit = doctor(SGLANG_WARMSTART_BUNDLE="/a/[bold]b[/bold]/[/]c", DG_JIT_NVCC_COMPILER="/no/[red]such[/red]")
+    assert visit.status == 0, visit.err
+    assert "/a/[bold]b[/bold]/[/]c" in visit.out
+    assert "/no/[red]such[/red]" in visit.out
 
 
-def test_switched_off_it_cannot_work() -> None:
+# A GPU as torch shows one: of it the doctor asks no more.
+HOPPER = """
+import types, torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_properties = lambda _: types.SimpleNamespace(
+    name="NVIDIA H100", major=9, minor=0, multi_processor_count=132
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (None, "is not there"),
+        ("exit 3", "exit status 3"),
+        ('echo "fatal error: cuda_runtime.h: No such file or directory"; exit 1', "cuda_runtime.h: No such file"),
+    ],
+    ids=["no compiler", "one that fails", "one without headers"],
+)
+def test_on_a_gpu_host_a_compiler_that_cannot_compile_is_a_problem(
+    script: str | None, why: str, doctor: Callable[..., Visit], tmp_path: Path
+) -> None:
+    compiler = tmp_path / "nvcc"
+    if script is not None:
+        compiler.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo 'release 13.0, V13.0.88' && exit\n{script}\n")
+        compiler.chmod(0o755)
+    visit = doctor("--json", first=HOPPER, DG_JIT_NVCC_COMPILER=str(compiler))
+    assert visit.status == 1
+    (problem,) = visit.report["problems"]
+    assert problem.startswith("DeepGEMM cannot compile kernels here: ") and why in problem
+
+
+def test_on_a_gpu_host_the_real_compiler_will_do(doctor: Callable[..., Visit]) -> None:
+    visit = doctor("--json", first=HOPPER, CUDA_HOME=str(toolchain().cuda_home))
+    assert (visit.status, visit.report["problems"]) == (0, [])
+
+
+def test_switched_off_it_cannot_work(doctor: Callable[..., Visit]) -> None:
     visit = doctor("--json", SGLANG_WARMSTART="0", SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP="1")
     assert visit.status == 1
     assert visit.report["ok"] is False
     assert visit.report["problems"] == ["SGLANG_WARMSTART=0: the plugin is switched off"]
     assert visit.states == dict.fromkeys(FEATURES, "off")
-
-
-def test_switched_off_the_table_ends_with_the_verdict() -> None:
     visit = doctor(SGLANG_WARMSTART="0")
     assert visit.status == 1
     assert visit.out.rstrip().endswith("The plugin cannot do its work here.")
     assert "problem: SGLANG_WARMSTART=0" in visit.out
 
 
-def test_a_plugin_list_without_us_is_a_problem_that_names_the_switches_it_makes_idle() -> None:
+def test_a_plugin_list_without_us_is_a_problem_that_names_the_switches_it_makes_idle(
+    doctor: Callable[..., Visit],
+) -> None:
     visit = doctor(
         "--json",
         SGLANG_PLUGINS="other",
@@ -170,39 +212,40 @@ def test_a_plugin_list_without_us_is_a_problem_that_names_the_switches_it_makes_
     assert "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS" not in idle
 
 
-def test_a_plugin_list_with_us_is_fine() -> None:
+def test_a_plugin_list_with_us_is_fine(doctor: Callable[..., Visit]) -> None:
     visit = doctor("--json", SGLANG_PLUGINS="warmstart,other", SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP="1")
     assert visit.status == 0
     assert visit.report["problems"] == []
 
 
-# A path is not a word, and so is no list.
-@pytest.mark.parametrize("switch", [name for name in SWITCHES if "BUNDLE" not in name and name != "SGLANG_PLUGINS"])
-def test_an_unknown_word_in_a_switch_is_named_and_no_reason_to_fail(switch: str) -> None:
-    visit = doctor("--json", **{switch: "maybe"})
+def test_unknown_words_in_switches_are_named_and_no_reason_to_fail(doctor: Callable[..., Visit]) -> None:
+    # A path is not a word, and so is no list.
+    switches = [
+        name for name in SWITCHES if "BUNDLE" not in name and name not in ("SGLANG_PLUGINS", "SGLANG_WARMSTART_ONLY")
+    ]
+    visit = doctor("--json", **dict.fromkeys(switches, "maybe"))
     assert visit.status == 0
-    assert len([note for note in visit.report["notes"] if switch in note and '"maybe"' in note]) == 1
+    for switch in switches:
+        assert len([note for note in visit.report["notes"] if f'{switch}: "maybe"' in note]) == 1
 
 
-def test_features_that_are_left_out_are_off() -> None:
+def test_features_that_are_left_out_are_off(doctor: Callable[..., Visit]) -> None:
     visit = doctor("--json", SGLANG_WARMSTART_ONLY="start-up-events, jit-monitor,warmth")
     assert visit.status == 0
     off = {name for name, state in visit.states.items() if state == "off"}
     assert off == {*FEATURES} - {"start-up-events", "jit-monitor"}
     (note,) = [note for note in visit.report["notes"] if "SGLANG_WARMSTART_ONLY" in note]
     assert '"warmth"' in note and "exact-warmup" in note
+    visit = doctor("--json", SGLANG_WARMSTART_ONLY="warmth")
+    assert set(visit.states.values()) == {"off"}, "a word that names nothing installs nothing"
+    visit = doctor("--json", SGLANG_WARMSTART_ONLY="warmth", SGLANG_WARMSTART_STRICT="1")
+    assert visit.status == 1 and '"warmth"' in visit.report["problems"][0]
 
 
 @pytest.mark.release("0.5.12")
-def test_a_feature_that_stands_aside_is_a_problem(tmp_path: Path) -> None:
-    # A sitecustomize is imported before all else: its hook runs before the plugin's.
-    tmp_path.joinpath("sitecustomize.py").write_text(
-        "import wrapt\n"
-        "@wrapt.when_imported('sglang.srt.layers.deep_gemm_wrapper.compile_utils')\n"
-        "def change(module):\n"
-        "    del module._BUILTIN_M_LIST\n"
-    )
-    visit = doctor("--json", PYTHONPATH=f"{tmp_path}{os.pathsep}{child_environment()['PYTHONPATH']}")
+def test_a_feature_that_stands_aside_is_a_problem(doctor: Callable[..., Visit]) -> None:
+    utils = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
+    visit = doctor("--json", first=f"import {utils} as utils; del utils._BUILTIN_M_LIST")
     assert visit.status == 1
     assert visit.states == {**dict.fromkeys(FEATURES, "active"), "fast-warmup": "stands aside"}
     (problem,) = visit.report["problems"]
@@ -229,7 +272,7 @@ def test_without_sglang_it_fails_with_one_line_that_says_what_to_install(
         sys.executable,
         "-S",  # no site-packages but those of PYTHONPATH
         "-c",
-        "from sglang_warmstart.cli import main; main()",
+        MAIN,
         "doctor",
         *form,
         PYTHONPATH=f"{package}{os.pathsep}{site_without_sglang}",
@@ -251,7 +294,7 @@ def test_a_torch_that_does_not_load_is_a_problem_in_one_line(tmp_path: Path) -> 
     broken = tmp_path / "torch"
     broken.mkdir()
     broken.joinpath("__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')\n")
-    visit = doctor("--json", PYTHONPATH=f"{tmp_path}{os.pathsep}{child_environment()['PYTHONPATH']}")
+    visit = run(COMMAND, "doctor", "--json", PYTHONPATH=f"{tmp_path}{os.pathsep}{child_environment()['PYTHONPATH']}")
     assert visit.status == 1
     assert "Traceback" not in visit.err
     (problem,) = visit.report["problems"]
@@ -259,7 +302,9 @@ def test_a_torch_that_does_not_load_is_a_problem_in_one_line(tmp_path: Path) -> 
     assert "pip install" not in problem
 
 
-def test_a_compiler_that_the_environment_names_is_the_one_that_is_looked_for(tmp_path: Path) -> None:
+def test_a_compiler_that_the_environment_names_is_the_one_that_is_looked_for(
+    doctor: Callable[..., Visit], tmp_path: Path
+) -> None:
     def found(**environment: str) -> dict[str, object]:
         report = doctor("--json", **environment).report
         return next(each for each in report["found"] if each["name"] == "CUDA compiler")
