@@ -4,14 +4,19 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from kit.environment import NO_PLUGIN, child_environment, python_path
+from kit.fork_server import ForkServer
 from kit.ports import free_ports
 from kit.release import installed_release, is_patched
 from kit.server import Launch, Server, cpu_server_args
+from sglang_warmstart.base.events import Event
+from sglang_warmstart.base.runs import runs_of
+from sglang_warmstart.report.reading import Lane, Run, find_run, read_run
 
 on_0_5_12 = pytest.mark.release("0.5.12")
 by_plugin = pytest.mark.by_plugin
@@ -36,6 +41,7 @@ class Served:
     tokens: list[int]
     log: str
     commands: list[str]
+    metrics: str = ""
 
     def lines(self, text: str) -> list[str]:
         return [line for line in self.log.splitlines() if text in line]
@@ -50,23 +56,34 @@ def serve(model: Path, *arguments: str, launch: Launch = "module", **environment
     with Server(model, *arguments, launch=launch, environment={**NO_SWITCHES, **environment}) as server:
         tokens = server.generate(PROMPT, max_new_tokens=TOKENS)
         commands = [" ".join(process.cmdline()) for process in server.processes()]
-    return Served(tokens, server.log, commands)
+        metrics = ""
+        if "--enable-metrics" in arguments:
+            place = f"http://127.0.0.1:{server.port}/metrics"
+            metrics = urllib.request.urlopen(place, timeout=30).read().decode()
+    return Served(tokens, server.log, commands, metrics)
 
 
 @pytest.fixture(scope="module")
-def with_features(tiny_model: Path) -> Served:
-    return serve(tiny_model, *TWO_STAGES, FLAG, **PP_PARALLEL)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the events of the server with features are."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def with_features(tiny_model: Path, cache: Path) -> Served:
+    place = {"SGLANG_DG_CACHE_DIR": str(cache)}
+    return serve(tiny_model, *TWO_STAGES, FLAG, "--enable-metrics", **PP_PARALLEL, **place)
+
+
+@pytest.fixture(scope="module")
+def run(with_features: Served, cache: Path) -> Run:
+    return read_run(find_run(runs_of(cache)))
 
 
 @pytest.fixture(scope="module")
 def beside_another_plugin(tiny_model: Path) -> Served:
     """A server that was told to load another plugin and not this one: SGLang as it is without us."""
     return serve(tiny_model, *TWO_STAGES, SGLANG_PLUGINS="another", **PP_PARALLEL)
-
-
-@pytest.fixture(scope="module")
-def switched_off(tiny_model: Path) -> Served:
-    return serve(tiny_model, *TWO_STAGES, SGLANG_WARMSTART="0", **PP_PARALLEL)
 
 
 @pytest.fixture(scope="module")
@@ -122,25 +139,81 @@ def test_beside_another_plugin_it_is_not_loaded(beside_another_plugin: Served) -
     assert beside_another_plugin.lines("warmstart:") == []
 
 
-def test_switched_off_it_answers_the_same_and_says_nothing(switched_off: Served, with_features: Served) -> None:
-    assert switched_off.tokens == with_features.tokens
-    assert switched_off.lines("warmstart 0") == []
-    assert switched_off.lines("warmstart:") == []
+LAUNCH = """
+import runpy, sys
+sys.argv[0] = "launch_server.py"
+runpy.run_module("sglang.launch_server", run_name="__main__")
+"""
 
 
 @on_0_5_12
 @by_plugin
 @pytest.mark.parametrize("unloaded_by", [{"SGLANG_WARMSTART": "0"}, {"SGLANG_PLUGINS": "another"}], ids=str)
-def test_without_the_plugin_the_parser_refuses_the_flag(tiny_model: Path, unloaded_by: dict[str, str]) -> None:
-    server = Server(tiny_model, FLAG, environment={**NO_SWITCHES, **unloaded_by})
-    with pytest.raises(RuntimeError, match=f"unrecognized arguments: {FLAG}"), server:
-        pass
+def test_without_the_plugin_the_parser_refuses_the_flag(
+    forks: ForkServer, tiny_model: Path, unloaded_by: dict[str, str]
+) -> None:
+    done = forks.run(LAUNCH, "--model-path", str(tiny_model), FLAG, environment={**NO_SWITCHES, **unloaded_by})
+    assert done.status == 2
+    assert f"unrecognized arguments: {FLAG}" in done.err
 
 
 def test_sglang_serve_takes_the_flag_and_answers(by_sglang_serve: Served, with_features: Served) -> None:
     assert by_sglang_serve.logged_flag == ["True"]
     assert by_sglang_serve.tokens == with_features.tokens
     assert is_patched() or "main" in {process_of(line) for line in by_sglang_serve.lines("on SGLang ")}
+
+
+def lanes_of(run: Run, role: str) -> list[Lane]:
+    return [lane for lane in run.lanes if lane.process.role == role]
+
+
+def the(lane: Lane, name: str) -> Event:
+    (event,) = [event for event in lane.events if event.name == name]
+    return event
+
+
+@by_plugin
+def test_each_process_has_a_lane(run: Run) -> None:
+    assert [lane.process.role for lane in run.lanes] == ["main", "rank", "rank"]
+    assert [lane.process.labels["pp_rank"] for lane in lanes_of(run, "rank")] == ["0", "1"]
+    assert run.unreadable == []
+
+
+@by_plugin
+def test_the_steps_of_a_rank_are_there_and_lie_within_each_other(run: Run) -> None:
+    for rank in lanes_of(run, "rank"):
+        whole = the(rank, "scheduler")
+        for name in ("distributed", "load weights", "attention backend"):
+            step = the(rank, name)
+            assert whole.at <= step.at
+            assert step.at + step.seconds <= whole.at + whole.seconds
+        imports = the(rank, "imports")
+        assert imports.at == rank.process.started
+        assert imports.at + imports.seconds <= whole.at
+        assert whole.phase == "startup"
+
+
+@by_plugin
+def test_the_main_process_says_when_the_server_is_ready(run: Run) -> None:
+    (main,) = lanes_of(run, "main")
+    (ready,) = [event for event in main.events if event.kind == "ready"]
+    assert run.ready == ready.at
+    warm_up = the(main, "server warm-up")
+    assert warm_up.at + warm_up.seconds <= ready.at
+    for rank in lanes_of(run, "rank"):
+        whole = the(rank, "scheduler")
+        assert main.process.started < the(main, "launch").at <= rank.process.started + 0.02  # it counts hundredths
+        assert whole.at + whole.seconds < ready.at
+
+
+@by_plugin
+def test_the_servers_metrics_have_ours(with_features: Served) -> None:
+    text = with_features.metrics
+    assert "sglang:" in text  # its own are there as ever
+    # A counter with labels is there once it has counted.
+    for name in ("kernels_planned", "kernels_compiled", "kernels_loaded", "kernels_restored"):
+        assert f"# TYPE sglang_warmstart_{name}_total counter" in text
+        assert f"\nsglang_warmstart_{name}_total 0.0\n" in text
 
 
 ENGINE = """
@@ -179,7 +252,7 @@ def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
     }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", program, json.dumps(arguments), json.dumps(PROMPT), str(TOKENS)],
-        env=child_environment(NO_SWITCHES),
+        env=child_environment({**NO_SWITCHES, "SGLANG_DG_CACHE_DIR": str(tmp_path)}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -191,20 +264,16 @@ def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
     tokens, flag = json.loads(answers[0].removeprefix("answer "))
     assert tokens == with_features.tokens
     assert flag is True
+    if not is_patched():
+        run = read_run(find_run(runs_of(tmp_path)))
+        assert run.ready is not None, "an engine is ready when it has been made"
+        (rank,) = lanes_of(run, "rank")
+        assert max(event.at + event.seconds for event in rank.events if event.phase == "startup") < run.ready
 
 
-def help_of_launch_server(**environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", "--help"],
-        env=child_environment({**NO_SWITCHES, "COLUMNS": "1000", **environment}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def help_of_launch_server(forks: ForkServer, **environment: str) -> str:
+    done = forks.run(LAUNCH, "--help", environment={**NO_SWITCHES, "COLUMNS": "1000", **environment})
+    return done.checked()
 
 
 def options_with_help(text: str) -> dict[str, str]:
@@ -212,8 +281,8 @@ def options_with_help(text: str) -> dict[str, str]:
     return dict(re.findall(r"^  (--[-\w]+)[^\n]*?\s{2,}(\S.*(?:\n {6,}\S.*)*)", text, re.MULTILINE))
 
 
-def test_the_help_describes_the_flag_once_and_warns() -> None:
-    text = help_of_launch_server()
+def test_the_help_describes_the_flag_once_and_warns(forks: ForkServer) -> None:
+    text = help_of_launch_server(forks)
     assert len(re.findall(rf"^  {FLAG}\b", text, re.MULTILINE)) == 1
     if installed_release().version == "0.5.12":
         assert "results are wrong" in options_with_help(text)[FLAG]
@@ -221,8 +290,8 @@ def test_the_help_describes_the_flag_once_and_warns() -> None:
 
 @on_0_5_12
 @by_plugin
-def test_switched_off_the_help_does_not_know_the_flag() -> None:
-    text = help_of_launch_server(SGLANG_WARMSTART="0")
+def test_switched_off_the_help_does_not_know_the_flag(forks: ForkServer) -> None:
+    text = help_of_launch_server(forks, SGLANG_WARMSTART="0")
     assert "--model-path" in text
     assert FLAG not in text
 
@@ -236,14 +305,14 @@ def test_a_server_whose_every_hook_raises_starts_and_answers_as_without_us(
 ) -> None:
     reached = tmp_path / "reached"
     path = {"PYTHONPATH": python_path(SABOTEUR), "SABOTAGE": "all", "SABOTAGED": str(reached)}
-    served = serve(tiny_model, *TWO_STAGES, **path)
+    served = serve(tiny_model, **path)
     assert served.tokens == beside_another_plugin.tokens
     hooks = set(reached.read_text().splitlines())
     assert len(hooks) >= 12, hooks
     for hook in hooks:
         lines = served.lines(f"warmstart: {hook} failed, SGLang goes on without it: RuntimeError: sabotaged")
-        # The main process and each of the two ranks say it once at the most.
-        assert 1 <= len(lines) <= 3, (hook, lines)
+        # The main process and the rank say it once at the most.
+        assert 1 <= len(lines) <= 2, (hook, lines)
 
 
 @by_plugin

@@ -68,7 +68,8 @@ class Plugin:
 
         hooks = Hooks("announcements", self.announcer.warn)
         try:
-            hooks.wrap(sys.modules[COMMON], "configure_logger", configure_logger, "server_args")
+            common = sys.modules[COMMON]
+            hooks.wrap(common, "configure_logger", configure_logger, "server_args", if_it_fails=self._speak)
         except (KeyError, StandsAsideError):
             self._speak()
 

@@ -1,102 +1,26 @@
-"""A real server of two pipeline stages leaves events of its start-up, and counts in its own /metrics."""
+"""Events of a start-up, and metrics. A real server's are in test_server.py."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from kit.confined import run_python
-from kit.environment import child_environment
-from kit.ports import free_ports
 from kit.release import is_patched
-from kit.server import Server, cpu_server_args
 from sglang_warmstart.base import events
-from sglang_warmstart.base.events import Event, close_log, log_of_process
+from sglang_warmstart.base.events import close_log, log_of_process
 
 if is_patched():
     pytest.skip("is about the plugin, which is not loaded into a patched SGLang", allow_module_level=True)
 
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.metrics import METRICS
-from sglang_warmstart.base.runs import runs_of
-from sglang_warmstart.report.reading import Lane, Run, find_run, read_run
 from sglang_warmstart.sglang import start_up_events
 
 FEATURE = "start-up-events"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model: Path, cache: Path) -> Iterator[Server]:
-    environment = {"SGLANG_DG_CACHE_DIR": str(cache)}
-    with Server(tiny_model, "--pp-size", "2", "--enable-metrics", environment=environment) as server:
-        server.generate([5, 6, 7], max_new_tokens=2)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def run(server: Server, cache: Path) -> Run:
-    return read_run(find_run(runs_of(cache)))
-
-
-def lanes_of(run: Run, role: str) -> list[Lane]:
-    return [lane for lane in run.lanes if lane.process.role == role]
-
-
-def the(lane: Lane, name: str) -> Event:
-    (event,) = [event for event in lane.events if event.name == name]
-    return event
-
-
-def test_each_process_has_a_lane(run: Run) -> None:
-    assert [lane.process.role for lane in run.lanes] == ["main", "rank", "rank"]
-    assert [lane.process.labels["pp_rank"] for lane in lanes_of(run, "rank")] == ["0", "1"]
-    assert run.unreadable == []
-
-
-def test_the_steps_of_a_rank_are_there_and_lie_within_each_other(run: Run) -> None:
-    for rank in lanes_of(run, "rank"):
-        whole = the(rank, "scheduler")
-        for name in ("distributed", "load weights", "attention backend"):
-            step = the(rank, name)
-            assert whole.at <= step.at
-            assert step.at + step.seconds <= whole.at + whole.seconds
-        imports = the(rank, "imports")
-        assert imports.at == rank.process.started
-        assert imports.at + imports.seconds <= whole.at
-        assert {event.phase for event in rank.events} == {"startup"}
-
-
-def test_the_main_process_says_when_the_server_is_ready(run: Run) -> None:
-    (main,) = lanes_of(run, "main")
-    (ready,) = [event for event in main.events if event.kind == "ready"]
-    assert run.ready == ready.at
-    warm_up = the(main, "server warm-up")
-    assert warm_up.at + warm_up.seconds <= ready.at
-    for rank in lanes_of(run, "rank"):
-        whole = the(rank, "scheduler")
-        assert main.process.started < the(main, "launch").at <= rank.process.started + 0.02  # it counts hundredths
-        assert whole.at + whole.seconds < ready.at
-
-
-def test_the_servers_metrics_have_ours(server: Server) -> None:
-    text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30).read().decode()
-    assert "sglang:" in text  # its own are there as ever
-    # A counter with labels is there once it has counted.
-    for name in ("kernels_planned", "kernels_compiled", "kernels_loaded", "kernels_restored"):
-        assert f"# TYPE sglang_warmstart_{name}_total counter" in text
-        assert f"\nsglang_warmstart_{name}_total 0.0\n" in text
 
 
 _COUNT = """
@@ -157,34 +81,6 @@ def test_the_docs_have_each_metric() -> None:
     text = (Path(__file__).parents[2] / "docs" / "start-up-events.md").read_text(encoding="utf-8")
     for name in METRICS:
         assert f"| `sglang_warmstart_{name}_total` |" in text
-
-
-_ENGINE = """
-import json, sys
-from sglang.srt.entrypoints.engine import Engine
-
-if __name__ == "__main__":
-    engine = Engine(**json.loads(sys.argv[1]))
-    engine.shutdown()
-"""
-
-
-def test_an_engine_is_ready_when_it_has_been_made(tiny_model: Path, tmp_path: Path) -> None:
-    port, nccl_port = free_ports(2)
-    arguments = cpu_server_args(tiny_model, port, nccl_port)
-    (tmp_path / "engine.py").write_text(_ENGINE)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(tmp_path / "engine.py"), json.dumps(arguments)],
-        env=child_environment({"SGLANG_DG_CACHE_DIR": str(tmp_path)}),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
-    run = read_run(find_run(runs_of(tmp_path)))
-    assert run.ready is not None
-    (rank,) = lanes_of(run, "rank")
-    assert max(event.at + event.seconds for event in rank.events) < run.ready
 
 
 @pytest.fixture

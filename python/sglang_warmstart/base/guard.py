@@ -41,12 +41,16 @@ def warn(line: str) -> None:
     logging.getLogger(LOGGER_NAME).warning("%s", line)
 
 
+def nothing() -> None:
+    """What is done where nothing is to be done."""
+
+
 def guarded(
     where: str,
     around: Around,
     original: Callable[..., Any],
     warn: Callable[[str], None] = warn,
-    if_it_fails: Callable[[], object] = lambda: None,
+    if_it_fails: Callable[[], object] = nothing,
 ) -> Callable[..., Any]:
     """``around(original, *args, **kwargs)`` as a function that does not fail because of us.
 

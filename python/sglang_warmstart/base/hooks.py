@@ -20,7 +20,7 @@ from types import FunctionType, ModuleType
 from typing import Any, cast
 
 from sglang_warmstart.base.errors import StandsAsideError
-from sglang_warmstart.base.guard import Around, guarded, warn
+from sglang_warmstart.base.guard import Around, guarded, nothing, warn
 from sglang_warmstart.base.source_edit import Edit, edited_function
 
 Owner = ModuleType | type
@@ -69,13 +69,21 @@ class Hooks:
 
         self._undo.append(undo)
 
-    def wrap(self, owner: Owner, name: str, around: Around, *parameters: str, or_nothing: bool = False) -> None:
+    def wrap(
+        self,
+        owner: Owner,
+        name: str,
+        around: Around,
+        *parameters: str,
+        if_it_fails: Callable[[], object] = nothing,
+    ) -> None:
         """Put ``around(original, *args, **kwargs)`` in the place of a function of ``owner``.
 
         Args:
             parameters: what the original may take, as "name, name": one of these, followed by optional ones at the
                 most.
-            or_nothing: the feature is of no use without it: where it fails, all of the feature's changes are undone.
+            if_it_fails: is called where ``around`` fails, before the original is: ``self.undo``, say, where the
+                feature's other changes are of no use without this one.
 
         Raises:
             StandsAsideError: the function is missing, is ours already, or has other parameters.
@@ -83,7 +91,6 @@ class Hooks:
         raw, original = self._function(owner, name)
         check_parameters(original, parameters, _dotted(owner, name))
         life = self._life
-        if_it_fails = self.undo if or_nothing else _nothing
         guard = guarded(f"{self.feature}: {_dotted(owner, name)}", around, original, self._warn, if_it_fails)
 
         @functools.wraps(original)
@@ -177,9 +184,6 @@ class Hooks:
                 _unmark(new)
 
         self._undo.append(undo)
-
-
-def _nothing() -> None: ...
 
 
 def class_of(module: ModuleType, name: str) -> type:

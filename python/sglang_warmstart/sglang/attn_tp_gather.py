@@ -48,7 +48,7 @@ def install_argument(hooks: Hooks, server_args: ModuleType) -> None:
     # Wrapped before the field is added: `dataclass` looks at the class for __post_init__ while it writes __init__.
     hooks.wrap(cls, "__post_init__", post_init, "self")
     # A field without the option would be looked for among the arguments that were parsed.
-    hooks.wrap(cls, "add_cli_args", add_cli_args, "parser", or_nothing=True)
+    hooks.wrap(cls, "add_cli_args", add_cli_args, "parser", if_it_fails=hooks.undo)
     hooks.made(f"{SERVER_ARGS}.ServerArgs.{FIELD}", undo=add_field(cls, FIELD, bool, default=False))
 
 
