@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from kit.fork_server import ForkServer
+from kit.node import wait_until
 
 SEEN = "import os, sys; print(os.environ['HOME'], os.getcwd(), sys.argv[1:], 'torch' in sys.modules)"
 
@@ -35,7 +36,7 @@ def test_at_its_limit_a_case_is_killed_with_its_children(forks: ForkServer, tmp_
     with pytest.raises(TimeoutError) as late:
         forks.run(code, limit_s=1)
     child = int(str(late.value).split(": ")[1])
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_the_plugin_is_not_imported(forks: ForkServer) -> None:

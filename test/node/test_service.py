@@ -287,7 +287,6 @@ def test_kernels_that_are_being_restored_are_waited_for_and_not_compiled(
             process.stdin.close()  # type: ignore[union-attr]
             assert marker.result(10) == Answer(defined(target()), known=True)
             assert kernels.result(10) == Answer(defined(target()))
-        assert not restarted.is_running(FORKSERVER) or place.nvcc.runs["stub"] == runs["stub"] + 1  # for the other one
     assert place.nvcc.compiled == {what: count for what, count in runs.items() if what != "stub"}
 
 
