@@ -36,7 +36,7 @@ test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test $(PARALLEL)
 
 test-patched: .patched/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
-	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR)
+	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR) $(PARALLEL)
 
 # Only what depends on the release of SGLang.
 test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests that depend on the release on SGLang 0.5.23

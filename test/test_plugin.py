@@ -85,6 +85,7 @@ STEPS_IN_0_5_23 = (
 # built in.
 CHANGED_IN_0_5_23 = {
     *(f"{MODEL_RUNNER}:ModelRunner.{step}" for step in STEPS_IN_0_5_23),
+    f"{MODEL_RUNNER}:ModelRunner.forward",
     f"{SCHEDULER}:Scheduler.__init__",
     f"{SCHEDULER}:Scheduler.run_event_loop",
     f"{ENGINE}:Engine._launch_subprocesses",
@@ -491,8 +492,8 @@ def case_logging_is_configured_by_somebody_else_before() -> None:
     configure_logger()
 
 
-def test_a_log_that_somebody_set_up_before_gets_the_line_at_once_and_only_it(forks: ForkServer) -> None:
-    outcome = in_a_fork(forks, case_logging_is_configured_by_somebody_else_before)
+def test_a_log_that_somebody_set_up_before_gets_the_line_at_once_and_only_it() -> None:
+    outcome = in_a_fresh_process(case_logging_is_configured_by_somebody_else_before)
     (line,) = outcome.lines("warmstart", "on SGLang")
     assert line.startswith("theirs: warmstart ")
 

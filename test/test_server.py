@@ -83,7 +83,7 @@ def run(with_features: Served, cache: Path) -> Run:
 @pytest.fixture(scope="module")
 def beside_another_plugin(tiny_model: Path) -> Served:
     """A server that was told to load another plugin and not this one: SGLang as it is without us."""
-    return serve(tiny_model, *TWO_STAGES, SGLANG_PLUGINS="another", **PP_PARALLEL)
+    return serve(tiny_model, SGLANG_PLUGINS="another", **PP_PARALLEL)
 
 
 @pytest.fixture(scope="module")
@@ -311,8 +311,8 @@ def test_a_server_whose_every_hook_raises_starts_and_answers_as_without_us(
     assert len(hooks) >= 12, hooks
     for hook in hooks:
         lines = served.lines(f"warmstart: {hook} failed, SGLang goes on without it: RuntimeError: sabotaged")
-        # The main process and the rank say it once at the most.
-        assert 1 <= len(lines) <= 2, (hook, lines)
+        # The main process, the rank, and in 0.5.23 the detokenizer say it once at the most.
+        assert 1 <= len(lines) <= 3, (hook, lines)
 
 
 @by_plugin

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import importlib
 import itertools
 import logging
-import multiprocessing
 import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from kit import environment
+from kit.fork_server import ForkServer
 from kit.gpu_standins import CudaRuntime
 from kit.release import is_patched
 from sglang.srt.managers import scheduler
@@ -88,27 +87,23 @@ def test_a_value_of_another_type_is_refused_by_name(value: object) -> None:
         arguments(disable_attn_tp_gather=value)
 
 
-def prepare_child(plugins: bool) -> None:
-    """In a child, before anything is received."""
-    environment.in_process()
-    if plugins:
-        importlib.import_module("sglang.srt.plugins").load_plugins()
-
-
-def receive(pickled: bytes) -> tuple[bool, bool, bool]:
-    """In a child: the value, whether it is a field there, and whether the repr shows it."""
-    received = pickle.loads(pickled)
-    is_field = FIELD in {field.name for field in dataclasses.fields(received)}
-    return received.disable_attn_tp_gather, is_field, f"{FIELD}=True" in repr(received)
+# In a child process, which is sent the arguments as SGLang's schedulers are.
+RECEIVE = """
+import base64, dataclasses, pickle, sys
+if sys.argv[1] == "True":
+    from sglang.srt.plugins import load_plugins
+    load_plugins()
+received = pickle.loads(base64.b64decode(sys.argv[2]))
+is_field = "disable_attn_tp_gather" in {field.name for field in dataclasses.fields(received)}
+print("received", received.disable_attn_tp_gather, is_field, "disable_attn_tp_gather=True" in repr(received))
+"""
 
 
 @pytest.mark.parametrize("plugins", [True, False])
-def test_it_reaches_a_child_process(plugins: bool) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=prepare_child, initargs=(plugins,)) as pool:
-        sent = pickle.dumps(arguments(disable_attn_tp_gather=True))
-        shown = plugins or is_patched()
-        assert pool.submit(receive, sent).result() == (True, shown, shown)
+def test_it_reaches_a_child_process(forks: ForkServer, plugins: bool) -> None:
+    sent = base64.b64encode(pickle.dumps(arguments(disable_attn_tp_gather=True))).decode()
+    shown = plugins or is_patched()
+    assert f"received True {shown} {shown}\n" in forks.run(RECEIVE, str(plugins), sent).checked()
 
 
 @pytest.mark.usefixtures("logging_kept")

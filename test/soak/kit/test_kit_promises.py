@@ -43,3 +43,16 @@ def test_a_server_that_cannot_start_says_why(tiny_model: Path) -> None:
     with pytest.raises(RuntimeError, match="unrecognized arguments: --no-such-flag"):
         server.__enter__()
     assert server.processes() == []
+
+
+def _fail_on_the_last_stage(runner: Any) -> None:
+    import torch.distributed
+
+    if runner.model.end_layer == 2:
+        raise ValueError("no luck on the last stage")
+    torch.distributed.barrier()  # waits for a stage that never comes
+
+
+def test_a_failing_stage_is_reported_with_its_traceback(tiny_model: Path) -> None:
+    with pytest.raises(StageFailed, match=r"(?s)stage 1 failed:.*ValueError: no luck on the last stage"):
+        run_stages(_fail_on_the_last_stage, 2, tiny_model)
