@@ -22,12 +22,12 @@ def page(name: str) -> str:
 
 
 def test_the_index_carries_the_table_of_features() -> None:
-    assert overview() in page("README")
+    assert overview() in page("features/README")
 
 
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
 def test_each_feature_has_a_page_with_the_table_of_its_hooks(feature: Feature) -> None:
-    text = page(feature.name)
+    text = page(f"features/{feature.name}")
     assert hooks(feature) in text
     for part in ("**Problem.**", "**What is hooked.**", "**Measured", "**Upstream.**", "**May be dropped**"):
         assert part in text
@@ -37,7 +37,7 @@ def test_each_feature_has_a_page_with_the_table_of_its_hooks(feature: Feature) -
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
 def test_the_benchmarks_are_the_committed_results(table: Callable[[], str]) -> None:
-    assert table() in page("benchmarks")
+    assert table() in page("results/benchmarks")
 
 
 def test_the_page_of_the_patches_lists_them() -> None:
@@ -51,7 +51,13 @@ def test_the_readme_explains_each_switch(switch: object) -> None:
     assert f"| `{switch.name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_links_between_files_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

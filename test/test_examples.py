@@ -460,7 +460,8 @@ def test_the_numbers_in_the_pages_are_those_of_the_committed_results() -> None:
     seconds = {state: sorted(run["ready_s"] for run in each) for state, each in runs.items()}
     told = {state: f"{statistics.median(each):.1f}" for state, each in seconds.items()}
     guide, feature = (
-        " ".join((ROOT / page).read_text("utf-8").split()) for page in ("docs/bundles.md", "docs/bundle-restore.md")
+        " ".join((ROOT / page).read_text("utf-8").split())
+        for page in ("docs/bundles.md", "docs/features/bundle-restore.md")
     )
     for state in ("bundle", "cold", "warm"):
         assert f"after {told[state]} s ({seconds[state][0]:.1f} to {seconds[state][-1]:.1f})" in feature
@@ -484,7 +485,7 @@ def command_lines(page: Path) -> list[str]:
 
 
 NUMBERS = ("record", "compile", "bundle")
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 LINES = [pytest.param(line, id=f"{page.stem}: {line}") for page in PAGES for line in command_lines(page)]
 
 

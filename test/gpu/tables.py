@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, from the committed results: ``python test/gpu/tables.py``."""
+"""The tables of docs/results/benchmarks.md, from the committed results: ``python test/gpu/tables.py``."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_events_are_counted_over_all_processes(tmp_path: Path) -> None:
 
 
 def test_the_docs_have_each_metric() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "start-up-events.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "features" / "start-up-events.md").read_text(encoding="utf-8")
     for name in METRICS:
         assert f"| `sglang_warmstart_{name}_total` |" in text
 

@@ -1,4 +1,4 @@
-"""``python -m sglang_warmstart.sglang.features``: the features as a Markdown table, which docs/README.md carries."""
+"""``python -m sglang_warmstart.sglang``: the features as a Markdown table, which docs/features/README.md carries."""
 
 from __future__ import annotations
 
