@@ -263,10 +263,9 @@ def patched_path(directory: Path) -> str:
     shutil.copytree(pristine, directory / "sglang", ignore=shutil.ignore_patterns("__pycache__"))
     for each in pristine.parent.glob("sglang-*.dist-info"):
         shutil.copytree(each, directory / each.name)
-    subprocess.run(
-        [sys.executable, "-c", "from sglang_warmstart.cli import main; main()", "patches", "apply", str(directory)],
-        check=True,
-    )
+    # As `sglang-warmstart patches apply` does, whose command line needs packages that a GPU host may lack.
+    series = sorted((HERE.parents[1] / "patches" / "sglang-0.5.12").glob("*.patch"))
+    subprocess.run(["git", "apply", *series], cwd=directory, env={**os.environ, "GIT_DIR": os.devnull}, check=True)
     return os.pathsep.join([str(directory), os.environ["PYTHONPATH"]])
 
 
