@@ -1,7 +1,7 @@
-"""A bundle in one file, ``.tar.zst``: the manifest, maybe its signature, and each file under its SHA-256.
+"""A bundle as one file (``.tar.zst``): the manifest, its signature if it has one, and each file under its SHA-256.
 
-A bundle may come from anybody. It is read block by block, and only what has to come next is accepted: the names and
-sizes of all members follow from the manifest, so that nothing that the archive says becomes a path or a size of ours.
+A bundle may come from anybody. So it is read block by block, and only the expected next member is accepted. The names
+and sizes of all members follow from the manifest. Nothing else in the archive becomes a path or a size.
 """
 
 from __future__ import annotations

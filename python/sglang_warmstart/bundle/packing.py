@@ -1,4 +1,4 @@
-"""Plans and bundles of what a cache already has: the markers of finished warm-ups say what that is."""
+"""Make plans and bundles from a cache. The markers of finished warm-ups say what it has."""
 
 from __future__ import annotations
 

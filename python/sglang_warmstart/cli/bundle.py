@@ -1,4 +1,4 @@
-"""``sglang-warmstart bundle``: look at bundles, and move them in and out of caches."""
+"""``sglang-warmstart bundle``: inspect, verify, pack and unpack bundles."""
 
 from __future__ import annotations
 

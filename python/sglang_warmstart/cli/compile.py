@@ -1,4 +1,4 @@
-"""``sglang-warmstart compile``: a plan becomes a bundle, on any machine that has the compiler."""
+"""``sglang-warmstart compile``: make a bundle from plans, on any machine that has the compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sglang-warmstart doctor``: what is installed here, what each feature makes of it, and whether that is enough."""
+"""``sglang-warmstart doctor``: what is installed, the state of each feature, and whether the plugin can work here."""
 
 from __future__ import annotations
 

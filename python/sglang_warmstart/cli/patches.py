@@ -1,4 +1,4 @@
-"""``sglang-warmstart patches``: SGLang's own source with the features as patches, by ``git apply``."""
+"""``sglang-warmstart patches``: the features as patches on SGLang's source, applied by ``git apply``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sglang-warmstart plan``: the plan of what a cache has, and what a plan says."""
+"""``sglang-warmstart plan``: export the plan of a cache, and show what a plan needs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``sglang-warmstart record``: the plan of a server from a start in which DeepGEMM compiles nothing.
+"""``sglang-warmstart record``: get the plan of a server by a start in which DeepGEMM compiles no kernel.
 
-The server starts as it would, with weights made up and every GEMM answered by zeros; its ranks meet all that they would
-warm, and the node's service writes down which kernels that needs. Once it is ready it is stopped.
+The server starts as usual, but with dummy weights, and every GEMM returns zeros. Its ranks meet all targets that they
+would warm. The node's service writes down which kernels those need. Once the server is ready, it is stopped.
 """
 
 from __future__ import annotations

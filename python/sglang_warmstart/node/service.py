@@ -1,6 +1,6 @@
-"""The warm-start service: one per node. Ranks ask it for targets, and it has their kernels recorded and compiled.
+"""The service, one per node. Ranks ask it for targets, and it records and compiles their kernels.
 
-Started beside the server by :mod:`.launch`; it ends with its parent.
+:mod:`.launch` starts it beside the server. It ends with the process that started it.
 """
 
 from __future__ import annotations

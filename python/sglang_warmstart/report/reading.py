@@ -1,4 +1,4 @@
-"""Read the events of a run back."""
+"""Read the events of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kernel that is compiled while serving is reported or refused (:mod:`sglang_warmstart.libraries.monitor`)."""
+"""Report or refuse a kernel that is compiled while serving (:mod:`sglang_warmstart.libraries.monitor`)."""
 
 from __future__ import annotations
 
