@@ -116,7 +116,7 @@ class Locks:
             if self._work:
                 self._work = False
                 logger.warning(
-                    "warmstart: no locks in %s (%s): processes that share it may do the same work twice",
+                    "warmstart: %s has no working file locks (%s): processes that share it may do the same work twice",
                     self.directory,
                     error,
                 )

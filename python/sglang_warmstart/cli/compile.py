@@ -67,12 +67,12 @@ class Bundle:
                 manifest = archive.read(stream, is_signed_by=self.key.public_key if self.key else None)
                 old = manifest.plan
                 if any(getattr(old, part) != getattr(self.plan, part) for part in ("compiler", "kind", "headers")):
-                    raise BundleError("of another compiler or another DeepGEMM")
+                    raise BundleError("it is for another compiler or another DeepGEMM")
                 if manifest.cubins and not manifest.cubins.keys() & self.plan.kernels.keys():
-                    raise BundleError("of another plan, it has no kernel of this one")
+                    raise BundleError("it is for another plan and has no kernel of this one")
                 archive.extract(stream, manifest, directory)
         except (BundleError, OSError) as error:
-            raise BundleError(f"{self.path} is there, and is not gone on with: {error}: remove it first") from error
+            raise BundleError(f"{self.path} exists and cannot be continued: {error}: remove it first") from error
         self.cubins = {
             name: directory / sha256 for name, sha256 in manifest.cubins.items() if name in self.plan.kernels
         }
@@ -135,22 +135,23 @@ def compile_plan(
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans, of `record` or `plan export`.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="The bundle to write (.tar.zst).")],
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Kernels compiled at once. Default: cores, as free memory carries them.")
+        int | None,
+        typer.Option(min=1, help="Kernels compiled at once. Default: the cores. Free memory may allow fewer."),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option("--cluster", metavar="dask://HOST:PORT", help="Compile on the workers of a dask cluster."),
     ] = None,
     nvcc: Annotated[
-        str | None, typer.Option(help="The compiler. Default: as DeepGEMM finds it, or nvidia-cuda-nvcc.")
+        str | None, typer.Option(help="The compiler. Default: the one that DeepGEMM finds, or nvidia-cuda-nvcc.")
     ] = None,
     deep_gemm: Annotated[
         str | None, typer.Option(help="The directory of the package deep_gemm. Default: the one installed here.")
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--sign", metavar="KEY", help="Sign it with this Ed25519 key (PEM).")
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign the bundle with this Ed25519 key (PEM).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile the kernels of plans into one bundle. No GPU is needed.
 

@@ -157,7 +157,7 @@ class Service:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the rank has gone: what it asked for is of use to others, and to the next start
         except protocol.ProtocolError as error:
-            logger.warning("a connection is closed: %s", error)
+            logger.warning("a connection was closed: %s", error)
         finally:
             writer.close()
 
@@ -204,7 +204,7 @@ class Service:
         if self._restoring is not None:
             done = await wait_until_unlocked(self._restoring, RESTORE_LIMIT_S)
             if not done:
-                logger.warning("restoring kernels takes more than %g s: it is not waited for", RESTORE_LIMIT_S)
+                logger.warning("restoring kernels takes more than %g s: the ranks go on without it", RESTORE_LIMIT_S)
             self._restoring = None
 
     def _executor(self, kind: str, workers: int) -> Executor:

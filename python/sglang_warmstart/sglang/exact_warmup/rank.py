@@ -245,7 +245,7 @@ class Rank:
             message = f"{target}: its kernels cannot be loaded: {first_line(error)}"
             if self.strict:
                 raise WarmupError(message) from error
-            logger.warning("warmstart: %s; they are on first use", message)
+            logger.warning("warmstart: %s; they are loaded on first use", message)
         self.load_s += loaded.seconds
         for target, m, size in loaded.left_out:
             logger.warning(

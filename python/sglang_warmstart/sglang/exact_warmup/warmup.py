@@ -239,7 +239,7 @@ class ExactWarmup:
             return None
         os.environ["DG_JIT_CACHE_DIR"] = cache
         if envs.SGLANG_JIT_DEEPGEMM_FAST_WARMUP.get():
-            logger.info("warmstart: exact warm-up takes the place of FAST_WARMUP: it covers every M, and costs less")
+            logger.info("warmstart: exact warm-up replaces FAST_WARMUP: it covers every M and costs less")
         return Rank(
             client=client,
             library=library,
