@@ -169,7 +169,7 @@ class EventLog:
             self._size += len(line)
         except OSError as error:
             self._lost = True
-            logger.warning("warmstart: events cannot be written to %s: %s", self.directory, error.strerror or error)
+            logger.warning("warmstart: events are not recorded in %s: %s", self.directory, error.strerror or error)
 
     def _next_file(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -237,25 +237,21 @@ def _scan(
                 key.check(data, signature)
             header = unpacked.header()
         elif key is not None:
-            raise BundleError(
-                "it is not signed: get a signed one, or do not require a key if you trust whoever made it"
-            )
+            raise BundleError("it is not signed: get a signed one, or require no key if you trust who made it")
         # What nobody has vouched for is not even decoded.
         manifest = manifests.decode(data)
         del data
         if expected is not None and expected != manifest:
             raise BundleError("it is not what it was when it was checked: unpack it where nobody writes to it")
         if (size := _unpacked_size(manifest)) > limit_bytes:
-            raise BundleError(
-                f"it unpacks to {size} bytes, more than the limit of {limit_bytes}: raise the limit if you trust it"
-            )
+            raise BundleError(f"it unpacks to {size} bytes, and {limit_bytes} is the limit: raise that if you trust it")
         for sha256, size in sorted(manifest.files.items()):
             _expect(header, FILES + sha256, size)
             with sink(sha256) as take:
                 _copy(unpacked, sha256, size, take)
             header = unpacked.header()
         if header is not None:
-            raise BundleError(f"not a bundle: {header.name!r} is in it, but its manifest does not name it")
+            raise BundleError(f"not a bundle: {header.name!r} is in it, which its manifest does not know")
         unpacked.end()
     except MemoryError as error:
         raise BundleError("there is not enough memory to read it") from error

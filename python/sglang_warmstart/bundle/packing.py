@@ -81,7 +81,7 @@ def _plan_of(cache: KernelCache, markers: list[Marker], notes: list[str]) -> Pla
     deep_gemm = Path(identity.installed_in)
     if not deep_gemm.is_dir() or build_hash(deep_gemm) != identity.deep_gemm:
         raise PlanError(
-            f"the DeepGEMM of {deep_gemm} is no longer the one of the warm-up in {cache.root}: "
+            f"the DeepGEMM of {deep_gemm} is not that of the warm-up in {cache.root} any more: "
             "export the plan before you replace DeepGEMM"
         )
     planner = Planner(identity, distribution_of(deep_gemm), headers_hash(deep_gemm))

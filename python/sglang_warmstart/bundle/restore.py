@@ -125,7 +125,7 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
                 try:
                     published = entries.publish(root, files, Path(staging))
                 except BundleError as error:
-                    restored.notes.append(f"{library}: only a part is restored: {error}")
+                    restored.notes.append(f"{library}: not all of it is restored: {error}")
                 else:
                     restored.libraries[library] = (published.new, published.kept)
     except CacheError as error:
@@ -186,7 +186,7 @@ def _caches(manifest: Manifest, place: Place, notes: list[str]) -> dict[str, tup
     for cache in manifest.caches:
         library = LIBRARIES.get(cache.library)
         if library is None:
-            notes.append(f"{cache.library}: not restored: this version does not know this library")
+            notes.append(f"{cache.library}: this version knows no such cache")
         elif difference := library.mismatch(cache.key, place.environment):
             notes.append(f"{cache.library}: not restored: {difference}")
         else:

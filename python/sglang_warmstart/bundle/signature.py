@@ -36,7 +36,7 @@ class PublicKey:
         """
         data = _read(path)
         if b"PRIVATE KEY-----" in data:
-            raise BundleError(f"{path} has a private key, but the public one is needed: {_PUBLIC_OF}")
+            raise BundleError(f"{path} has a private key, and the public one is wanted: {_PUBLIC_OF}")
         try:
             from cryptography.exceptions import UnsupportedAlgorithm
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -46,9 +46,9 @@ class PublicKey:
         try:
             key = load_pem_public_key(data)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise BundleError(f"{path} is not a public key in PEM format: {_PUBLIC_OF}") from error
+            raise BundleError(f"{path} is no public key in PEM: {_PUBLIC_OF}") from error
         if not isinstance(key, Ed25519PublicKey):
-            raise BundleError(f"{path} has a public key that is not an Ed25519 key: {_NEW_KEY}")
+            raise BundleError(f"{path} has a public key that is not of Ed25519: {_NEW_KEY}")
         return cls(key.public_bytes_raw())
 
     def check(self, manifest: bytes, signature: bytes) -> None:
@@ -88,7 +88,7 @@ class PrivateKey:
         """
         data = _read(path)
         if b"-----BEGIN PUBLIC KEY-----" in data:
-            raise BundleError(f"{path} has a public key, but the private one is needed: {_NEW_KEY}")
+            raise BundleError(f"{path} has a public key, and the private one is wanted: {_NEW_KEY}")
         try:
             from cryptography.exceptions import UnsupportedAlgorithm
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -100,9 +100,9 @@ class PrivateKey:
         except TypeError as error:
             raise BundleError(f"{path} is encrypted: decrypt it with: openssl pkey -in {path}") from error
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise BundleError(f"{path} is not a private key in PEM format: {_NEW_KEY}") from error
+            raise BundleError(f"{path} is no private key in PEM: {_NEW_KEY}") from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise BundleError(f"{path} has a private key that is not an Ed25519 key: {_NEW_KEY}")
+            raise BundleError(f"{path} has a private key that is not of Ed25519: {_NEW_KEY}")
         return cls(key.private_bytes_raw())
 
     @property
@@ -138,5 +138,5 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise BundleError(f"the key {path} cannot be read ({error.strerror or error}): name a PEM file") from error
     if len(data) > _KEY_FILE_LIMIT:
-        raise BundleError(f"{path} is not a key: it has more than {_KEY_FILE_LIMIT} bytes: name a PEM file")
+        raise BundleError(f"{path} is no key: it has more than {_KEY_FILE_LIMIT} bytes: name a PEM file")
     return data

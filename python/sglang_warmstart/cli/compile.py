@@ -67,12 +67,12 @@ class Bundle:
                 manifest = archive.read(stream, is_signed_by=self.key.public_key if self.key else None)
                 old = manifest.plan
                 if any(getattr(old, part) != getattr(self.plan, part) for part in ("compiler", "kind", "headers")):
-                    raise BundleError("it is for another compiler or another DeepGEMM")
+                    raise BundleError("of another compiler or another DeepGEMM")
                 if manifest.cubins and not manifest.cubins.keys() & self.plan.kernels.keys():
-                    raise BundleError("it is for another plan and has no kernel of this one")
+                    raise BundleError("of another plan, it has no kernel of this one")
                 archive.extract(stream, manifest, directory)
         except (BundleError, OSError) as error:
-            raise BundleError(f"{self.path} exists and cannot be continued: {error}: remove it first") from error
+            raise BundleError(f"{self.path} is there, and is not gone on with: {error}: remove it first") from error
         self.cubins = {
             name: directory / sha256 for name, sha256 in manifest.cubins.items() if name in self.plan.kernels
         }

@@ -56,9 +56,7 @@ def _run(package: Path, patches: Sequence[Path], reverse: bool, *options: str) -
     try:
         return subprocess.run(command, cwd=package, env=environment, input=data, capture_output=True, check=False)
     except FileNotFoundError as error:
-        raise PatchesError(
-            "git is not installed: install it, since `git apply` applies the patches", NO_TREE
-        ) from error
+        raise PatchesError("git is not installed: the patches are applied with it", NO_TREE) from error
     except OSError as error:
         raise PatchesError(f"git cannot be run ({error.strerror or error})", NO_TREE) from error
 

@@ -87,7 +87,7 @@ def record(
             elif log is None:
                 kept.unlink()
     if silent:
-        typer.echo(f"rank {', '.join(silent)} has recorded nothing: the log says why", err=True)
+        typer.echo(f"nothing was recorded by rank {', '.join(silent)}: its log says why", err=True)
     write_plan(output, plan)
     raise typer.Exit(EXIT_FAILED if silent else 0)
 

@@ -81,8 +81,7 @@ def install_wait(hooks: Hooks, compile_utils: ModuleType, _entrypoint: ModuleTyp
             with timed("step", "wait for the bundle"):
                 if not start.wait(Path(os.environ[RESTORING]), start.WAIT_LIMIT_S):
                     logger.warning(
-                        "warmstart: restoring the bundle takes more than %g s: this rank goes on without it",
-                        start.WAIT_LIMIT_S,
+                        "warmstart: the bundle takes more than %g s: it is not waited for", start.WAIT_LIMIT_S
                     )
         original(*args, **kwargs)
 
