@@ -1,1 +1,1 @@
-"""What every room uses; it uses none of them."""
+"""The ground floor: every room uses it, and it uses none of them."""

@@ -1,4 +1,4 @@
-"""Errors, and how one is said in a line."""
+"""Error classes, and functions that put an error into one line."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What happens during a start-up and after it: one file of JSON lines per process, in a directory per run.
+"""Events of a process: one file of JSON lines per process, in a directory per run.
 
-The first line of a file says whose it is (:class:`Process`), every other one is an :class:`Event`. Times are seconds
-of CLOCK_MONOTONIC, which all processes of a node share. Nothing here ever fails a server: where a file cannot be
-written, that is said once, and the rest of the process's events are lost.
+The first line of a file describes the process (:class:`Process`). Every other line is an :class:`Event`. Times are
+seconds of CLOCK_MONOTONIC, which all processes of a node share. Nothing here ever fails a server: if a file cannot be
+written, one line says so, and the later events of that process are lost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files and directories that appear in their place whole, or not at all."""
+"""Publish files and directories: each appears in its place whole, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place where SGLang calls our code: a failure of ours is one warning, and SGLang goes on as without us."""
+"""Guard every call from SGLang into our code: if ours fails, it logs one warning and SGLang goes on without us."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""One feature's changes to SGLang: each checked before it is made, all of them undone if one cannot be made.
+"""One feature's changes to SGLang: each is checked before it is made, and all are undone if one cannot be made.
 
-SGLang's own ``HookRegistry`` imports the module of every target as soon as plugins have registered. Importing
-``model_runner`` before the arguments are parsed freezes environment switches that it reads at import, and importing
-``layers.mhc`` pulls in TileLang. So hooks are placed here once SGLang itself has imported the module, in the registry's
-own manner: the wrapper carries ``__wrapped__``, and copies made by ``from module import name`` are mended. Hooks of
-other plugins on a function that we wrap stack with ours in either order.
+SGLang's own ``HookRegistry`` imports the module of every target as soon as plugins have registered. That is too early:
+importing ``model_runner`` before the arguments are parsed freezes environment switches that it reads at import, and
+importing ``layers.mhc`` pulls in TileLang. So we place a hook once SGLang itself has imported the module. Otherwise we
+work like the registry: the wrapper carries ``__wrapped__``, and copies made by ``from module import name`` are replaced
+too. Hooks of other plugins on the same function stack with ours, in either order.
 
-Whatever SGLang calls of ours is guarded (:mod:`.guard`): our failure is one warning, and SGLang goes on without us.
+Every call from SGLang into our code is guarded (:mod:`.guard`).
 """
 
 from __future__ import annotations

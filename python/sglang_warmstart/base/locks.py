@@ -1,7 +1,7 @@
-"""Locks among processes, by ``flock``: never waited for without a bound, and done without where there are none.
+"""Locks among processes, by ``flock``. Every wait has a bound, and work goes on where a file system has no locks.
 
-What they guard is published atomically, so that doing it twice costs time and does no harm. A file system may refuse to
-lock (ENOLCK, ENOSYS), and one whose lock manager is gone never answers, not even a call that does not block.
+What a lock guards is published atomically, so doing it twice costs time but does no harm. A file system may refuse to
+lock (ENOLCK, ENOSYS). If its lock manager is gone, it never answers, not even a non-blocking call.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Locks:
             if self._work:
                 self._work = False
                 logger.warning(
-                    "warmstart: no locks in %s (%s): processes that share it may do the same work twice",
+                    "warmstart: %s has no working file locks (%s): processes that share it may do the same work twice",
                     self.directory,
                     error,
                 )

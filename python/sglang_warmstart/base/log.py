@@ -1,4 +1,4 @@
-"""Where everything is logged."""
+"""The name of the logger that the whole plugin uses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Prometheus metrics out of events, in SGLang's own ``/metrics``.
+"""Prometheus metrics, counted from events and shown in SGLang's own ``/metrics``.
 
 SGLang collects the counters of all its processes through files (``PROMETHEUS_MULTIPROC_DIR``, set before they start).
-Every process of ours that finds that variable counts there, the node's service included.
+Every process of ours that finds this variable counts there too, including the node's service.
 """
 
 from __future__ import annotations

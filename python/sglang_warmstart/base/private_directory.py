@@ -1,4 +1,4 @@
-"""Directories of a process's own, which go when it does: at its end, or at the next start after it was killed."""
+"""Private directories of processes: removed when the process ends or, if it was killed, at the next start."""
 
 from __future__ import annotations
 

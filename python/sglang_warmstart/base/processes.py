@@ -1,4 +1,4 @@
-"""Processes of ours beside a server: each has a directory of its own, and ends with the process that started it."""
+"""Start processes beside a server: each has a directory of its own and ends with the process that started it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of a run: made by the process that starts a server, found by all others through their environment."""
+"""The directory of a run. The process that starts a server makes it; the others find it by their environment."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Change a few lines inside a function of SGLang without a copy of it in this repository.
+"""Change a few lines inside a function of SGLang, without a copy of that function in this repository.
 
-A wrapper sees a function's arguments and its result, never the lines between. Where a feature has to change those,
-the function's own source is taken as the user has it installed, each edit is applied where its anchor stands exactly
-once, and the result is compiled in the function's own globals. An anchor that is missing or ambiguous means that this
-SGLang is not the one the edit was written for.
+A wrapper sees the arguments and the result of a function, but not the lines between. To change those, we read the
+source of the installed function, apply each edit where its anchor occurs exactly once, and compile the result in the
+function's own globals. If an anchor is missing or ambiguous, this SGLang is not the one that the edit was written for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every environment variable of the product: each is declared and parsed here, and nowhere else.
+"""All environment variables of the product. Each is declared and parsed here, and nowhere else.
 
-A variable that is set and empty, as templates leave them, counts as not set.
+A variable that is set but empty, as templates often leave it, counts as not set.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Bundles: kernels that are compiled once, on any machine, and restored where a server starts."""
+"""Bundles: kernels compiled once, on any machine, and restored where a server starts."""

@@ -1,7 +1,7 @@
-"""A bundle in one file, ``.tar.zst``: the manifest, maybe its signature, and each file under its SHA-256.
+"""A bundle as one file (``.tar.zst``): the manifest, its signature if it has one, and each file under its SHA-256.
 
-A bundle may come from anybody. It is read block by block, and only what has to come next is accepted: the names and
-sizes of all members follow from the manifest, so that nothing that the archive says becomes a path or a size of ours.
+A bundle may come from anybody. So it is read block by block, and only the expected next member is accepted. The names
+and sizes of all members follow from the manifest. Nothing else in the archive becomes a path or a size.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class _Unpacked:
             stream.seek(0)
         except (OSError, ValueError) as error:
             raise BundleError(
-                f"it cannot be read from its beginning ({error}): copy it to a file of this machine"
+                f"it cannot be read from its beginning ({error}): copy it to a file on this machine"
             ) from error
 
     def some(self, count: int) -> bytes:
@@ -237,7 +237,7 @@ def _scan(
                 key.check(data, signature)
             header = unpacked.header()
         elif key is not None:
-            raise BundleError("it is not signed: get one that is, or do without a key if you trust who made it")
+            raise BundleError("it is not signed: get a signed one, or require no key if you trust who made it")
         # What nobody has vouched for is not even decoded.
         manifest = manifests.decode(data)
         del data

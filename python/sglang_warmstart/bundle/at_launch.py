@@ -1,6 +1,6 @@
-"""The process that restores a bundle while a server starts (started by :mod:`.start`).
+"""The process that restores a bundle while a server starts (:mod:`.start` starts it).
 
-Whatever goes wrong with the bundle, the server starts as without it, and one line says why.
+If anything goes wrong with the bundle, one line gives the reason, and the server starts without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A plan's kernels, compiled by an executor: threads of this machine, or a cluster."""
+"""Compile the kernels of a plan with an executor: threads of this machine, or a cluster."""
 
 from __future__ import annotations
 

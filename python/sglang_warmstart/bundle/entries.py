@@ -1,7 +1,8 @@
-"""Puts files into another library's cache so that an entry of it is there as a whole or not at all.
+"""Put files into another library's cache, so that an entry is there as a whole or not at all.
 
-An entry is all files of one directory. The libraries write the files of an entry one after the other and take what they
-find for whole (Triton, TileLang) or for up to date (ninja), so that half an entry would not always be noticed.
+An entry is all files of one directory. The libraries write the files of an entry one after the other. Later they take
+the files that they find as whole (Triton, TileLang) or as up to date (ninja). So they would not always notice half an
+entry.
 """
 
 from __future__ import annotations
@@ -211,9 +212,7 @@ def _descend(root: Path, top: int, parts: _Parts, *, make: bool) -> int:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             way = "/".join(parts[:number])
-            raise BundleError(
-                f"{way!r} in the cache {root} is a link or a file, and no directory: remove it"
-            ) from error
+            raise BundleError(f"{way!r} in the cache {root} is a link or a file, not a directory: remove it") from error
         finally:
             os.close(above)
     return directory

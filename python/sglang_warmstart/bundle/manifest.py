@@ -1,4 +1,4 @@
-"""The first file of a bundle: what is in it, for what, and the SHA-256 of every other file."""
+"""The manifest, the first file of a bundle: its contents, what it is for, and the SHA-256 of every other file."""
 
 from __future__ import annotations
 

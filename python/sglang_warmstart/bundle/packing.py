@@ -1,4 +1,4 @@
-"""Plans and bundles of what a cache already has: the markers of finished warm-ups say what that is."""
+"""Make plans and bundles from a cache. The markers of finished warm-ups say what it has."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _plan_of(cache: KernelCache, markers: list[Marker], notes: list[str]) -> Pla
     if not deep_gemm.is_dir() or build_hash(deep_gemm) != identity.deep_gemm:
         raise PlanError(
             f"the DeepGEMM of {deep_gemm} is not that of the warm-up in {cache.root} any more: "
-            "export the plan before DeepGEMM is replaced"
+            "export the plan before you replace DeepGEMM"
         )
     planner = Planner(identity, distribution_of(deep_gemm), headers_hash(deep_gemm))
     for marker in markers:

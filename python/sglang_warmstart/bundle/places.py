@@ -1,4 +1,4 @@
-"""Where things are if nobody names them."""
+"""The place where a bundle is unpacked, if nobody names one."""
 
 from __future__ import annotations
 

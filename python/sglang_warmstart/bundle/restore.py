@@ -1,7 +1,7 @@
-"""Bring what is in a bundle into the caches of this node, under the names that it has here.
+"""Restore the contents of a bundle into the caches of this node.
 
-A kernel's name in DeepGEMM's cache depends on where DeepGEMM is installed. A bundle has the kernels without such names;
-they are given theirs here, with the markers that let a server start without asking anything.
+A kernel's name in DeepGEMM's cache depends on where DeepGEMM is installed. A bundle has its kernels without such names.
+Here they get their names, and the markers that let a server start without asking the service for kernels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who made a bundle: an Ed25519 signature over the bytes of its manifest, which has the SHA-256 of all the rest.
+"""Sign and check bundles: an Ed25519 signature over the manifest, which has the SHA-256 of everything else.
 
 Keys are PEM files as ``openssl genpkey -algorithm ed25519`` and ``openssl pkey -pubout`` write them.
 """

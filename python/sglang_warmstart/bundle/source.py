@@ -1,4 +1,4 @@
-"""Where a bundle is read from: a path, or a URL of any store that fsspec knows."""
+"""Open a bundle: from a path, or from a URL of any store that fsspec knows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Start the process that restores a bundle, and wait for it: all that a server itself does with a bundle.
+"""Start the process that restores a bundle, and wait for it. A server itself does nothing else with a bundle.
 
-It imports nothing that opens bundles: the process does (:mod:`.at_launch`).
+This module imports nothing that opens bundles. That process does (:mod:`.at_launch`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The compiler and DeepGEMM's headers on a machine that compiles a plan, and whether they are the plan's."""
+"""Find the compiler and DeepGEMM's headers on this machine, and check that they are the plan's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sglang-warmstart bundle``: look at bundles, and move them in and out of caches."""
+"""``sglang-warmstart bundle``: inspect, verify, pack and unpack bundles."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from sglang_warmstart.libraries.table import parse_include
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 app = typer.Typer(
-    help="Bundles: compiled kernels in one file. A bundle is native code: take it only from those whom you trust.",
+    help="Bundles: compiled kernels in one file. A bundle is native code: use only bundles from people you trust.",
     no_args_is_help=True,
 )
 
 _Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="A path or URL: file, http, https, s3, gs, hf.")]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _Signer = Annotated[
     Path | None,
     typer.Option(
-        "--require-signature", metavar="PUBKEY", help="Refuse it unless this Ed25519 key (PEM) has signed it."
+        "--require-signature", metavar="PUBKEY", help="Refuse the bundle unless this Ed25519 key (PEM) has signed it."
     ),
 ]
 _CACHE_HELP = "DeepGEMM's cache. Default: SGLANG_DG_CACHE_DIR, else ~/.cache/deep_gemm."
@@ -122,11 +122,12 @@ def pack(
     base: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="BUNDLE", help="Take kernels and caches of this bundle, not those of the cache."
+            "--from", metavar="BUNDLE", help="Pack the kernels and caches of this bundle, not those of the cache."
         ),
     ] = None,
     include: Annotated[
-        str | None, typer.Option(metavar="LIBRARIES", help="Take these caches along, with commas between them, or all.")
+        str | None,
+        typer.Option(metavar="LIBRARIES", help="Also pack these caches: names with commas between them, or all."),
     ] = None,
     signer: Annotated[
         Path | None,
@@ -135,10 +136,10 @@ def pack(
         ),
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--sign", metavar="KEY", help="Sign it with this Ed25519 key (PEM).")
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign the bundle with this Ed25519 key (PEM).")
     ] = None,
     identity: Annotated[
-        str, typer.Option(help="Only the markers in the directory below warmstart/markers that begins so.")
+        str, typer.Option(help="Only markers in directories of warmstart/markers whose name begins with this.")
     ] = "",
     as_json: _AsJson = False,
 ) -> None:

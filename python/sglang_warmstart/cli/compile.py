@@ -1,4 +1,4 @@
-"""``sglang-warmstart compile``: a plan becomes a bundle, on any machine that has the compiler."""
+"""``sglang-warmstart compile``: make a bundle from plans, on any machine that has the compiler."""
 
 from __future__ import annotations
 
@@ -135,22 +135,23 @@ def compile_plan(
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans, of `record` or `plan export`.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="The bundle to write (.tar.zst).")],
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Kernels compiled at once. Default: cores, as free memory carries them.")
+        int | None,
+        typer.Option(min=1, help="Kernels compiled at once. Default: the cores. Free memory may allow fewer."),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option("--cluster", metavar="dask://HOST:PORT", help="Compile on the workers of a dask cluster."),
     ] = None,
     nvcc: Annotated[
-        str | None, typer.Option(help="The compiler. Default: as DeepGEMM finds it, or nvidia-cuda-nvcc.")
+        str | None, typer.Option(help="The compiler. Default: the one that DeepGEMM finds, or nvidia-cuda-nvcc.")
     ] = None,
     deep_gemm: Annotated[
         str | None, typer.Option(help="The directory of the package deep_gemm. Default: the one installed here.")
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--sign", metavar="KEY", help="Sign it with this Ed25519 key (PEM).")
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign the bundle with this Ed25519 key (PEM).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile the kernels of plans into one bundle. No GPU is needed.
 

@@ -1,4 +1,4 @@
-"""What is seen of a compile run: a live table in a terminal, a line for each kernel elsewhere."""
+"""Show the progress of a compile run: a live table in a terminal, one line per kernel elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sglang-warmstart doctor``: what is installed here, what each feature makes of it, and whether that is enough."""
+"""``sglang-warmstart doctor``: what is installed, the state of each feature, and whether the plugin can work here."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _find_gpu(findings: Findings) -> Found:
     except Exception as error:
         return Found("GPU", None, f"cannot be looked for without torch: {first_line(error)}")
     if not torch.cuda.is_available():
-        findings.notes.append("no CUDA GPU is visible: hooks are in place, there are no kernels to warm")
+        findings.notes.append("no CUDA GPU is visible: the hooks are in place, but there are no kernels to warm")
         return Found("GPU", None, "none visible to torch")
     properties = torch.cuda.get_device_properties(0)
     count = torch.cuda.device_count()
@@ -193,7 +193,7 @@ def _examine_sglang(findings: Findings) -> None:
             return
         loaded = plugin.loaded_plugin()
         if loaded is None:
-            findings.problems.append("the plugin failed as it was loaded; the log says why")
+            findings.problems.append("the plugin failed to load; the log says why")
             return
         chosen = {each.feature.name: each for each in loaded.installations}
         for feature in FEATURES:
@@ -241,8 +241,8 @@ def _note_deep_gemm(findings: Findings) -> None:
     configurer = sys.modules.get(CONFIGURER)
     if configurer is not None and not configurer.ENABLE_JIT_DEEPGEMM:
         findings.notes.append(
-            "SGLang has DeepGEMM's JIT disabled here (it takes a Hopper or newer GPU, deep_gemm, and "
-            "SGLANG_ENABLE_JIT_DEEPGEMM not 0)"
+            "SGLang has DeepGEMM's JIT disabled here (it needs a Hopper or newer GPU, deep_gemm, and "
+            "SGLANG_ENABLE_JIT_DEEPGEMM other than 0)"
         )
 
 

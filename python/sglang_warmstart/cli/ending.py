@@ -1,4 +1,4 @@
-"""What the commands that make and take bundles have in common: how they end, and what they are given."""
+"""What commands about plans and bundles share: exit statuses, Ctrl-C, and input files."""
 
 from __future__ import annotations
 

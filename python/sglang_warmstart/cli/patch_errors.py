@@ -1,4 +1,4 @@
-"""What ends a ``patches`` command."""
+"""Errors that end a ``patches`` command."""
 
 from __future__ import annotations
 

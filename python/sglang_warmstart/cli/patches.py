@@ -1,4 +1,4 @@
-"""``sglang-warmstart patches``: SGLang's own source with the features as patches, by ``git apply``."""
+"""``sglang-warmstart patches``: the features as patches on SGLang's source, applied by ``git apply``."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _Place = Annotated[Path | None, _TREE]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 _AsVersion = Annotated[
     str | None,
-    typer.Option("--version", help="Take TREE for this version of SGLang: for a fork that has versions of its own."),
+    typer.Option(
+        "--version", help="Treat TREE as this version of SGLang: for a fork that has its own version numbers."
+    ),
 ]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing.")]
 
-app = typer.Typer(
-    help="SGLang's own source with the features as patches, for forks and for review.", no_args_is_help=True
-)
+app = typer.Typer(help="The features as patches on SGLang's source, for forks and for review.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,12 @@ def options(
     context: typer.Context,
     series: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Take the patches from here (DIR/sglang-VERSION/series), not those shipped."),
+        typer.Option(
+            metavar="DIR", help="Take the patches from here (DIR/sglang-VERSION/series), not the shipped ones."
+        ),
     ] = None,
 ) -> None:
-    """SGLang's own source with the features as patches, for forks and for review."""
+    """The features as patches on SGLang's source, for forks and for review."""
     context.obj = series or SHIPPED
 
 
@@ -170,9 +172,11 @@ def revert(context: typer.Context, place: _Place = None, version: _AsVersion = N
 @_command
 def export(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to; made if it is not there.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The directory to write to. It is created if it does not exist.")
+    ],
     version: Annotated[
-        str | None, typer.Option(help="Of SGLang. Default: the newest one that there are patches for.")
+        str | None, typer.Option(help="The version of SGLang. Default: the newest that has patches.")
     ] = None,
 ) -> None:
     """Write the patches to a directory, for `git am`."""

@@ -1,4 +1,4 @@
-"""``sglang-warmstart plan``: the plan of what a cache has, and what a plan says."""
+"""``sglang-warmstart plan``: export the plan of a cache, and show what a plan needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from sglang_warmstart.deepgemm.plan import PlanError
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 app = typer.Typer(
-    help="What a server needs of DeepGEMM, as a file for any machine that compiles.", no_args_is_help=True
+    help="Plans: the DeepGEMM kernels that a server needs, as a file that any machine can compile.",
+    no_args_is_help=True,
 )
 
 _Plans = Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans, of `record` or `plan export`.")]
@@ -32,7 +33,7 @@ def export(
         Path | None, typer.Option(help="DeepGEMM's cache. Default: SGLANG_DG_CACHE_DIR, else ~/.cache/deep_gemm.")
     ] = None,
     identity: Annotated[
-        str, typer.Option(help="Only the markers in the directory below warmstart/markers that begins so.")
+        str, typer.Option(help="Only markers in directories of warmstart/markers whose name begins with this.")
     ] = "",
 ) -> None:
     """Write the plan of the finished warm-ups in a cache: what servers here have needed.

@@ -1,7 +1,7 @@
-"""``sglang-warmstart record``: the plan of a server from a start in which DeepGEMM compiles nothing.
+"""``sglang-warmstart record``: get the plan of a server by a start in which DeepGEMM compiles no kernel.
 
-The server starts as it would, with weights made up and every GEMM answered by zeros; its ranks meet all that they would
-warm, and the node's service writes down which kernels that needs. Once it is ready it is stopped.
+The server starts as usual, but with dummy weights, and every GEMM returns zeros. Its ranks meet all targets that they
+would warm. The node's service writes down which kernels those need. Once the server is ready, it is stopped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def record(
     context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PLAN", help="The file to write (JSON).")],
     log: Annotated[
-        Path | None, typer.Option(help="Where the server's log goes. Default: a file that stays if it fails.")
+        Path | None,
+        typer.Option(help="The file for the server's log. Default: a temporary file, kept if the start fails."),
     ] = None,
     limit_s: Annotated[float, typer.Option(min=1, help="Seconds that the start may take.")] = _START_LIMIT_S,
 ) -> None:
@@ -62,7 +63,7 @@ def record(
     if "--help" in arguments or not _has(arguments, "--model-path", "--model"):
         raise typer.BadParameter("name the model: --model-path M, and the arguments of the server")
     if _has(arguments, "--ssl-keyfile", "--ssl-certfile"):
-        raise PlanError("a server that is recorded is asked over plain HTTP on this machine: leave out --ssl-...")
+        raise PlanError("`record` asks the server over plain HTTP on this machine: leave out --ssl-...")
     if _value(arguments, "--nnodes") not in (None, "1"):
         raise PlanError(
             "a server of several nodes is not recorded: start it once, and take `plan export` of each node's cache"
@@ -177,7 +178,7 @@ def _plan_in(directory: Path, log: Path) -> Plan:
     if not found:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "warmstart" in line]
         raise ServerError(
-            "no rank of the server has recorded anything: it does not use DeepGEMM's JIT, or the plugin is not in it\n"
+            "no rank of the server has recorded anything: it does not use DeepGEMM's JIT, or does not load the plugin\n"
             + "\n".join(said[-_LAST_LINES:])
         )
     return read_plans(found)

@@ -39,7 +39,7 @@ def report(
             "--output",
             "-o",
             metavar="PAGE",
-            help=f"The page to write (HTML). Default: {PAGE}, unless --text, --json or --trace is all that is wanted.",
+            help=f"The page to write (HTML). Default: {PAGE}, unless you ask only for --text, --json or --trace.",
             show_default=False,
         ),
     ] = None,
@@ -47,7 +47,7 @@ def report(
         list[Path] | None,
         typer.Option(
             metavar="DIR",
-            help="Another run, on one time axis with the first one. May be given again.",
+            help="Another run, shown on one time axis with the first one. You can repeat this option.",
             show_default=False,
         ),
     ] = None,

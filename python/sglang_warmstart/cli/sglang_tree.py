@@ -1,4 +1,4 @@
-"""Find a tree of SGLang and tell its version, without importing it."""
+"""Find a tree of SGLang and its version, without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show plans and bundles: tables in a terminal, plain lines elsewhere, JSON for machines."""
+"""Show plans and bundles: tables in a terminal, plain lines elsewhere, and JSON."""
 
 from __future__ import annotations
 

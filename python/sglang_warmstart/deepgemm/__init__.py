@@ -1,1 +1,1 @@
-"""The pipeline of exact warm-up: record, compile, load, mark. It knows DeepGEMM and nothing of SGLang."""
+"""DeepGEMM: record, compile, load and mark its kernels. This room knows nothing of SGLang."""

@@ -1,4 +1,4 @@
-"""DeepGEMM's cache of compiled kernels on disk, written as DeepGEMM itself writes it.
+"""DeepGEMM's cache of compiled kernels on disk, which we write as DeepGEMM itself does.
 
 Source: DeepGEMM 0.1.x, ``csrc/jit/compiler.hpp`` (layout and order of writing) and ``csrc/jit/kernel_runtime.hpp`` (a
 directory that lacks one of its two files makes DeepGEMM abort).

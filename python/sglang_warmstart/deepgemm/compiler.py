@@ -1,4 +1,4 @@
-"""The compiler that DeepGEMM's JIT uses, and one run of it.
+"""Find the compiler that DeepGEMM's JIT uses, and run it.
 
 Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` and ``_find_cuda_home`` in ``deep_gemm/__init__.py`` of DeepGEMM
 0.1.x.

@@ -1,4 +1,4 @@
-"""Whether a file is a whole cubin: an ELF file that holds all that its header promises."""
+"""Check that a file is a whole cubin: an ELF file with everything that its header promises."""
 
 from __future__ import annotations
 

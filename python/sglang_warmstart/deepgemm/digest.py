@@ -1,4 +1,4 @@
-"""DeepGEMM's name for a kernel in its cache.
+"""Compute DeepGEMM's name for a kernel in its cache.
 
 Source: DeepGEMM 0.1.x, ``csrc/jit/compiler.hpp`` (what is hashed) and ``csrc/utils/hash.hpp`` (how).
 """

@@ -1,7 +1,7 @@
-"""Stand at the door of DeepGEMM: see a call with all its arguments, and answer it or let it pass.
+"""Intercept the wrapped GEMMs: see a call with all its arguments, then answer it or let it pass.
 
-SGLang's wrapper takes DeepGEMM from a name in its own module. Whoever is put there in its place sees the calls of the
-wrapped GEMMs, and costs nothing once it is gone.
+SGLang's wrapper takes DeepGEMM from a name in its own module. A door put there in DeepGEMM's place sees the calls. Once
+it is removed, it costs nothing.
 """
 
 from __future__ import annotations

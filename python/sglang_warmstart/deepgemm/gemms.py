@@ -1,7 +1,7 @@
-"""How to call DeepGEMM once for an M, per kernel type: what the call needs, and in how much memory.
+"""How to call DeepGEMM once for an M, per kernel type: the arguments of the call, and the memory that they take.
 
-Two rooms for its tensors. While kernels are recorded, stubs run in place of kernels: nothing is read or written, so a
-tensor may claim more memory than there is. Loading runs the real kernels, on real memory.
+The tensors of a call come from one of two places. While kernels are recorded, stubs run in place of kernels. Nothing is
+read or written, so a tensor may claim more memory than there is. Loading runs the real kernels, on real memory.
 
 Source: ``gemm.hpp``, ``layout.hpp`` and ``hyperconnection.hpp`` in ``csrc/apis`` of DeepGEMM 0.1.x for what a call
 checks; ``layers/deep_gemm_wrapper/entrypoint.py`` of SGLang 0.5.12 for how it is called there.

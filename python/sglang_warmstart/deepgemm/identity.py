@@ -1,4 +1,4 @@
-"""What could change which kernels a target needs, or what they are compiled to."""
+"""The identity: everything that could change which kernels a target needs, or what they compile to."""
 
 from __future__ import annotations
 

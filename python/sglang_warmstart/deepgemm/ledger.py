@@ -1,8 +1,9 @@
-"""What has become of each target: one state for each, in one place.
+"""The state of each target, in one place.
 
-A target is met (a call has it, or a rank has announced it), recorded (its kernels have names and sources), compiled
-(they are in the cache), loaded (into this process), or left, for a reason. The service of a node has a ledger for each
-cache, by target. A rank has one by SGLang's key of a GEMM: it meets that before it knows the whole target.
+A target is *met* when a call has it or a rank has announced it, *recorded* when its kernels have names and sources,
+*compiled* when they are in the cache, and *loaded* when they are in this process. Or it is *left*, with a reason. The
+service of a node has one ledger per cache, by target. A rank has one by SGLang's key of a GEMM, because it meets the
+key before it knows the whole target.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a finished warm-up leaves in the cache, so that a restart need not ask again.
+"""Markers: what a finished warm-up leaves in the cache, so that a restart need not ask again.
 
-A marker holds the targets of a launch, the kernels of each, and what proves that those are still in the cache. It lies
-under the identity of what compiled them, so one of another GPU, DeepGEMM or compiler is not even found.
+A marker lists the targets of a launch, the kernels of each, and sizes and checksums that prove that those are still in
+the cache. It lies in a directory named after the identity. So a marker of another GPU, DeepGEMM or compiler is not
+found.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""NVRTC with precompiled headers as another compiler for the kernels that DeepGEMM would give to nvcc.
+"""NVRTC with precompiled headers: another compiler for the kernels that DeepGEMM would give to nvcc.
 
-It stays in one process and parses DeepGEMM's and CUTLASS's headers once, so a kernel takes less time than by nvcc. Its
-kernels have nvcc's names in the cache, and live under a cache root of their own.
+It stays in one process and parses DeepGEMM's and CUTLASS's headers once, so a kernel takes less time than with nvcc.
+Its kernels have the names in the cache that nvcc's would have, so they have a cache root of their own.
 
 Source for the options: ``NVRTCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x.
 """

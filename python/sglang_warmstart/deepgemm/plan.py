@@ -1,7 +1,7 @@
-"""What a server needs of DeepGEMM, told so that any machine can compile it: sources and flags, and no path of this one.
+"""Plans: the DeepGEMM kernels that a server needs, as sources and flags that any machine can compile.
 
-DeepGEMM's name for a kernel hashes its flags, and those hold the path of DeepGEMM's headers. In a plan a placeholder
-stands for that path; where a bundle made from it is unpacked, names are computed anew for the path there.
+DeepGEMM's name for a kernel is a hash of its flags, among other things. One flag is the path of DeepGEMM's headers. A
+plan has a placeholder for that path. Where a bundle is unpacked, the names are computed anew for the path there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The cubin that stands in for a kernel while kernels are recorded.
+"""The stub: the cubin that stands in for a kernel while kernels are recorded.
 
-DeepGEMM loads and launches it like any other. It does nothing, so it must never come into a cache that serves: it
-carries a mark, and the publisher refuses whatever bears the mark.
+DeepGEMM loads and launches it like any other, but it does nothing. So it must never get into a cache that serves. It
+carries a mark, and the publisher refuses a cubin with that mark.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What selects a DeepGEMM kernel, apart from M.
+"""A target: what selects a DeepGEMM kernel, apart from M.
 
-A JIT kernel library picks a kernel from the shape. A target is everything in a call that has a say in it but the number
-of rows, and the range that the rows can take.
+A JIT kernel library picks a kernel from the shape. A target is everything in a call that takes part in this choice,
+except the number of rows, and the range that the rows can take.
 """
 
 from __future__ import annotations

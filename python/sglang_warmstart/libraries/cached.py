@@ -1,4 +1,4 @@
-"""What is taken along of a library's cache: its files by path, and what has to be the same where they are restored."""
+"""The part of a library's cache that a bundle takes along: files by path, and the key for restoring them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle takes along of a library's cache."""
+"""Collect the part of a library's cache that a bundle takes along."""
 
 from __future__ import annotations
 

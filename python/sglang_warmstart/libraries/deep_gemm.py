@@ -1,4 +1,4 @@
-"""DeepGEMM: the library that exact warm-up is about. A bundle carries its kernels by plans and markers, not as files.
+"""DeepGEMM, the library of exact warm-up. A bundle has its kernels as a plan with markers, not as files of its cache.
 
 Source: ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x.
 """

@@ -1,11 +1,11 @@
-"""The compiler that DeepGEMM runs in a watched process: it runs the real one, and says so.
+"""The compiler that DeepGEMM runs in a watched process: it runs the real one, and reports that.
 
-A program of its own, started by the command that :mod:`.deep_gemm_watch` writes, once per kernel that is compiled. It
-imports nothing of this package, and little else: it is to start in milliseconds.
+It is a program of its own, started once per compiled kernel by the command that :mod:`.deep_gemm_watch` writes. It
+imports nothing of this package and little else, so that it starts in milliseconds.
 
-Arguments: SOCKET READY REFUSE COMPILER, then what DeepGEMM gives its compiler.
-SOCKET gets a JSON object before and after each run. Where REFUSE is "1" and the file READY is there, or its directory
-no longer is, it fails although the compiler did not: that is how a call of DeepGEMM is made to fail.
+Arguments: SOCKET READY REFUSE COMPILER, then what DeepGEMM passes to its compiler.
+SOCKET gets a JSON object before and after each run. If REFUSE is "1" and the file READY exists, or its directory is
+gone, the program fails although the compiler did not. That makes the call of DeepGEMM fail.
 """
 
 import json

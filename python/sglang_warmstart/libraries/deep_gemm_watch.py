@@ -1,8 +1,9 @@
-"""DeepGEMM's compiles in a process, seen at the compiler command that it runs.
+"""Watch DeepGEMM's compiles in a process, by the compiler command that it runs.
 
-DeepGEMM is told of a command of ours in place of nvcc, which runs nvcc and says when it began and when it ended. What
-is compiled is the same: neither the digest of a kernel nor its code depends on the compiler's path. A thread listens;
-while it is told of a run, the call that waits for the kernel is still under way, and is looked at there.
+DeepGEMM runs our command in place of nvcc. The command runs nvcc, and reports when it began and when it ended. The
+result is the same, because neither the digest of a kernel nor its code depends on the compiler's path. A thread
+listens. While it hears of a run, the call that waits for the kernel is still under way, so the thread can look at that
+call's stack.
 
 Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x, which reads ``DG_JIT_NVCC_COMPILER`` when it
 compiles its first kernel.

@@ -1,4 +1,4 @@
-"""The one interface of a JIT library: what monitor, bundles and everything else know of it."""
+"""The one interface of a JIT library: what the monitor, bundles and everything else know of it."""
 
 from __future__ import annotations
 

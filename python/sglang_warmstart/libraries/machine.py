@@ -1,6 +1,6 @@
-"""What the keys of caches are made of: the parts of this machine that a compiled kernel may depend on.
+"""Parts of cache keys: the properties of this machine that a compiled kernel may depend on.
 
-None of the libraries is imported: that would take seconds, or a GPU.
+This module imports none of the libraries. That would take seconds, or need a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""No kernel is to be compiled while serving: what is done about one that is."""
+"""Report or refuse a kernel that is compiled while serving."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""What FlashInfer and tvm-ffi have in common: both have ninja build a library, and have no hook for that.
+"""What FlashInfer and tvm-ffi share: both let ninja build a library, and neither has a hook for that.
 
-Both run ninja whenever they load a kernel, also where nothing is to be built, so what tells is whether the objects have
-changed. Neither is called again for a kernel that a process has loaded.
+Both run ninja whenever they load a kernel, even if nothing has to be built. So a compile shows only by changed object
+files. Neither is called again for a kernel that a process has loaded.
 
-Neither cache can be moved, and what ninja finds out of date is compiled again although the library is there. It is up
-to date if the commands are the same, and so all paths and flags in them; ``.ninja_log``, ``.ninja_deps`` and the
-objects are there beside the library; the objects have the modification times that are in ``.ninja_deps``; and no source
-and no header is newer than they are. pip gives a header the time of its installation. The time of ``build.ninja`` does
-not matter.
+Neither cache can be moved. ninja compiles again what it finds out of date, even if the library is there. It finds it up
+to date if the commands are the same, including all paths and flags; if ``.ninja_log``, ``.ninja_deps`` and the objects
+are beside the library; if the objects have the modification times in ``.ninja_deps``; and if no source and no header is
+newer. pip gives a header the time of its installation. The time of ``build.ninja`` does not matter.
 """
 
 from __future__ import annotations

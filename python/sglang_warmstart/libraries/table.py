@@ -1,4 +1,4 @@
-"""All JIT libraries that are known. A new one is a file of this room and a line here."""
+"""The table of all known JIT libraries. A new library is a file in this room and a line here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Triton: watched by its own hook, ``triton.knobs.compilation.listener``. Its cache cannot be moved.
 
 Source: ``CompilationListener`` and ``cache_knobs`` in Triton's ``knobs.py`` (3.4 and later). ``compile`` in
-``compiler.py`` calls the listener after each kernel that was not in the process's memory, with the times that it took,
-and whether Triton's cache had it.
+``compiler.py`` calls the listener after each kernel that was not in the process's memory. It passes the times, and
+whether Triton's cache had the kernel.
 """
 
 from __future__ import annotations

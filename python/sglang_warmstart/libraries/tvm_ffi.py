@@ -1,4 +1,4 @@
-"""tvm-ffi, by which SGLang builds its own JIT kernels (``sglang/jit_kernel``): watched where it runs ninja.
+"""tvm-ffi, with which SGLang builds its own JIT kernels (``sglang/jit_kernel``): watched where it runs ninja.
 
 Its cache cannot be moved (see :mod:`.ninja`).
 """

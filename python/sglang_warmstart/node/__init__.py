@@ -1,1 +1,1 @@
-"""The service of a node: one queue of compiles, and how ranks talk to it."""
+"""The service of a node: one queue of compiles, and the protocol by which ranks use it."""

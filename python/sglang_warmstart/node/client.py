@@ -1,4 +1,4 @@
-"""A rank's side of the service."""
+"""The client of the service, used by a rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many compilers may run at once: the cores of the container, and what its memory carries."""
+"""How many compilers may run at once: at most the cores of the container, and what its free memory allows."""
 
 from __future__ import annotations
 

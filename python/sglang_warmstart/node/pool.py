@@ -1,4 +1,4 @@
-"""Compiles each kernel once: in this process, on this node, and among all that share the cache."""
+"""Compile each kernel once: in this process, on this node, and among all that share the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One bar for all the kernels of a node."""
+"""One progress bar for all the kernels of a node."""
 
 from __future__ import annotations
 

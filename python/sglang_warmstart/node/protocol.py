@@ -1,4 +1,4 @@
-"""What ranks and the node's service say to each other: frames of MessagePack over a Unix socket."""
+"""The messages between ranks and the node's service: frames of MessagePack over a Unix socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wait for another process that brings kernels into the cache."""
+"""Wait for another process that restores kernels into the cache."""
 
 from __future__ import annotations
 

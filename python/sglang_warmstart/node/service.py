@@ -1,6 +1,6 @@
-"""The warm-start service: one per node. Ranks ask it for targets, and it has their kernels recorded and compiled.
+"""The service, one per node. Ranks ask it for targets, and it records and compiles their kernels.
 
-Started beside the server by :mod:`.launch`; it ends with its parent.
+:mod:`.launch` starts it beside the server. It ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Service:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the rank has gone: what it asked for is of use to others, and to the next start
         except protocol.ProtocolError as error:
-            logger.warning("a connection is closed: %s", error)
+            logger.warning("a connection was closed: %s", error)
         finally:
             writer.close()
 
@@ -204,7 +204,7 @@ class Service:
         if self._restoring is not None:
             done = await wait_until_unlocked(self._restoring, RESTORE_LIMIT_S)
             if not done:
-                logger.warning("restoring kernels takes more than %g s: it is not waited for", RESTORE_LIMIT_S)
+                logger.warning("restoring kernels takes more than %g s: the ranks go on without it", RESTORE_LIMIT_S)
             self._restoring = None
 
     def _executor(self, kind: str, workers: int) -> Executor:

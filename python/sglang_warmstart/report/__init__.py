@@ -1,1 +1,1 @@
-"""What a server compiles, when, and what its start-up went to: the monitor, the metrics, the picture."""
+"""The report on a start: what was compiled and when, and where the seconds went."""

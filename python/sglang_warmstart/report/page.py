@@ -1,7 +1,7 @@
-"""The picture of a start-up: one HTML file that needs nothing else, and asks no network.
+"""The report as a page: one HTML file that needs nothing else and never uses the network.
 
-Names of kernels, errors and shapes come from outside. They are data in the page and never markup: here they go into a
-JSON block in which nothing can end it, and the script puts them on the page as text.
+Names of kernels, errors and shapes come from outside. In the page they are data, never markup. They go into a JSON
+block that nothing in them can end, and the script shows them as text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read the events of a run back."""
+"""Read the events of a run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read_run(directory: Path) -> Run:
         lanes.setdefault((process.boot, process.role, process.pid), Lane(process, [])).events.extend(events)
     if not lanes:
         why = f"no file of {directory} can be read ({unreadable[0]})" if unreadable else f"no events in {directory}"
-        raise NoEventsError(f"{why}: name the directory of a run, or one that has runs in it")
+        raise NoEventsError(f"{why}: name the directory of a run, or a directory of runs")
     for lane in lanes.values():
         lane.events.sort(key=lambda event: event.at)
     return Run(directory.name, _on_one_clock(sorted(lanes.values(), key=_order)), unreadable)

@@ -1,4 +1,4 @@
-"""What a run comes to: what was compiled, for what, by whom, and what should not have been."""
+"""Summarise a run: what was compiled, for what and by whom, and what should not have been compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of a start-up for a terminal: tables and bars there, plain lines elsewhere."""
+"""The report as text: tables and bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

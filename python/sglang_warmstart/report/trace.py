@@ -1,7 +1,7 @@
-"""Runs as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open.
+"""Write runs as a trace for Perfetto (ui.perfetto.dev) and chrome://tracing.
 
-The format is Chrome's "Trace Event Format": complete events ("X") with times in microseconds. Those of one thread have
-to be disjoint or to lie within each other, so what overlaps otherwise is put into a thread of its own.
+The format is Chrome's "Trace Event Format": complete events ("X") with times in microseconds. Two events of one thread
+must be disjoint, or one must lie within the other. So an event that overlaps otherwise goes to another thread.
 """
 
 from __future__ import annotations

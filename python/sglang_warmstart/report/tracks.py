@@ -1,4 +1,4 @@
-"""The events of a run as they are drawn: a track for each that works by itself, what lies within an event below it."""
+"""Arrange the events of a run for drawing: parallel work on parallel tracks, nested events below their parent."""
 
 from __future__ import annotations
 

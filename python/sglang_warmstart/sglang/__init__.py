@@ -1,1 +1,1 @@
-"""SGLang: one file per feature. Only this room touches it."""
+"""SGLang: one file or folder per feature. Only this room touches SGLang."""

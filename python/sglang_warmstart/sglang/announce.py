@@ -1,7 +1,7 @@
-"""What the plugin has to say, once per process, also before SGLang has set up its logging.
+"""Log what the plugin has to say, once per process, even before SGLang has set up its logging.
 
-SGLang loads plugins first and configures logging afterwards (``configure_logger``, with ``force=True``), so a line
-logged at once would be lost. Lines are kept until then.
+SGLang loads plugins first and configures logging later (``configure_logger``, with ``force=True``). A line logged
+before that would be lost. So lines are kept until then.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A server's arguments, as SGLang has decided on them."""
+"""The server's arguments, with the values that SGLang has decided on."""
 
 from __future__ import annotations
 

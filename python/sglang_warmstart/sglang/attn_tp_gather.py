@@ -1,7 +1,7 @@
 """F5: ``--disable-attn-tp-gather``, for models that do their own sequence-parallel gather in attention.
 
-Their tokens are still padded to ``attn_tp_size`` by the scheduler and the graph runner, so autotuners choose kernels
-for the wrong size.
+Without it, the scheduler and the graph runner pad the tokens of such models to ``attn_tp_size``, so autotuners choose
+kernels for the wrong size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A bundle of compiled kernels is restored while weights load (:mod:`sglang_warmstart.bundle.at_launch`)."""
+"""Restore a bundle of compiled kernels while weights load (:mod:`sglang_warmstart.bundle.at_launch`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where SGLang keeps what is compiled, by the release that is installed."""
+"""Where SGLang's caches of compiled kernels are. It depends on the installed release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Give a dataclass that exists one more field, in place: the class stays the same object for all who imported it."""
+"""Add a field to an existing dataclass in place: the class stays the same object for all who imported it."""
 
 from __future__ import annotations
 

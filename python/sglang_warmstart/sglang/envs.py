@@ -1,4 +1,4 @@
-"""Declare switches on SGLang's ``Envs``, so that they read like their neighbours there."""
+"""Declare switches on SGLang's ``Envs``, so that they can be read like SGLang's own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""F2: a sampled M list, made when the server's arguments are known, that ends where it says it does.
+"""F2: a sampled M list that is made when the server's arguments are known, and that keeps to its cap.
 
-DeepGEMM's warm-up runs every M: rank 0 compiles for minutes while the other ranks wait in a collective, and NCCL times
-out. SGLang 0.5.12 has the sampled list, but reads its switch when a module is imported and runs past the largest
-prefill. A warm-up that fails half way leaves DeepGEMM in the warm-up's compile mode there, and takes the server down.
+DeepGEMM's warm-up runs every M. Rank 0 compiles for minutes, the other ranks wait in a collective, and NCCL times out.
+SGLang 0.5.12 has a sampled list, but it reads the switch when a module is imported, and the list runs past the largest
+prefill. There, a warm-up that fails half way leaves DeepGEMM in the warm-up's compile mode and ends the server.
 """
 
 from __future__ import annotations

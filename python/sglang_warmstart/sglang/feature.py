@@ -1,4 +1,4 @@
-"""What a feature is: a name, what it follows, and the steps that install it."""
+"""What a feature is: its name, its hooks, the upstream change that it follows, and the steps that install it."""
 
 from __future__ import annotations
 

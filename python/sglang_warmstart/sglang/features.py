@@ -1,9 +1,10 @@
-"""The features: one file each, and the table that the plugin installs.
+"""The table of the features that the plugin installs.
 
-The order is that of installation. Hooks on one function stack in it, the later one outside: ``mhc-prewarm`` comes
-before ``pp-parallel-warmup`` so that the latter's forwards are the last thing in ``ModelRunner.kernel_warmup``, and
-``bundle-restore`` after ``exact-warmup`` so that restoring has begun when the service is started. What watches comes
-last: ``jit-monitor`` before ``start-up-events``, whose run begins before all else, and whose steps hold all else.
+They are installed in this order. If several hook one function, the later one is outside. So ``mhc-prewarm`` comes
+before ``pp-parallel-warmup``: the forwards of the latter must be the last thing in ``ModelRunner.kernel_warmup``. And
+``bundle-restore`` comes after ``exact-warmup``: restoring must have begun when the service starts. What watches comes
+last: ``jit-monitor``, then ``start-up-events``, whose run begins before everything else and whose steps contain
+everything else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """F3: DeepSeek-V4's mHC prenorm GEMM goes through DeepGEMM's warm-up.
 
-Where ``deep_gemm.tf32_hc_prenorm_gemm`` is called directly, nothing warms it and nothing sees it. Here it gets a kernel
-type of its own. Its kernel depends on (n, k, num_splits) and not on M, so one M warms a split bucket: the list of Ms is
-not walked in the middle of serving.
+SGLang calls ``deep_gemm.tf32_hc_prenorm_gemm`` directly, so nothing warms it. Here it gets a kernel type of its own.
+Its kernel depends on (n, k, num_splits) and not on M. So one M warms a split bucket, and the list of Ms is not walked
+while serving.
 """
 
 from __future__ import annotations

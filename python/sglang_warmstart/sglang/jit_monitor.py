@@ -1,4 +1,4 @@
-"""A kernel that is compiled while serving is reported or refused (:mod:`sglang_warmstart.libraries.monitor`)."""
+"""Report or refuse a kernel that is compiled while serving (:mod:`sglang_warmstart.libraries.monitor`)."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def install_listener(hooks: Hooks, scheduler: ModuleType) -> None:
             further = self.server_args.node_rank > 0
             if mode == "error" and further:
                 logger.warning(
-                    "warmstart: on further nodes JIT is reported and not refused: they are not told when the server is "
-                    "ready"
+                    "warmstart: on this node JIT is reported but not refused: further nodes do not learn when the "
+                    "server is ready"
                 )
             # Here and not above: what watches is imported where there is something to watch.
             from sglang_warmstart.libraries.monitor import JitMonitor

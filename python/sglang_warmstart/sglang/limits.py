@@ -1,6 +1,6 @@
-"""What is known not to work of a feature on a release of SGLang, though it can be installed there.
+"""Known limits: features that can be installed on a release of SGLang, but do not fully work there.
 
-A feature that is mended for a release loses its line here.
+When a feature is fixed for a release, remove its line here.
 """
 
 from __future__ import annotations

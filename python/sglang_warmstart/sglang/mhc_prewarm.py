@@ -1,7 +1,7 @@
-"""F4: mHC's split buckets are warmed at start-up, one token count each.
+"""F4: warm mHC's split buckets at start-up, with one token count each.
 
-The number of splits of mHC's prenorm follows the token count, and both DeepGEMM's kernel and TileLang's are specialised
-on it. The first request that lands in a bucket not seen before waits for them to compile: 20 to 40 s, says upstream.
+The token count decides the number of splits of mHC's prenorm, and the kernels of both DeepGEMM and TileLang are
+specialised on that number. The first request in a new bucket waits for them to compile: 20 to 40 s, says upstream.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """F1: every pipeline rank warms its own kernels at the same time.
 
-At start-up one request warms the pipeline, so stage k starts to compile when stage k-1 has finished. Here each rank
-runs dummy forwards of its own layers before that, all ranks at once.
+At start-up one request warms the pipeline, so stage k starts to compile only when stage k-1 has finished. Here each
+rank runs dummy forwards of its own layers before that, all ranks at the same time.
 """
 
 from __future__ import annotations

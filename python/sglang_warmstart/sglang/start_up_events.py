@@ -1,4 +1,4 @@
-"""What a start-up went to is recorded as events (:mod:`sglang_warmstart.base.events`), and counted in metrics."""
+"""Record the steps of a start as events (:mod:`sglang_warmstart.base.events`), and count them in metrics."""
 
 from __future__ import annotations
 

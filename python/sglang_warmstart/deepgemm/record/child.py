@@ -1,4 +1,4 @@
-"""A target's kernels, recorded by a forked child: its stubs, its CUDA context and its private cache end with it."""
+"""Record a target's kernels in a forked child. Its stubs, its CUDA context and its private cache end with it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""DeepGEMM for a recording child. The forkserver imports this once, so that a child need not.
+"""Call DeepGEMM in a recording child. The forkserver imports this module once, so that a child need not.
 
-Nothing here touches CUDA when it is imported: a process that has, cannot fork one that does.
+The import must not touch CUDA: a process that has initialised CUDA cannot fork a child that uses it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which kernels DeepGEMM would compile for a target: asked by a sweep over every M with a compiler that only records.
+"""Find out which kernels DeepGEMM would compile for a target: sweep every M with a compiler that only records.
 
-DeepGEMM is told to use a command of ours in place of nvcc. The command keeps source and flags and hands back a stub.
-The stubs stay in the memory of the process, and in its private cache: so this runs in a process of its own.
+DeepGEMM is told to run our command in place of nvcc. The command keeps source and flags, and returns a stub. The stubs
+stay in the memory of the process and in its private cache. So this runs in a process of its own.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""F6: each kernel is compiled once, all at the same time; a restart compiles none."""
+"""F6: each kernel is compiled once, all of them in parallel; a restart compiles none."""

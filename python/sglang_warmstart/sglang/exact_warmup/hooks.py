@@ -1,4 +1,4 @@
-"""F6: each kernel is compiled once, and a restart compiles none: how it gets into SGLang (see :mod:`.warmup`)."""
+"""F6: the hooks of exact warm-up in SGLang (see :mod:`.warmup` for what it does)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What a rank was started with, as far as it may decide which GEMMs it calls: the key of its marker.
+"""The launch of a rank: everything that may decide which GEMMs it calls. It is the key of the rank's marker.
 
-A list of what decides would be wrong on the day that SGLang adds an argument. So the key has every argument that is
-not at its default, and every ``SGLANG_*`` variable that is set, except those listed here, which are known not to
-matter. A name that is missing here costs one start that runs the dry forwards again. A name too many would let the
-marker of another server answer, and its missing targets would be compiled inside forwards: so when in doubt, leave it
+A list of what decides would be wrong as soon as SGLang adds an argument. So the key has every argument that is not at
+its default and every ``SGLANG_*`` variable that is set, except those listed here, which are known not to matter. If a
+name is missing from these lists, one more start runs the dry forwards. If a list has a name too many, the marker of
+another server answers, and the targets that it lacks are compiled inside forwards. So when in doubt, leave the name
 out.
 
-What is never in the key: a secret, anything that SGLang draws at random, and a place on one machine. Plans and bundles
-carry the key to other machines. In place of the paths of models it has a hash of each configuration.
+The key never has a secret, anything that SGLang draws at random, or a place on one machine, because plans and bundles
+carry it to other machines. In place of the paths of models it has a hash of each configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the last patch of the series calls: exact warm-up for an SGLang whose own source asks for it."""
+"""What the last patch of the series calls: exact warm-up in a patched SGLang."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A rank of a server, as exact warm-up sees it: which targets it has met, and what becomes of them.
+"""A rank of a server, as exact warm-up sees it: the targets that it has met, and their state.
 
-The key of a target is what SGLang's own warm-up goes by, and the number of SMs. What else selects a kernel is read from
-the first call with a new key.
+The key of a target is that of SGLang's own warm-up, plus the number of SMs. Everything else that selects a kernel is
+read from the first call with a new key.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Rank:
             message = f"{target}: its kernels cannot be loaded: {first_line(error)}"
             if self.strict:
                 raise WarmupError(message) from error
-            logger.warning("warmstart: %s; they are on first use", message)
+            logger.warning("warmstart: %s; they are loaded on first use", message)
         self.load_s += loaded.seconds
         for target, m, size in loaded.left_out:
             logger.warning(

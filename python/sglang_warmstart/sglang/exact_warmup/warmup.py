@@ -1,7 +1,7 @@
-"""Exact warm-up: each distinct kernel is compiled once, all of them at the same time, and a restart compiles none.
+"""Exact warm-up: each distinct kernel is compiled once, all of them in parallel, and a restart compiles none.
 
-SGLang's warm-up runs a GEMM for every M, or a sample of them, and compiles what it meets, one kernel after another.
-Here DeepGEMM itself is asked which kernels it would compile (:mod:`sglang_warmstart.deepgemm`), by one service a node.
+SGLang's warm-up runs a GEMM for every M, or for a sample, and compiles one kernel after another. Here one service per
+node asks DeepGEMM itself which kernels it would compile (:mod:`sglang_warmstart.deepgemm`).
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class ExactWarmup:
             return None
         os.environ["DG_JIT_CACHE_DIR"] = cache
         if envs.SGLANG_JIT_DEEPGEMM_FAST_WARMUP.get():
-            logger.info("warmstart: exact warm-up takes the place of FAST_WARMUP: it covers every M, and costs less")
+            logger.info("warmstart: exact warm-up replaces FAST_WARMUP: it covers every M and costs less")
         return Rank(
             client=client,
             library=library,
