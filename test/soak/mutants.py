@@ -49,7 +49,14 @@ _SCAN = "bundle/archive.py"
 _T_SCAN = ("bundle/test_archive.py", "bundle/test_signature.py", "bundle/test_restore.py")
 
 LINES = (
-    _line("publish: the rename", _CACHE, "temporary.rename(target)", "pass", _T_CACHE),
+    _line(
+        "publish: the rename",
+        "base/files.py",
+        "        os.rename(directory, place, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)\n",
+        "        pass\n",
+        _T_CACHE,
+    ),
+    _line("publish: who was faster keeps it", "base/files.py", "if error.errno not in _TAKEN:", "if True:", _T_CACHE),
     _line(
         "publish: the stub's mark",
         _CACHE,
@@ -62,11 +69,60 @@ LINES = (
     _line(
         "publish: half a kernel in the way",
         _CACHE,
-        "if target.exists() and not self.has(directory):",
+        "if path.exists() and not self.has(directory):",
         "if False:",
         _T_CACHE,
     ),
-    _line("publish: no rest in tmp", _CACHE, "shutil.rmtree(temporary, ignore_errors=True)", "pass", _T_CACHE),
+    _line("publish: no rest in tmp", "base/files.py", "shutil.rmtree(temporary, ignore_errors=True)", "pass", _T_CACHE),
+    _line(
+        "locks: one that hangs is done without",
+        "base/locks.py",
+        "        answer.result(answer_s)\n",
+        "        answer.result()\n",
+        "base/test_locks.py",
+    ),
+    _line(
+        "locks: one that is held",
+        "base/locks.py",
+        "    except BlockingIOError:\n        return False\n",
+        "    except BlockingIOError:\n        return True\n",
+        "base/test_locks.py",
+    ),
+    _line(
+        "service: a left target is tried again",
+        "node/service.py",
+        'work.result().state == "left"',
+        "False",
+        "node/test_service.py",
+    ),
+    _line(
+        "service: an empty answer is an answer",
+        "node/service.py",
+        "if finished or left or not answers else []",
+        "if finished or left else []",
+        "node/test_service.py",
+    ),
+    _line(
+        "service: children per GPU",
+        "node/service.py",
+        "self._recording[device] < places",
+        "True",
+        "node/test_service.py",
+    ),
+    _line(
+        "rank: sweeps what is left",
+        "sglang/exact_warmup/rank.py",
+        "            self.sweep(*key[:4], self.ledger[key].no_context)\n",
+        "            pass\n",
+        "sglang/test_deep_gemm_rank.py",
+    ),
+    _line(
+        "rank: a forward has its own time",
+        "sglang/exact_warmup/rank.py",
+        'may take in it."""\n        self._wait_left_s = FORWARD_WAIT_S',
+        'may take in it."""',
+        "sglang/test_deep_gemm_rank.py",
+    ),
     _line("cubin: truncated", "deepgemm/cubin.py", "if len(cubin) < needed:", "if False:", "deepgemm/test_cubin.py"),
     _line(
         "cubin: not ELF",
@@ -246,6 +302,8 @@ def steps() -> list[Mutant]:
 # Otherwise those of the feature's own file.
 _TESTS_OF_STEPS = {
     "exact_warmup": ("sglang/test_exact_warmup.py", "sglang/test_deep_gemm_rank.py"),
+    "start_up_events.py": ("sglang/test_start_up_events.py", "test_server.py"),
+    "attn_tp_gather.py": ("sglang/test_attn_tp_gather.py", "sglang/test_hook_tables.py"),
     "hc_prenorm.py": ("sglang/test_hc_prenorm.py", "sglang/test_hc_prenorm_routing.py"),
 }
 
