@@ -212,7 +212,9 @@ def _descend(root: Path, top: int, parts: _Parts, *, make: bool) -> int:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             way = "/".join(parts[:number])
-            raise BundleError(f"{way!r} in the cache {root} is a link or a file, not a directory: remove it") from error
+            raise BundleError(
+                f"{way!r} in the cache {root} is a link or a file, and no directory: remove it"
+            ) from error
         finally:
             os.close(above)
     return directory
