@@ -109,6 +109,27 @@ def test_a_bundle_is_restored_beside_the_start_and_the_service_waits_for_it(
     assert "2 kernels restored" in capfd.readouterr().err
 
 
+def test_with_an_empty_key_an_unsigned_bundle_is_not_restored(
+    runner: ModelRunner,
+    deep_gemm: Path,
+    services: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from kit.bundles import bundle
+
+    path = tmp_path / "bundle.tar.zst"
+    path.write_bytes(bundle().archive())
+    monkeypatch.setenv(BUNDLE, str(path))
+    monkeypatch.setenv(KEY, "")
+    launch(runner.server_args, ready)
+    (told,) = services
+    assert wait_until(lambda: is_over(told["restoring"]), 30)
+    assert "the bundle is not restored" in capfd.readouterr().err
+    assert not (tmp_path / "cache" / "cache").exists()
+
+
 @pytest.mark.release("0.5.12")
 def test_without_exact_warm_up_the_ranks_wait_for_the_bundle_and_the_main_process_opens_none(
     forks: ForkServer, deep_gemm: Path, tiny_model: Path, tmp_path: Path

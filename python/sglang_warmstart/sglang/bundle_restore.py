@@ -39,7 +39,8 @@ def start_restoring(server_args: Any) -> None:
         from sglang_warmstart.bundle.start import start
         from sglang_warmstart.sglang.caches import deep_gemm_cache
 
-        lock = start(bundle, BUNDLE_KEY.value(os.environ), deep_gemm_cache(os.environ))
+        # Not the switch's value, for which an empty word is none: an empty key is one that somebody meant to set.
+        lock = start(bundle, os.environ.get(BUNDLE_KEY.name), deep_gemm_cache(os.environ))
     except Exception as error:
         # Whatever it is, the server starts without.
         logger.warning("warmstart: the bundle is not restored: %s", error)
