@@ -117,10 +117,11 @@ def test_with_an_empty_key_an_unsigned_bundle_is_not_restored(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from kit.bundles import bundle
+    from kit.bundles import bundle_of, cubin
 
+    plan = real_plan()
     path = tmp_path / "bundle.tar.zst"
-    path.write_bytes(bundle().archive())
+    path.write_bytes(bundle_of(plan, (cubin(name.encode()) for name in plan.kernels)).archive())
     monkeypatch.setenv(BUNDLE, str(path))
     monkeypatch.setenv(KEY, "")
     launch(runner.server_args, ready)
