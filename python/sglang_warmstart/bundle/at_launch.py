@@ -9,12 +9,11 @@ import argparse
 import logging
 import os
 import shutil
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from sglang_warmstart.base.events import open_log, timed
+from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.base.switches import BUNDLE
 from sglang_warmstart.bundle import source
 from sglang_warmstart.bundle.manifest import BundleError
@@ -24,7 +23,6 @@ from sglang_warmstart.bundle.signature import PublicKey
 
 # A store that does not answer is not waited for. Below the time that the ranks wait for this process.
 LIMIT_S = 120.0
-_PARENT_CHECK_S = 0.5
 
 logger = logging.getLogger("sglang.warmstart.bundle")
 
@@ -54,22 +52,6 @@ def run(bundle: str, key: str | None, cache: Path, environment: Mapping[str, str
     return 0
 
 
-def _end_with(parent: int, bundle: str, directory: Path) -> None:
-    """End this process when its parent does, or when it takes too long."""
-
-    def watch() -> None:
-        end = time.monotonic() + LIMIT_S
-        while os.getppid() == parent and time.monotonic() < end:
-            time.sleep(_PARENT_CHECK_S)
-        if os.getppid() == parent:
-            logger.warning("the bundle is not restored: %s: it takes more than %g s", source.shown(bundle), LIMIT_S)
-        # What is published is whole, and the rest goes with the directory.
-        shutil.rmtree(directory, ignore_errors=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the process. Which bundle it is, the environment says."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -81,7 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="[%(asctime)s] warmstart bundle: %(message)s", level=logging.INFO)
     bundle = os.environ[BUNDLE.name]
     open_log("restore", os.environ)
-    _end_with(options.parent, bundle, options.directory)
+
+    def at_end() -> None:
+        if os.getppid() == options.parent:
+            logger.warning("the bundle is not restored: %s: it takes more than %g s", source.shown(bundle), LIMIT_S)
+        # What is published is whole, and the rest goes with the directory.
+        shutil.rmtree(options.directory, ignore_errors=True)
+
+    end_with(options.parent, at_end, LIMIT_S)
     status = run(bundle, options.key, options.cache, os.environ)
     shutil.rmtree(options.directory, ignore_errors=True)
     # Not to wait for threads of a store that hang.

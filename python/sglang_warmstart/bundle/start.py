@@ -6,13 +6,10 @@ This module imports nothing that opens bundles. That process does (:mod:`.at_lau
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from sglang_warmstart.base.private_directory import ALIVE, make_directory
+from sglang_warmstart.base import processes
+from sglang_warmstart.base.private_directory import ALIVE
 from sglang_warmstart.base.switches import BUNDLE
 from sglang_warmstart.node.restoring import wait_until_unlocked
 
@@ -35,25 +32,14 @@ def start(bundle: str, key: str | None, cache: Path) -> Path:
     Raises:
         OSError: no directory or no process can be made.
     """
-    directory, alive = make_directory()
-    try:
-        # By the path of this process: it is to find the DeepGEMM that the ranks import.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {_PROGRAM} import main; main()"
-        command = [sys.executable, "-c", code, "--cache", str(cache), "--directory", str(directory)]
-        command += ["--parent", str(os.getpid()), *([f"--key={key}"] if key is not None else [])]
-        with alive:
-            subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                # Not among the arguments, which everybody can read: a URL may have a password in it.
-                env={**os.environ, "TMPDIR": str(directory), BUNDLE.name: bundle},
-                pass_fds=(alive.fileno(),),
-            )
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    return directory / ALIVE
+    arguments = ["--cache", str(cache), *([f"--key={key}"] if key is not None else [])]
+    started = processes.start(
+        _PROGRAM,
+        lambda directory: [*arguments, "--directory", str(directory)],
+        # Not among the arguments, which everybody can read: a URL may have a password in it.
+        {BUNDLE.name: bundle},
+    )
+    return started.directory / ALIVE
 
 
 def wait(lock: Path, limit_s: float) -> bool:

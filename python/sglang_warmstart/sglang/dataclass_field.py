@@ -1,4 +1,8 @@
-"""Add a field to an existing dataclass in place: the class stays the same object for all who imported it."""
+"""Add a field to an existing dataclass in place: the class stays the same object for all who imported it.
+
+``dataclasses.make_dataclass`` and subclassing make another class: whoever imported the old one keeps it, and instances
+of the two do not compare or unpickle as one. The standard library changes no class in place, so this does.
+"""
 
 from __future__ import annotations
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from typing import Any
 import msgspec
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.processes import end_with_pipe
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel, RecordingCompiler
 from sglang_warmstart.deepgemm.target import Target
@@ -143,7 +142,7 @@ def record(
 
 def child_main(connection: Connection, life: Connection, encoded: bytes) -> None:
     """Sweep a target and send its kernels: the body of the child, which ends when the other side of ``life`` does."""
-    _end_with(life)
+    end_with_pipe(life)
     order = msgspec.msgpack.decode(encoded, type=RecordingOrder)
     try:
         words: RecordingFailed | RecordingDone = _sweep(connection, order)
@@ -156,19 +155,6 @@ def child_main(connection: Connection, life: Connection, encoded: bytes) -> None
         connection.send_bytes(msgspec.msgpack.encode(words))
     # The context may be beyond repair, and there is nothing left to tidy up.
     os._exit(0)
-
-
-def _end_with(life: Connection) -> None:
-    """Have the kernel kill this process when the other side of a pipe is closed.
-
-    A thread that waits for it would not do: whoever hangs in the driver may hold the interpreter's lock.
-    """
-    descriptor = life.fileno()
-    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
-    if life.poll():
-        os._exit(1)  # it was closed before
 
 
 def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | RecordingDone:
