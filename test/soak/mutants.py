@@ -56,7 +56,13 @@ LINES = (
         "        pass\n",
         _T_CACHE,
     ),
-    _line("publish: who was faster keeps it", "base/files.py", "if error.errno not in _TAKEN:", "if True:", _T_CACHE),
+    _line(
+        "publish: who was faster keeps it",
+        "base/files.py",
+        "if error.errno not in _TAKEN:",
+        "if True:",
+        "base/test_files.py",
+    ),
     _line(
         "publish: the stub's mark",
         _CACHE,
