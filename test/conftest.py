@@ -11,7 +11,6 @@ from kit import environment
 from kit.fork_server import ForkServer
 from kit.model import write_tiny_llama
 from kit.release import installed_release, is_patched
-from kit.server import Server
 
 # Here and not in a fixture: test modules import SGLang at their top, while they are collected.
 environment.isolate()
@@ -28,6 +27,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"is about SGLang {' and '.join(wanted)}; installed is {installed}")
     if is_patched() and item.get_closest_marker("by_plugin"):
         pytest.skip("is about the plugin, which is not loaded into a patched SGLang")
+
+
+# They start whole servers, or import SGLang again and again. Begun last, one of them runs alone at the end.
+LONGEST = ("test_server", "test_deep_gemm_rank", "test_series_of_sglang", "test_plugin", "test_doctor")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first; all else as it was collected."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @contextmanager
@@ -63,10 +71,3 @@ def forks() -> Iterator[ForkServer]:
     """Forks fresh processes that have imported SGLang: see `kit.fork_server`."""
     with ForkServer() as forks:
         yield forks
-
-
-@pytest.fixture(scope="session")
-def server(tiny_model: Path) -> Iterator[Server]:
-    """A real server with the plugin at its defaults, for all tests that only ask it."""
-    with Server(tiny_model) as server:
-        yield server

@@ -18,6 +18,7 @@ from typing import Any
 import wrapt
 
 from sglang_warmstart import __version__
+from sglang_warmstart.base.copies import mended_together
 from sglang_warmstart.base.errors import StandsAsideError, one_line
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.switches import STRICT, WARMSTART
@@ -88,7 +89,8 @@ class Plugin:
         def on_import(module: ModuleType) -> None:
             imported[module.__name__] = module
             if len(imported) == len(modules):
-                run(*(imported[name] for name in modules))
+                with mended_together():
+                    run(*(imported[name] for name in modules))
 
         for name in modules:
             wrapt.register_post_import_hook(on_import, name)
@@ -173,7 +175,8 @@ def _register(announcer: Announcer, complaint: str | None) -> None:
     except StandsAsideError as error:
         announcer.warn(f"warmstart does nothing: this SGLang has no place for its switches: {error}")
     else:
-        _loaded.install(Path(sglang.__path__[0]))
+        with mended_together():
+            _loaded.install(Path(sglang.__path__[0]))
     _loaded.announce_when_logging_is_configured()
 
 

@@ -173,7 +173,7 @@ def cost() -> dict[str, Any]:
                     call()
                 rounds[name].setdefault(mode, []).append(round((time.perf_counter() - begin) / COST_CALLS * 1e6, 3))
             for installation in plugin.installations:
-                installation.patch.undo()
+                installation.hooks.undo()
             log.ready_file.unlink()
             log._ready = False
     median: dict[str, dict[str, float]] = {}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sglang_warmstart import plugin as plugin_module
-from sglang_warmstart.base.hooks import mend_copies
+from sglang_warmstart.base.copies import mend_copies, mended_together
 from sglang_warmstart.base.switches import STRICT, WARMSTART
 from sglang_warmstart.plugin import Plugin
 from sglang_warmstart.sglang.feature import State
@@ -27,9 +27,10 @@ def plugin_in_this_process() -> Iterator[Plugin]:
     try:
         yield plugin
     finally:
-        for installation in reversed(plugin.installations):
-            installation.missing.clear()  # what it waits for may be imported by a later test
-            installation.hooks.undo()
+        with mended_together():
+            for installation in reversed(plugin.installations):
+                installation.missing.clear()  # what it waits for may be imported by a later test
+                installation.hooks.undo()
         for switch in (WARMSTART, STRICT):
             delattr(Envs, switch.name)
         mend_copies(common.configure_logger, configure_logger)
@@ -40,7 +41,8 @@ def load_again(plugin: Plugin) -> None:
     """As in a process that has just been started: what the features remember is forgotten."""
     import sglang
 
-    for installation in reversed(plugin.installations):
-        installation.hooks.undo()
-        installation.state = State.WAITING
+    with mended_together():
+        for installation in reversed(plugin.installations):
+            installation.hooks.undo()
+            installation.state = State.WAITING
     plugin.install(Path(sglang.__path__[0]))

@@ -206,7 +206,8 @@ LINES = (
         'print(target, f"expected parameters',
         "base/test_hooks.py",
     ),
-    _line("hooks: copies are mended", "base/hooks.py", "setattr(module, name, new)", "pass", "base/test_hooks.py"),
+    _line("copies are mended", "base/copies.py", "setattr(module, name, value)", "pass", "base/test_copies.py"),
+    _line("copies: one look for all", "base/copies.py", "_pending.depth += 1", "pass", "base/test_copies.py"),
     _line(
         "hooks: never twice",
         "base/hooks.py",

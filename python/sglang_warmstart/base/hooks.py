@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
+from sglang_warmstart.base.copies import mend_copies, mended_together
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.guard import Around, guarded, nothing, warn
 from sglang_warmstart.base.source_edit import Edit, edited_function
@@ -144,8 +144,9 @@ class Hooks:
 
     def undo(self) -> None:
         """Take everything back, last change first."""
-        while self._undo:
-            self._undo.pop()()
+        with mended_together():
+            while self._undo:
+                self._undo.pop()()
         self.changed.clear()
         self._life.alive = False
         self._life = _Life()
@@ -217,22 +218,6 @@ def check_parameters(function: FunctionType, accepted: Sequence[str], target: st
 def _is_optional(parameter: inspect.Parameter) -> bool:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return parameter.default is not parameter.empty or parameter.kind in variadic
-
-
-def mend_copies(old: object, new: object) -> None:
-    """Rebind every name that a loaded module took from another by ``from module import name``."""
-    for module, name in list(_copies(old)):
-        setattr(module, name, new)
-
-
-def _copies(value: object) -> Iterator[tuple[ModuleType, str]]:
-    for module in list(sys.modules.values()):
-        # Lazy modules of other libraries are proxies: looking into them would load them.
-        # `map` looks through the hundred thousand names of a server without a loop in Python.
-        if type(module) is ModuleType and id(value) in map(id, list(vars(module).values())):
-            for name, found in list(vars(module).items()):
-                if found is value:
-                    yield module, name
 
 
 def _own_attribute(owner: Owner, name: str) -> object:
