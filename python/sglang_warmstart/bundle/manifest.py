@@ -62,10 +62,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, int]
 
 
-class _Head(msgspec.Struct):
-    format: int
-
-
 def encode(manifest: Manifest) -> bytes:
     """The manifest as it is kept and signed."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
@@ -78,7 +74,7 @@ def decode(data: bytes) -> Manifest:
         BundleError: it is none, or does not.
     """
     try:
-        head = msgspec.json.decode(data, type=_Head)
+        head = msgspec.json.decode(data, type=plans.Head)
         if head.format != FORMAT:
             raise BundleError(f"a bundle of format {head.format}, this version reads format {FORMAT}")
         manifest = msgspec.json.decode(data, type=Manifest)

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.cli.patch_errors import NO_TREE, PatchesError
 
 
@@ -19,7 +20,7 @@ def refusal(package: Path, patches: Sequence[Path], *, reverse: bool = False) ->
     if not patches:
         return None
     done = _run(package, patches, reverse, "--check")
-    return None if done.returncode == 0 else _first_line(done)
+    return None if done.returncode == 0 else _complaint(done)
 
 
 def change(package: Path, patches: Sequence[Path], *, reverse: bool = False) -> None:
@@ -37,7 +38,7 @@ def change(package: Path, patches: Sequence[Path], *, reverse: bool = False) -> 
             raise PatchesError(f"{directory} cannot be written. Nothing was changed")
     done = _run(package, patches, reverse)
     if done.returncode != 0:
-        raise PatchesError(f"git apply failed in {package}: {_first_line(done)}")
+        raise PatchesError(f"git apply failed in {package}: {_complaint(done)}")
 
 
 def _touched(package: Path, patches: Sequence[Path]) -> list[str]:
@@ -61,6 +62,6 @@ def _run(package: Path, patches: Sequence[Path], reverse: bool, *options: str) -
         raise PatchesError(f"git cannot be run ({error.strerror or error})", NO_TREE) from error
 
 
-def _first_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode(errors="replace").splitlines()
-    return lines[0].removeprefix("error: ") if lines else f"git ended with status {done.returncode}"
+def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    line = first_line(done.stderr.decode(errors="replace")).removeprefix("error: ")
+    return line or f"git ended with status {done.returncode}"

@@ -46,7 +46,7 @@ app = typer.Typer(help="The features as patches on SGLang's source, for forks an
 
 
 @dataclass(frozen=True)
-class State:
+class Examined:
     """What holds for a tree.
 
     Args:
@@ -247,7 +247,7 @@ def _directory(found: Mapping[str, Path], version: str) -> Path:
     return found[version]
 
 
-def _examine(place: Path | None, root: Path, version: str | None) -> State:
+def _examine(place: Path | None, root: Path, version: str | None) -> Examined:
     tree, found = trees.find(place), directories(root)
     if version is None and tree.version is not None:
         version = next((each for each in found if tree.is_version(each)), None)
@@ -262,11 +262,11 @@ def _examine(place: Path | None, root: Path, version: str | None) -> State:
     patches = patches_in(_directory(found, version))
     for applied in range(len(patches), -1, -1):
         if git_apply.refusal(tree.package, patches[:applied], reverse=True) is None:
-            return State(tree, version, patches, applied, git_apply.refusal(tree.package, patches[applied:]))
+            return Examined(tree, version, patches, applied, git_apply.refusal(tree.package, patches[applied:]))
     raise AssertionError("no patches can always be taken back")
 
 
-def _stop_if_refused(state: State) -> None:
+def _stop_if_refused(state: Examined) -> None:
     if state.refusal is not None:
         raise PatchesError(
             f"{state.tree.description}: the patches for {state.version} do not apply ({state.refusal}). "

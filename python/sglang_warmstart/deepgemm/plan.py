@@ -229,6 +229,12 @@ def merged(plans: Mapping[str, Plan]) -> Plan:
     )
 
 
+class Head(msgspec.Struct):
+    """The field of a file that is read before all others: it says how to read them."""
+
+    format: int
+
+
 def encode(plan: Plan) -> bytes:
     """The plan as it is kept: JSON that a person can read, a line per value."""
     return msgspec.json.format(msgspec.json.encode(plan, order="deterministic"), indent=1) + b"\n"
@@ -241,7 +247,7 @@ def decode(data: bytes) -> Plan:
         PlanError: it is none, or does not.
     """
     try:
-        head = msgspec.json.decode(data, type=_Head)
+        head = msgspec.json.decode(data, type=Head)
         if head.format != FORMAT:
             raise PlanError(f"a plan of format {head.format}, this version reads format {FORMAT}")
         plan = msgspec.json.decode(data, type=Plan)
@@ -277,10 +283,6 @@ def check(plan: Plan) -> None:
             for use in each.kernels:
                 if use.directory not in plan.kernels:
                     raise PlanError(f"{each.target} needs {use.directory}, which is not in the plan")
-
-
-class _Head(msgspec.Struct):
-    format: int
 
 
 def _united(first: PlannedLaunch, second: PlannedLaunch) -> PlannedLaunch:

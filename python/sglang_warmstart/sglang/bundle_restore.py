@@ -11,14 +11,14 @@ from types import ModuleType
 from typing import Any
 
 from sglang_warmstart.base.events import timed
-from sglang_warmstart.base.hooks import Hooks, class_of
+from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY, RESTORING, SERVICE
 from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.envs import ENVIRON, declare
-from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
 from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -56,20 +56,7 @@ def install_switches(hooks: Hooks, environ: ModuleType) -> None:
 
 def install_start(hooks: Hooks, engine: ModuleType) -> None:
     """Start restoring before the schedulers, and before the service, which reads where the lock is."""
-
-    def launch_scheduler_processes(
-        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        start_restoring(server_args)
-        return original(cls, server_args, *args, **kwargs)
-
-    hooks.wrap(
-        class_of(engine, "Engine"),
-        "_launch_scheduler_processes",
-        launch_scheduler_processes,
-        "cls, server_args, port_args, run_scheduler_process_func",
-        "cls, server_args, port_args, run_scheduler_process_func, placement_group",
-    )
+    before_the_ranks(hooks, engine, start_restoring)
 
 
 def install_wait(hooks: Hooks, compile_utils: ModuleType, _entrypoint: ModuleType) -> None:
@@ -95,7 +82,7 @@ BUNDLE_RESTORE = Feature(
     hooks={
         f"{ENVIRON}.Envs.{BUNDLE.name}": "the switch, beside its neighbours",
         f"{ENVIRON}.Envs.{BUNDLE_KEY.name}": "whose signature the bundle must bear",
-        f"{ENGINE}.Engine._launch_scheduler_processes": "runs once per node before any rank; wrapped after "
+        LAUNCH: "runs once per node before any rank; wrapped after "
         "exact-warmup, so that restoring has begun when the service starts",
         f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before it loads weights; without "
         "exact-warmup, whose service waits, the rank waits here until the bundle is restored",

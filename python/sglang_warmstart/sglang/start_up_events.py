@@ -16,9 +16,9 @@ from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import EVENTS, METRICS
 from sglang_warmstart.sglang.caches import deep_gemm_cache
-from sglang_warmstart.sglang.exact_warmup.hooks import ENGINE
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, around_the_launch
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 SCHEDULER = "sglang.srt.managers.scheduler"
@@ -97,13 +97,7 @@ def install_run(hooks: Hooks, engine: ModuleType) -> None:
             server_is_ready()
         return launched
 
-    hooks.wrap(
-        cls,
-        "_launch_scheduler_processes",
-        launch_scheduler_processes,
-        "cls, server_args, port_args, run_scheduler_process_func",
-        "cls, server_args, port_args, run_scheduler_process_func, placement_group",
-    )
+    around_the_launch(hooks, engine, launch_scheduler_processes)
     hooks.wrap(cls, "_launch_subprocesses", launch_subprocesses, *_its_parameters(cls, "_launch_subprocesses"))
     hooks.also_undo(close_log)
 
@@ -195,7 +189,7 @@ START_UP_EVENTS = Feature(
     name="start-up-events",
     gains="what each second of a start-up went to, as events for `sglang-warmstart report`, and metrics",
     hooks={
-        f"{ENGINE}.Engine._launch_scheduler_processes": "runs once per node before any rank; wrapped last, so that the "
+        LAUNCH: "runs once per node before any rank; wrapped last, so that the "
         "run begins before anything that has events",
         f"{ENGINE}.Engine._launch_subprocesses": "an engine without HTTP is ready when this ends; its constructor is "
         "what loads plugins, and cannot be hooked by one",

@@ -16,33 +16,24 @@ from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT, chunk
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.hc_prenorm import DIRECT
 from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
 
 if TYPE_CHECKING:
     from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
 
-ENGINE = "sglang.srt.entrypoints.engine"
 MAYBE_COMPILE = "_maybe_compile_deep_gemm_one_type_all"
 
 
 def install_service(hooks: Hooks, engine: ModuleType) -> None:
     """Start the service with the schedulers: it ends with the process that starts them."""
 
-    def launch_scheduler_processes(
-        original: Callable[..., Any], cls: type, server_args: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def start(server_args: Any) -> None:
         # Here and not above: what does the work is imported where there is work.
         from sglang_warmstart.sglang.exact_warmup.warmup import start_node_service
 
         start_node_service(server_args)
-        return original(cls, server_args, *args, **kwargs)
 
-    hooks.wrap(
-        class_of(engine, "Engine"),
-        "_launch_scheduler_processes",
-        launch_scheduler_processes,
-        "cls, server_args, port_args, run_scheduler_process_func",
-        "cls, server_args, port_args, run_scheduler_process_func, placement_group",
-    )
+    before_the_ranks(hooks, engine, start)
 
 
 def install_switch(hooks: Hooks, environ: ModuleType) -> None:
@@ -120,8 +111,7 @@ EXACT_WARMUP = Feature(
     gains="each distinct DeepGEMM kernel is compiled once, all at the same time; a restart compiles none",
     hooks={
         f"{ENVIRON}.Envs.{COMPILER.name}": "the choice of the compiler, beside its neighbours",
-        f"{ENGINE}.Engine._launch_scheduler_processes": "the process that starts the ranks starts the service, "
-        "and they find it by their environment",
+        LAUNCH: "the process that starts the ranks starts the service, and they find it by their environment",
         f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before it loads weights: it says hello, so that "
         "the service is ready when it asks",
         f"{COMPILE_UTILS}.{MAYBE_COMPILE}": "all wrapped GEMMs pass it, on every rank; replaced, not wrapped, since "
