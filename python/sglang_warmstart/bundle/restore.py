@@ -20,9 +20,10 @@ from sglang_warmstart.bundle import archive, entries
 from sglang_warmstart.bundle.manifest import BundleError, Manifest, printable
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.deepgemm import compiler as compilers
-from sglang_warmstart.deepgemm import cubin, digest, stub
-from sglang_warmstart.deepgemm.cache import CUBIN, CacheError, KernelCache, KernelFile
+from sglang_warmstart.deepgemm import cubin, stub
+from sglang_warmstart.deepgemm.cache import CacheError, KernelCache, KernelFile
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
+from sglang_warmstart.deepgemm.dialects.dialect import CUBIN
 from sglang_warmstart.deepgemm.identity import build_hash, distribution_of
 from sglang_warmstart.deepgemm.marker import Launch, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
@@ -104,18 +105,21 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     manifest = archive.read(stream, is_signed_by=public_key)
     restored = Restored()
     compiler = _checked(manifest.plan, place, restored.notes)
-    cache = KernelCache(place.cache / "nvrtc" if manifest.plan.kind == "nvrtc" else place.cache)
-    names = manifest.plan.directories(place.deep_gemm / "include")
+    cache = manifest.plan.cache_in(place.cache)
+    include = place.deep_gemm / "include"
+    names = manifest.plan.directories(include)
     caches = _caches(manifest, place, restored.notes)
     try:
         missing = [name for name in manifest.cubins if not _has_good(cache, names[name])]
         wanted = {manifest.cubins[name] for name in missing}
         wanted |= {file.sha256 for files in caches.values() for file in files}
-        with _staging(place.cache) as staging:
+        with _staging(cache.root) as staging:
             archive.extract(stream, manifest, Path(staging), wanted)
             if defects := defects_of(manifest, missing, Path(staging)):
                 raise BundleError(f"{defects[0]}: none of its kernels is restored")
-            restored.kernels = _publish(cache, manifest, {name: names[name] for name in missing}, Path(staging))
+            restored.kernels = _publish(
+                cache, manifest, {name: names[name] for name in missing}, include, Path(staging)
+            )
             restored.kept = len(manifest.cubins) - restored.kernels
             _mark(cache, manifest.plan, place, compiler, names, {names[name] for name in missing}, restored)
             # Last, and each for itself: DeepGEMM's kernels do not need them.
@@ -131,7 +135,7 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     except CacheError as error:
         raise BundleError(str(error)) from error
     except OSError as error:
-        raise BundleError(f"{place.cache}: {error.strerror or error}") from error
+        raise BundleError(f"{cache.root}: {error.strerror or error}") from error
     restored.notes = [printable(note) for note in restored.notes]
     restored.seconds = time.monotonic() - start
     return restored
@@ -165,13 +169,12 @@ def _checked(plan: Plan, place: Place, notes: list[str]) -> str:
     else:
         notes.append(f"there is no {place.deep_gemm} yet: whether that DeepGEMM is the bundle's could not be seen")
     try:
-        compiler = compilers.find(place.environment, "nvrtc" if plan.kind == "nvrtc" else "nvcc")
-        signature = digest.signature_of(compiler.version)
-    except (CompilerError, ValueError) as error:
+        compiler = compilers.find(place.environment, "nvrtc" if plan.kind == "nvrtc" else "nvcc", plan.dialect)
+    except CompilerError as error:
         notes.append(f"the server's compiler is taken to be the bundle's: {error}")
         return plan.compiler
     planned = Compiler("", plan.compiler)
-    if digest.signature_of(planned.version) != signature:
+    if not plan.dialect.takes_for_same(planned.version, compiler.version):
         raise BundleError(
             f"it is for another compiler: nvcc {planned.release}, {compiler.path} is nvcc {compiler.release}"
         )
@@ -205,10 +208,11 @@ def _staging(root: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="warmstart-bundle-", dir=directory, ignore_cleanup_errors=True)
 
 
-def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], staging: Path) -> int:
+def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], include: Path, staging: Path) -> int:
     def publish(name: str) -> None:
         data = (staging / manifest.cubins[name]).read_bytes()
-        cache.publish(names[name], manifest.plan.kernels[name].source, data)
+        plan = manifest.plan
+        cache.publish(names[name], plan.kernels[name].source, data, plan.flags_of(name, include))
 
     with ThreadPoolExecutor(_THREADS) as threads:
         for _ in threads.map(publish, names):

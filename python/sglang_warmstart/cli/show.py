@@ -14,7 +14,7 @@ from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.manifest import Manifest
 from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.deepgemm.compiler import Compiler
-from sglang_warmstart.deepgemm.digest import short_name
+from sglang_warmstart.deepgemm.dialects import short_name
 from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.processes import end_with_pipe
+from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel, RecordingCompiler
 from sglang_warmstart.deepgemm.target import Target
@@ -60,6 +61,7 @@ class RecordingOrder(msgspec.Struct, frozen=True):
         stub: path of the stub cubin.
         directory: of this child alone.
         library: the module that calls DeepGEMM.
+        jit: the name of DeepGEMM's dialect.
     """
 
     target: Target
@@ -69,6 +71,7 @@ class RecordingOrder(msgspec.Struct, frozen=True):
     stub: str
     directory: str
     library: str = LIBRARY
+    jit: str = "0.1"
 
 
 class RecordingProblem(Exception):
@@ -158,10 +161,11 @@ def child_main(connection: Connection, life: Connection, encoded: bytes) -> None
 
 
 def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | RecordingDone:
-    for name in [name for name in os.environ if name.startswith("DG_")]:
+    dialect = dialects.named(order.jit)
+    for name in dialect.settings(os.environ):
         del os.environ[name]
     os.environ.update(order.environment)
-    compiler = RecordingCompiler(Path(order.directory))
+    compiler = RecordingCompiler(Path(order.directory), dialect)
     compiler.install(os.environ, version=order.version, stub=Path(order.stub))
     library: Any = importlib.import_module(order.library)
     try:

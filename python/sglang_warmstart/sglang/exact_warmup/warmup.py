@@ -205,7 +205,9 @@ class ExactWarmup:
         if kind == "nvrtc":
             # Kernels of another compiler than DeepGEMM's own: once this is switched off again, none is in use.
             cache = str(Path(cache, "nvrtc"))
-        environment = {name: os.environ[name] for name in os.environ if name.startswith("DG_") or name in _PLACES}
+        environment = {
+            name: os.environ[name] for name in os.environ if name.startswith(("DG_", "DJ_")) or name in _PLACES
+        }
         environment["DG_JIT_CACHE_DIR"] = cache
         try:
             client = ServiceClient(Path(path))
