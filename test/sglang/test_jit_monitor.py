@@ -252,6 +252,13 @@ def test_off_leaves_the_compiler_alone(log: EventLog, begin: Callable[..., None]
     assert jit(log) == []
 
 
+@pytest.mark.parametrize(("mode", "watched"), [(None, True), ("error", True), ("off", False)], indirect=["mode"])
+def test_the_other_libraries_are_watched_once_they_are_imported(watched: bool) -> None:
+    import triton
+
+    assert (triton.knobs.compilation.listener is not None) is watched
+
+
 def hooked() -> set[str]:
     """What the feature has changed."""
     plugin = loaded_plugin()
