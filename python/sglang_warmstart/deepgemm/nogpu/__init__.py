@@ -1,1 +1,1 @@
-"""Record kernels without a GPU: DeepGEMM's own host library runs against stand-ins for the CUDA driver and its friends."""
+"""Record kernels without a GPU: DeepGEMM's own host library runs against stand-ins for CUDA."""

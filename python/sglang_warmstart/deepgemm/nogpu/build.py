@@ -63,14 +63,16 @@ def build(stand_ins: tuple[StandIn, ...], environment: Mapping[str, str]) -> Pat
     """The directory with the stand-ins. They are compiled if no earlier call has.
 
     Args:
-        environment: ``CC`` names the compiler, else it is cc, gcc or clang; ``XDG_CACHE_HOME`` or ``HOME`` say where they
-            are kept.
+        environment: ``CC`` names the compiler, else it is cc, gcc or clang. ``XDG_CACHE_HOME`` or ``HOME`` say where
+            they are kept.
 
     Raises:
         StandInsError: there is no C compiler, it fails, or they cannot be written.
     """
     named = environment.get("CC")
-    found = [shutil.which(name, path=environment.get("PATH")) for name in ([named] if named else ["cc", "gcc", "clang"])]
+    found = [
+        shutil.which(name, path=environment.get("PATH")) for name in ([named] if named else ["cc", "gcc", "clang"])
+    ]
     compiler = next(filter(None, found), None)
     key = hashlib.sha256(SOURCE.read_bytes() + repr(stand_ins).encode()).hexdigest()[:16]
     directory = _cache(environment) / "nogpu" / key
@@ -90,7 +92,9 @@ def build(stand_ins: tuple[StandIn, ...], environment: Mapping[str, str]) -> Pat
         directory.parent.mkdir(parents=True, exist_ok=True)
         files.publish(directory, compile_all, directory.parent / "tmp")
     except OSError as error:
-        raise StandInsError(f"{directory}: {error.strerror or error}: {files.hint(error)}, or set XDG_CACHE_HOME") from error
+        raise StandInsError(
+            f"{directory}: {error.strerror or error}: {files.hint(error)}, or set XDG_CACHE_HOME"
+        ) from error
     return directory
 
 

@@ -24,6 +24,8 @@ from sglang_warmstart.deepgemm.nogpu.build import BESIDE_CPU_TORCH, BESIDE_CUDA_
 from sglang_warmstart.deepgemm.nogpu.symbols import SymbolsError
 
 LIBRARY = "_C.so"
+# Of a process that records: where DeepGEMM is, if this Python would not import it.
+PLACE = "SGLANG_WARMSTART_NOGPU_DEEP_GEMM"
 # Of the properties that select no kernel; see standins.c.
 _L2_BYTES, _SHARED_BYTES = 50 << 20, 232448
 
@@ -150,7 +152,9 @@ class Host:
         if known.door == "operators":
             self._kept.append(Door("deep_gemm", marks))
         else:
-            maker.warmstart_mark(ctypes.c_long(marks.keys_at), ctypes.c_uint64(marks.bits), ctypes.c_long(marks.device_at))
+            maker.warmstart_mark(
+                ctypes.c_long(marks.keys_at), ctypes.c_uint64(marks.bits), ctypes.c_long(marks.device_at)
+            )
 
     def describe(self, gpu: Gpu, other_bytes: int = 0) -> None:
         """Be this GPU from now on. DeepGEMM asks once, at its first call.
@@ -187,7 +191,7 @@ def _version_of(torch: Path) -> str:
     # Without importing it: the stand-ins have to come first.
     scope: dict[str, Any] = {}
     try:
-        exec((torch / "version.py").read_text(encoding="utf-8"), scope)  # noqa: S102
+        exec((torch / "version.py").read_text(encoding="utf-8"), scope)
     except OSError:
         return "unknown"
     return str(scope.get("__version__", "unknown"))

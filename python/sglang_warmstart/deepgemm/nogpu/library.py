@@ -1,4 +1,4 @@
-"""Call DeepGEMM in a recording child that touches no GPU: see :mod:`sglang_warmstart.deepgemm.record.gpu` for one that does.
+"""Call DeepGEMM in a recording child that touches no GPU. :mod:`sglang_warmstart.deepgemm.record.gpu` does.
 
 The forkserver imports this module once, and each child describes its own GPU.
 """
@@ -9,11 +9,8 @@ import os
 from pathlib import Path
 
 from sglang_warmstart.deepgemm.identity import Gpu
-from sglang_warmstart.deepgemm.nogpu.host import Host
+from sglang_warmstart.deepgemm.nogpu.host import PLACE, Host
 from sglang_warmstart.deepgemm.target import Target
-
-# Of the process that records: where DeepGEMM is, if this Python would not import it.
-PLACE = "SGLANG_WARMSTART_NOGPU_DEEP_GEMM"
 
 
 def _place() -> Path:

@@ -1,15 +1,15 @@
 """Tensors in the CPU's memory that say they are CUDA's.
 
-DeepGEMM 0.1.6 and later asks each tensor whether it is CUDA's. torch answers that, and chooses an operator's kernel, by
-bits of the tensor's set of dispatch keys. So these are changed when a tensor goes in at DeepGEMM's door: by the stand-in
-that makes tensors (standins.c), or from 0.2.3 on, where DeepGEMM registers operators with torch, at each operator; there
-they are changed back when the tensor comes out. Operators of torch that DeepGEMM calls in between go to the CPU's kernels
-by a fallback.
+DeepGEMM 0.1.6 and later asks each tensor whether it is CUDA's. torch answers that, and chooses an operator's kernel,
+by bits of the tensor's set of dispatch keys. So these are changed when a tensor goes in at DeepGEMM's door: by the
+stand-in that makes tensors (standins.c), or from 0.2.3 on, where DeepGEMM registers operators with torch, at each
+operator. There they are changed back when the tensor comes out. Operators of torch that DeepGEMM calls in between go to
+the CPU's kernels by a fallback.
 
 The alternative, a dispatch mode in Python, sees every operator and takes ten times as long.
 
-Source: ``c10/core/TensorImpl.h`` and ``c10/core/DispatchKeySet.h`` of torch. Where the bit and the device lie in a tensor
-is looked for, not known, and tried before it is used.
+Source: ``c10/core/TensorImpl.h`` and ``c10/core/DispatchKeySet.h`` of torch. Where keys and device lie in a tensor is
+looked for, not known, and tried before it is used.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Marks:
         here, there = _bytes_of(probe), _bytes_of(other)
         own = torch._C._dispatch_keys(probe).raw_repr().to_bytes(8, "little")
         self.keys_at = here.find(own)
-        places = [at for at in range(_BYTES - 1) if (here[at : at + 2], there[at : at + 2]) == (_CPU_DEVICE, _META_DEVICE)]
+        places = [
+            at for at in range(_BYTES - 1) if (here[at : at + 2], there[at : at + 2]) == (_CPU_DEVICE, _META_DEVICE)
+        ]
         if self.keys_at < 0 or len(places) != 1:
             raise MarkError(f"torch {torch.__version__}: a tensor's dispatch keys are not where they are expected")
         self.device_at = places[0]
@@ -76,7 +78,7 @@ class OnCpu:
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
-        self._all = torch.library.Library("_", "IMPL")  # noqa: TOR901
+        self._all = torch.library.Library("_", "IMPL")
         self._all.fallback(self._call, "CUDA")
 
     def _call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
@@ -105,7 +107,7 @@ class Door:
     def __init__(self, namespace: str, marks: Marks) -> None:
         self._marks = marks
         self._keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-        self._operators = torch.library.Library(namespace, "IMPL")  # noqa: TOR901
+        self._operators = torch.library.Library(namespace, "IMPL")
         for full in torch._C._dispatch_get_all_op_names():
             if full.startswith(f"{namespace}::") and torch._C._dispatch_has_kernel_for_dispatch_key(full, "CUDA"):
                 name, _, overload = full.removeprefix(f"{namespace}::").partition(".")
