@@ -110,7 +110,7 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     names = manifest.plan.directories(include)
     caches = _caches(manifest, place, restored.notes)
     try:
-        missing = [name for name in manifest.cubins if not _has_good(cache, names[name])]
+        missing = [name for name in manifest.cubins if not has_good(cache, names[name])]
         wanted = {manifest.cubins[name] for name in missing}
         wanted |= {file.sha256 for files in caches.values() for file in files}
         with _staging(cache.root) as staging:
@@ -121,7 +121,10 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
                 cache, manifest, {name: names[name] for name in missing}, include, Path(staging)
             )
             restored.kept = len(manifest.cubins) - restored.kernels
-            _mark(cache, manifest.plan, place, compiler, names, {names[name] for name in missing}, restored)
+            new = {names[name] for name in missing}
+            marked = mark(cache, manifest.plan, place.deep_gemm, compiler, names, new)
+            restored.targets, restored.launches = marked.targets, marked.launches
+            restored.notes += marked.notes
             # Last, and each for itself: DeepGEMM's kernels do not need them.
             for library, files in caches.items():
                 root = LIBRARIES[library].root(place.environment)
@@ -141,8 +144,12 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     return restored
 
 
-def _has_good(cache: KernelCache, directory: str) -> bool:
-    """Whether a kernel is there. One whose cubin is none is moved away: power may have failed while it was written."""
+def has_good(cache: KernelCache, directory: str) -> bool:
+    """Whether a kernel is there. One whose cubin is none is moved away: power may have failed while it was written.
+
+    Raises:
+        OSError, CacheError: the cache cannot be read, or written.
+    """
     if not cache.has(directory):
         return False
     data = (cache.path(directory) / CUBIN).read_bytes()
@@ -220,24 +227,37 @@ def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], i
     return len(names)
 
 
-def _mark(
-    cache: KernelCache,
-    plan: Plan,
-    place: Place,
-    compiler: str,
-    names: Mapping[str, str],
-    published: set[str],
-    restored: Restored,
-) -> None:
+@dataclass
+class Marked:
+    """What markers name.
+
+    Args:
+        targets, launches, notes: see :class:`Restored`.
+    """
+
+    targets: int = 0
+    launches: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def mark(
+    cache: KernelCache, plan: Plan, deep_gemm: Path, compiler: str, names: Mapping[str, str], published: set[str]
+) -> Marked:
     """Leave the markers of the plan's launches, for all targets whose kernels are there.
 
     Args:
+        deep_gemm: the directory of the package as the server will see it.
+        compiler: what the server's compiler prints for ``--version``.
         names: DeepGEMM's here, by the plan's.
         published: those that were not there before.
+
+    Raises:
+        OSError: they cannot be written.
     """
+    marked = Marked()
     for launch in plan.launches:
-        markers = Markers(cache, plan.identity_of(launch, place.deep_gemm, compiler))
-        targets = plan.targets_of(launch, place.deep_gemm / "include", names)
+        markers = Markers(cache, plan.identity_of(launch, deep_gemm, compiler))
+        targets = plan.targets_of(launch, deep_gemm / "include", names)
         complete = [each for each in targets if _is_there(cache, each)]
         for marker in markers.all():
             # One that names a kernel which was gone has the checksum of that.
@@ -249,14 +269,15 @@ def _mark(
         known = _known(markers, key)
         if fresh := [each for each in complete if each.target not in known]:
             markers.add(key, fresh)
-        restored.targets += len(complete)
-        restored.launches += not lacking
+        marked.targets += len(complete)
+        marked.launches += not lacking
         if lacking:
-            restored.notes.append(f"{_name(launch)}: {lacking} of {len(targets)} targets lack kernels")
+            marked.notes.append(f"{_name(launch)}: {lacking} of {len(targets)} targets lack kernels")
+    return marked
 
 
 def _is_there(cache: KernelCache, each: TargetKernels) -> bool:
-    return all(_has_good(cache, directory) for directory in _directories(each))
+    return all(has_good(cache, directory) for directory in _directories(each))
 
 
 def _is_unchanged(cache: KernelCache, file: KernelFile) -> bool:

@@ -64,6 +64,8 @@ class Identity(msgspec.Struct, frozen=True):
         parts = msgspec.to_builtins(self)
         if self.jit == FIRST_JIT.name:
             del parts["jit"]  # what was left before there was another is still found
+        else:
+            del parts["installed_in"]  # no kernel depends on it
         return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 

@@ -165,7 +165,7 @@ class Markers:
             raise MarkerError(f"{path}: damaged: {error}") from error
         if marker.format != FORMAT:
             raise MarkerError(f"{path}: of format {marker.format}, expected {FORMAT}")
-        if marker.identity != self.identity:
+        if marker.identity.digest != self.identity.digest:
             raise MarkerError(f"{path}: of another GPU, DeepGEMM, compiler or setting")
         named = {use.directory for each in marker.targets for use in each.kernels}
         if named != {file.directory for file in marker.files}:

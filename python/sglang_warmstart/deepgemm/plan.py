@@ -21,6 +21,8 @@ from sglang_warmstart.deepgemm.target import KernelUse, Target
 
 FORMAT = 1
 INCLUDE = "{include}"
+# How the kernels of a plan were recorded.
+ON_GPU, NO_GPU = "on a GPU", "without a GPU"
 _NAME_LIMIT = 255  # bytes, as file systems have it
 
 
@@ -78,6 +80,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         flags: lines of flags, with ``{include}`` for the directory of DeepGEMM's headers.
         kernels: by name: DeepGEMM's for it, if that placeholder were the path.
         jit: the name of that DeepGEMM's dialect.
+        made: how it was recorded.
     """
 
     format: int = FORMAT
@@ -91,6 +94,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...]
     kernels: dict[str, PlannedKernel]
     jit: str = "0.1"
+    made: str = ON_GPU
 
     @property
     def dialect(self) -> Dialect:
@@ -155,10 +159,11 @@ class Planner:
         identity: of the ranks; of its GPU and settings each launch has its own.
         deep_gemm: version of the distribution that brought it.
         headers: hash of its headers.
+        made: how the kernels were recorded.
     """
 
-    def __init__(self, identity: Identity, deep_gemm: str, headers: str) -> None:
-        self._identity, self._deep_gemm, self._headers = identity, deep_gemm, headers
+    def __init__(self, identity: Identity, deep_gemm: str, headers: str, made: str = ON_GPU) -> None:
+        self._identity, self._deep_gemm, self._headers, self._made = identity, deep_gemm, headers, made
         self._include = str(Path(identity.installed_in, "include"))
         self._dialect = named(identity.jit)
         self._flags: list[str] = []
@@ -200,6 +205,7 @@ class Planner:
             flags=tuple(self._flags),
             kernels=dict(sorted(self._kernels.items())),
             jit=self._identity.jit,
+            made=self._made,
         )
 
     def _name(self, kernel: RecordedKernel) -> str:
@@ -222,6 +228,7 @@ def merged(plans: Mapping[str, Plan]) -> Plan:
     kernels = dict(first.kernels)
     launches = {_key(each): each for each in first.launches}
     left_out = set(first.left_out)
+    made = first.made
     for name, plan in others:
         for what in ("build", "compiler", "kind", "jit"):
             mine, its = getattr(first, what), getattr(plan, what)
@@ -237,10 +244,12 @@ def merged(plans: Mapping[str, Plan]) -> Plan:
             known = launches.get(_key(each))
             launches[_key(each)] = each if known is None else _united(known, each)
         left_out |= set(plan.left_out)
+        made = made if made == plan.made else f"{ON_GPU}, and {NO_GPU}"
     there = {str(each.target) for launch in launches.values() for each in launch.targets}
     left_out = {each for each in left_out if each.target not in there}
     return msgspec.structs.replace(
         first,
+        made=made,
         flags=tuple(flags),
         kernels=dict(sorted(kernels.items())),
         launches=tuple(launches.values()),

@@ -18,8 +18,8 @@ SOURCE = Path(__file__).with_name("standins.c")
 _LIMIT_S = 60.0
 
 
-class StandInsError(Exception):
-    """The stand-ins cannot be had or do not fit, in one line."""
+class StandInsError(ImportError):
+    """The stand-ins cannot be had or do not fit, in one line. A forkserver goes on without a module that raises it."""
 
 
 @dataclass(frozen=True)

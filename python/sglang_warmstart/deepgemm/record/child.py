@@ -32,10 +32,12 @@ class RecordingFailed(msgspec.Struct, frozen=True, tag=True):
     Args:
         reason: in one line.
         no_context: it got no CUDA context.
+        no_library: DeepGEMM cannot be loaded at all.
     """
 
     reason: str
     no_context: bool = False
+    no_library: bool = False
 
 
 class RecordingDone(msgspec.Struct, frozen=True, tag=True):
@@ -167,7 +169,10 @@ def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | R
     os.environ.update(order.environment)
     compiler = RecordingCompiler(Path(order.directory), dialect)
     compiler.install(os.environ, version=order.version, stub=Path(order.stub))
-    library: Any = importlib.import_module(order.library)
+    try:
+        library: Any = importlib.import_module(order.library)
+    except Exception as error:
+        return RecordingFailed(f"{type(error).__name__}: {first_line(error)}", no_library=True)
     try:
         library.open_device(order.gpu)
     except Exception as error:
