@@ -80,7 +80,7 @@ def make(
     try:
         chosen = gpu_of(gpu) if gpu else None
     except UnknownGpuError as error:
-        raise typer.BadParameter(str(error), param_hint="--gpu") from error
+        raise PlanError(f"--gpu: {error}") from error
     package = Path(deep_gemm).absolute() if deep_gemm is not None else toolchain.installed_deep_gemm()
     if package is None:
         raise ToolchainError("DeepGEMM is not installed here: install sgl-deep-gemm, or name it with --deep-gemm")
@@ -166,7 +166,11 @@ def _planned(wishes: list[Wish], version: str, deep_gemm: Path, jobs: int) -> Pl
             else:
                 kept.append((target, result))
         planner.add(identity(wish), wish.launch, kept)
-    return planner.plan()
+    plan = planner.plan()
+    if plan.left_out and not any(launch.targets for launch in plan.launches):
+        first = plan.left_out[0]
+        raise PlanError(f"DeepGEMM refuses every target: {first.target}: {first.reason}")
+    return plan
 
 
 def _recorded(

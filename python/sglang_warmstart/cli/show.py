@@ -24,7 +24,8 @@ def show_plan(plan: Plan, console: Console, cubins: Iterable[str] | None = None)
     Args:
         cubins: names of the kernels that are compiled, where it is a bundle's.
     """
-    _line(console, f"{plan.deep_gemm or 'DeepGEMM of unknown version'} (build {plan.build[:12]}), {_compiler(plan)}")
+    what = f"{plan.deep_gemm or 'DeepGEMM of unknown version'} (build {plan.build[:12]}), {_compiler(plan)}"
+    _line(console, f"{what}; recorded {plan.made}")
     for launch in plan.launches:
         _show_launch(plan, launch, console, None if cubins is None else set(cubins))
     for each in plan.left_out:

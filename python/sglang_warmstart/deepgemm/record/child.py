@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.errors import first_line, one_line
 from sglang_warmstart.base.processes import end_with_pipe
 from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.identity import Gpu
@@ -154,7 +154,7 @@ def child_main(connection: Connection, life: Connection, encoded: bytes) -> None
     except BrokenPipeError:
         return  # nobody is there to hear
     except Exception as error:
-        words = RecordingFailed(f"{type(error).__name__}: {first_line(error)}")
+        words = RecordingFailed(one_line(error))
     with contextlib.suppress(BrokenPipeError):
         connection.send_bytes(b"words")
         connection.send_bytes(msgspec.msgpack.encode(words))
@@ -172,7 +172,8 @@ def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | R
     try:
         library: Any = importlib.import_module(order.library)
     except Exception as error:
-        return RecordingFailed(f"{type(error).__name__}: {first_line(error)}", no_library=True)
+        reason = first_line(error) if isinstance(error, ImportError) else one_line(error)
+        return RecordingFailed(reason, no_library=True)
     try:
         library.open_device(order.gpu)
     except Exception as error:
