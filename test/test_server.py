@@ -32,6 +32,7 @@ NO_SWITCHES = {
     "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": None,
 }
 PP_PARALLEL = {"SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP": "1"}
+BY_PATCHES = ("fast-warmup", "attn-tp-gather", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "exact-warmup")
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,19 @@ def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
         assert run.ready is not None, "an engine is ready when it has been made"
         (rank,) = lanes_of(run, "rank")
         assert max(event.at + event.seconds for event in rank.events if event.phase == "startup") < run.ready
+
+
+@pytest.mark.skipif(not is_patched(), reason="is about the plugin beside the patches")
+def test_beside_the_patches_the_plugin_says_what_is_built_in_and_the_server_answers(
+    tiny_model: Path, with_features: Served
+) -> None:
+    served = serve(tiny_model, FLAG, SGLANG_PLUGINS=None)
+    assert served.tokens == with_features.tokens
+    said = served.lines(f"on SGLang {installed_release().version}: ")
+    assert len(said) == 2, "in the main process, and in the scheduler"
+    for line in said:
+        built_in = ", ".join(sorted(BY_PATCHES, key=line.index))
+        assert line.endswith(f"active: bundle-restore, jit-monitor, start-up-events; built in: {built_in}")
 
 
 def help_of_launch_server(forks: ForkServer, **environment: str) -> str:

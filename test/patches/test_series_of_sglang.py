@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from kit.environment import NO_PLUGIN, child_environment, python_path
 from kit.release import sglang_directory
-from kit.server import Server
 from making import contents, git, repository, run
 from sglang_warmstart.cli.patches import SHIPPED, patches_in, subject
 from sglang_warmstart.sglang.feature import find_built_in
@@ -174,13 +173,3 @@ def test_the_last_patch_calls_the_package_once_and_does_without_it(
     assert found[:2] == [told, [16384]]
     assert [line[: len(said[0])] for line in found[2]] == said if said else found[2] == []
     assert found[3] is plugin_speaks
-
-
-def test_a_patched_server_with_the_plugin_says_so_and_answers(fork: Fork, tiny_model: Path) -> None:
-    with Server(tiny_model, "--disable-attn-tp-gather", environment=environment_of(fork.at(len(SERIES)))) as patched:
-        assert len(patched.generate([5, 6, 7, 8], 8)) == 8
-    said = [line for line in patched.log.splitlines() if "on SGLang 0.5.12: " in line]
-    assert len(said) == 2, "in the main process, and in the scheduler"
-    for line in said:
-        built_in = ", ".join(sorted(PATCH_OF, key=line.index))
-        assert line.endswith(f"active: bundle-restore, jit-monitor, start-up-events; built in: {built_in}")
