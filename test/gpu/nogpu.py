@@ -90,7 +90,8 @@ def main(way: str, targets: Path, kernels: Path) -> dict[str, Any]:
         "seconds": seconds,
         "whole_s": round(whole, 2),
     }
-    kernels.write_text(json.dumps({"summary": summary, "compiler": compiler.version, "targets": found}, indent=1))
+    about = {"summary": summary, "compiler": compiler.version, "include": str(package / "include")}
+    kernels.write_text(json.dumps({**about, "targets": found}, indent=1))
     return summary
 
 
@@ -104,6 +105,8 @@ def compare(files: list[Path]) -> dict[str, Any]:
             "same": here["targets"] == there["targets"] and here["compiler"] == there["compiler"],
             "targets": len(here["targets"]),
             "kernels": sum(map(len, here["targets"].values())),
+            "compiler": here["compiler"],
+            "include": here["include"],
             "on": [each.get("summary", {}) for each in (here, there)],
             "entries": {
                 target: [[each["m"], each["directory"]] for each in kernels]
