@@ -1,4 +1,4 @@
-"""A torch that is built for CUDA, without any of NVIDIA's libraries: stand-ins take their places, and none may be called.
+"""A torch that is built for CUDA, without NVIDIA's libraries: stand-ins take their places, and none may be called.
 
 DeepGEMM up to 0.1.5.post1 fits torch 2.11, which has no build for the CPU alone in the index of packages.
 """
