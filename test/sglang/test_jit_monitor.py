@@ -254,9 +254,10 @@ def test_off_leaves_the_compiler_alone(log: EventLog, begin: Callable[..., None]
 
 @pytest.mark.parametrize(("mode", "watched"), [(None, True), ("error", True), ("off", False)], indirect=["mode"])
 def test_the_other_libraries_are_watched_once_they_are_imported(watched: bool) -> None:
-    import triton
+    import triton  # noqa: F401
 
-    assert (triton.knobs.compilation.listener is not None) is watched
+    # SGLang 0.5.23 has a listener of its own, with which ours stacks.
+    assert ("listener" in hooked()) is watched
 
 
 def hooked() -> set[str]:
