@@ -38,6 +38,8 @@ def test_its_kernels_are_there_for_the_library_and_a_restart_asks_for_none(
     monkeypatch.setenv(PLACE, str(deep_gemm))
     words = hello(f"{cache}:{tmp_path / 'read only'}", deep_gemm)
     library = "sglang_warmstart.deepgemm.nogpu.library"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
     with Node(tmp_path / "first", library=library) as node:
         rank = node.client()
         assert rank.hello(words) == Welcome()
@@ -63,7 +65,7 @@ def test_a_compiler_that_it_does_not_take_is_said(tmp_path: Path) -> None:
     old.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n")
     old.chmod(0o755)
     words = hello(str(tmp_path / "cache"), deep_gemm)
-    with Node(tmp_path / "node") as node:
+    with Node(tmp_path) as node:
         named = msgspec.structs.replace(words, environment={**words.environment, "DG_JIT_NVCC_COMPILER": str(old)})
         assert "this DeepGEMM needs nvcc 12.9 or later, and this is 12.8" in node.client().hello(named).problem
         problem = node.client().hello(msgspec.structs.replace(words, kind="nvrtc")).problem

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from sglang_warmstart.base import files
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.deepgemm.record.child import LibraryError
 
 SOURCE = Path(__file__).with_name("standins.c")
 
 _LIMIT_S = 60.0
 
 
-class StandInsError(ImportError):
-    """The stand-ins cannot be had or do not fit, in one line. A forkserver goes on without a module that raises it."""
+class StandInsError(LibraryError):
+    """The stand-ins cannot be had or do not fit, in one line."""
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,7 @@ def gpu_of(word: str) -> Gpu:
     """
     name, colon, sms = word.strip().lower().partition(":")
     if name not in GPUS:
-        raise UnknownGpuError(
-            f"no GPU {word!r} in the table; there are: {', '.join(GPUS)} (NAME:SMS for another number)"
-        )
+        raise UnknownGpuError(f"there is no GPU {word!r}, but {', '.join(GPUS)} (NAME:SMS for another number of SMs)")
     driver_name, num_sms, capability = GPUS[name]
     if colon:
         if not re.fullmatch(r"[1-9]\d{0,3}", sms):

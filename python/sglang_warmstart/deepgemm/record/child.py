@@ -26,6 +26,10 @@ from sglang_warmstart.deepgemm.target import Target
 LIBRARY = "sglang_warmstart.deepgemm.record.gpu"
 
 
+class LibraryError(ImportError):
+    """A library cannot be had in this process, in one line. A forkserver goes on without the module that raises it."""
+
+
 class RecordingFailed(msgspec.Struct, frozen=True, tag=True):
     """The last words of a child that could not finish.
 
@@ -172,7 +176,7 @@ def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | R
     try:
         library: Any = importlib.import_module(order.library)
     except Exception as error:
-        reason = first_line(error) if isinstance(error, ImportError) else one_line(error)
+        reason = first_line(error) if isinstance(error, LibraryError) else one_line(error)
         return RecordingFailed(reason, no_library=True)
     try:
         library.open_device(order.gpu)
