@@ -19,8 +19,9 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet
 
-# Two processes; the tests of a module stay together, so that its fixtures are paid once.
-PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
+# Three processes for two cores: many tests wait for others' processes. The tests of a module stay together, so that its
+# fixtures are paid once.
+PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
 
 # What is the same with the plugin and on a patched SGLang.
 BEHAVIOUR := test/sglang test/test_server.py

@@ -20,7 +20,7 @@ from sglang_warmstart.deepgemm.marker import Markers
 from sglang_warmstart.deepgemm.plan import NO_GPU, Plan
 
 DENSE, CONTIGUOUS, MASKED, PRENORM = TARGETS
-FEW = [msgspec.structs.replace(MASKED, m_max=32), msgspec.structs.replace(PRENORM, m_max=32)]
+FEW = [msgspec.structs.replace(MASKED, m_max=4), msgspec.structs.replace(PRENORM, m_max=4)]
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,24 +79,22 @@ def test_targets_become_a_plan_and_that_a_cache_in_which_the_library_finds_all(
     assert (json.loads(again.stdout)["compiled"], json.loads(again.stdout)["resumed"]) == (0, len(plan.kernels))
 
 
-def test_a_plan_becomes_one_for_another_gpu_and_another_deep_gemm(wanted: Path, tmp_path: Path) -> None:
-    here, there = tmp_path / "here.json", tmp_path / "there.json"
+def test_a_plan_becomes_one_for_another_gpu_and_another_deep_gemm_and_for_its_own_stays_the_same(
+    tmp_path: Path,
+) -> None:
+    wanted, here, same, there = (tmp_path / name for name in ("targets", "here.json", "same.json", "there.json"))
+    wanted.write_bytes(msgspec.json.encode(FEW[1:]))
     assert make(wanted, here, "0.1.7", "--gpu", "h200").returncode == 0
+    assert make(here, same, "0.1.7").returncode == 0
+    assert here.read_bytes() == same.read_bytes()
     # Its compiler is that of the plan: none has to be there.
     made = make(here, there, "0.2.5", "--gpu", "h20")
     assert made.returncode == 0, made.stderr
     (launch,) = read(there).launches
     assert (launch.gpu, launch.num_sms) == ("NVIDIA H20", 78)
-    assert [each.target.num_sms for each in launch.targets] == [78, 78]
+    assert [each.target.num_sms for each in launch.targets] == [78]
     assert (read(there).jit, read(here).jit) == ("deepjit", "0.1")
     assert read(there).compiler == read(here).compiler
-
-
-def test_a_plan_for_what_it_is_for_already_is_the_same_plan(wanted: Path, tmp_path: Path) -> None:
-    here, there = tmp_path / "here.json", tmp_path / "there.json"
-    assert make(wanted, here, "0.2.5", "--gpu", "h200").returncode == 0
-    assert make(here, there, "0.2.5").returncode == 0
-    assert here.read_bytes() == there.read_bytes()
 
 
 def test_what_deep_gemm_refuses_is_named_and_the_others_are_in_the_plan(tmp_path: Path) -> None:

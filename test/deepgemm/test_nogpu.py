@@ -89,37 +89,22 @@ def test_another_capability_is_another_architecture(tmp_path: Path) -> None:
 # What is recorded is what the library finds
 
 
-@pytest.mark.parametrize("version", ["0.2.0", "0.2.3.post2"])
-def test_the_library_finds_a_kernel_that_was_compiled_elsewhere_and_asks_for_no_other(
-    version: str, tmp_path: Path
-) -> None:
-    deep_gemm = toolchain().deep_gemm_of(version)
-    dialect = dialects.dialect_of(deep_gemm)
-    target = msgspec.structs.replace(PRENORM, m_max=64)
-    (kernel,) = Recorder(version, tmp_path).record(target)
-    data = compile_kernel(CompileJob(kernel.source, kernel.flags, toolchain().compiler(), 120))
-    ready, writable = KernelCache(tmp_path / "ready", dialect), tmp_path / "writable"
-    ready.publish(kernel.directory, kernel.source, data, kernel.flags)
-    assert (
-        dialect.flags_of(ready.path(kernel.directory), toolchain().compiler().version, [kernel.flags]) == kernel.flags
-    )
-    value = f"{writable}:{ready.root}" if dialect is dialects.DEEPJIT else str(ready.root)
-    assert call_on(value, version, [target], tmp_path) == []
-    # With an empty cache the same calls ask for a kernel.
-    assert call_on(str(tmp_path / "empty"), version, [target], tmp_path)
-
-
 def test_half_an_entry_is_completed_and_counts_from_then_on(tmp_path: Path) -> None:
     target = msgspec.structs.replace(PRENORM, m_max=1)
     (kernel,) = Recorder("0.2.5", tmp_path).record(target)
     data = compile_kernel(CompileJob(kernel.source, kernel.flags, toolchain().compiler(), 120))
     cache = KernelCache(tmp_path / "cache", dialects.DEEPJIT)
+    # Before there is anything, the calls ask for a kernel.
+    assert call_on(str(cache.root), "0.2.5", [target], tmp_path)
     for name in dialects.DEEPJIT.files:
         cache.publish(kernel.directory, kernel.source, data, kernel.flags)
         (cache.path(kernel.directory) / name).unlink()
         assert not cache.has(kernel.directory)
         cache.publish(kernel.directory, kernel.source, data, kernel.flags)
         assert cache.has(kernel.directory)
+    entry, compiler = cache.path(kernel.directory), toolchain().compiler().version
+    assert dialects.DEEPJIT.flags_of(entry, compiler, ()) == kernel.flags
+    (tmp_path / "asked").unlink()
     assert call_on(str(cache.root), "0.2.5", [target], tmp_path) == []
 
 
