@@ -979,6 +979,7 @@ def test_the_schedulers_find_the_service_that_is_started_with_them(
     assert path == str(service.socket)
     nvcc = FakeNvcc(tmp_path / "nvcc")
     environment = {"DG_JIT_NVCC_COMPILER": str(nvcc.path)}
+    (tmp_path / "include" / "deep_gemm").mkdir(parents=True)
     hello = Hello(str(tmp_path / "kernels"), environment, str(tmp_path), Gpu("NVIDIA H200", 132, (9, 0), 0), {})
     client = ServiceClient(service.socket)
     assert client.hello(hello) == Welcome()

@@ -60,5 +60,5 @@ def _symbols(path: Path) -> Iterator[tuple[str, int]]:
         for at in range(symbols[4], symbols[4] + symbols[5], _SYMBOL.size):
             name, _, _, section, _, _ = _SYMBOL.unpack_from(data, at)
             yield names[name : names.index(b"\0", name)].decode(), section
-    except (struct.error, StopIteration, IndexError, ValueError, UnicodeDecodeError) as error:
+    except (struct.error, StopIteration, IndexError, ValueError, OverflowError) as error:
         raise SymbolsError(f"{path} is damaged: its symbols cannot be read") from error
