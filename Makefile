@@ -5,6 +5,8 @@
 PYTHON ?= python3
 MAIN := 0.5.12
 NEWEST := 0.5.23
+# Real libraries of each of DeepGEMM's JITs that this torch can load, for recording without a GPU.
+DEEP_GEMMS := 0.1.7 0.2.0 0.2.3.post2 0.2.5
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -17,8 +19,9 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet
 
-# Two processes; the tests of a module stay together, so that its fixtures are paid once.
-PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
+# Three processes for two cores: many tests wait for others' processes. The tests of a module stay together, so that its
+# fixtures are paid once.
+PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
 
 # What is the same with the plugin and on a patched SGLang.
 BEHAVIOUR := test/sglang test/test_server.py
@@ -118,9 +121,12 @@ $(eval $(call plugin_environment,.venv-$(NEWEST)))
 # which one that is.
 .toolchain/.complete: test/requirements-toolchain.txt test/requirements-flashinfer.txt .venv/.sglang
 	@rm -rf .toolchain
-	@echo "installing a CUDA compiler, DeepGEMM's headers and FlashInfer into .toolchain: about 25 seconds, 0.7 GB"
+	@echo "installing a CUDA compiler, DeepGEMM's headers and FlashInfer into .toolchain: about 30 seconds, 0.8 GB"
 	@.venv/bin/python $(PIP) --no-deps --target .toolchain -r test/requirements-toolchain.txt
 	@.venv/bin/python $(PIP) --no-deps --target .toolchain/jit -r test/requirements-flashinfer.txt
+	@for each in $(DEEP_GEMMS); do \
+	  .venv/bin/python $(PIP) --no-deps --target .toolchain/deep-gemm/$$each sgl-deep-gemm==$$each; \
+	done
 	@.venv/bin/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' > $@
 
 # With the package, since mypy reads the types of what it depends on.

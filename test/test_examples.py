@@ -502,6 +502,8 @@ def parse(line: str) -> None:
     command: Any = typer.main.get_command(app)
     name = OURS
     while hasattr(command, "commands"):
+        if name == "plan" and words[0] not in command.commands:
+            words.insert(0, "make")  # which is what `plan` alone does
         name = words.pop(0)
         command = command.commands[name]
     command.make_context(name, words)

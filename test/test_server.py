@@ -13,7 +13,7 @@ from kit.environment import NO_PLUGIN, child_environment, python_path
 from kit.fork_server import ForkServer
 from kit.ports import free_ports
 from kit.release import installed_release, is_patched
-from kit.server import Launch, Server, cpu_server_args
+from kit.server import Server, cpu_server_args
 from sglang_warmstart.base.events import Event
 from sglang_warmstart.base.runs import runs_of
 from sglang_warmstart.report.reading import Lane, Run, find_run, read_run
@@ -53,8 +53,8 @@ class Served:
         return re.findall(r"disable_attn_tp_gather(?:'?: |=)(\w+)", self.log)
 
 
-def serve(model: Path, *arguments: str, launch: Launch = "module", **environment: str | None) -> Served:
-    with Server(model, *arguments, launch=launch, environment={**NO_SWITCHES, **environment}) as server:
+def serve(model: Path, *arguments: str, **environment: str | None) -> Served:
+    with Server(model, *arguments, environment={**NO_SWITCHES, **environment}) as server:
         tokens = server.generate(PROMPT, max_new_tokens=TOKENS)
         commands = [" ".join(process.cmdline()) for process in server.processes()]
         metrics = ""
@@ -85,11 +85,6 @@ def run(with_features: Served, cache: Path) -> Run:
 def beside_another_plugin(tiny_model: Path) -> Served:
     """A server that was told to load another plugin and not this one: SGLang as it is without us."""
     return serve(tiny_model, SGLANG_PLUGINS="another", **PP_PARALLEL)
-
-
-@pytest.fixture(scope="module")
-def by_sglang_serve(tiny_model: Path) -> Served:
-    return serve(tiny_model, FLAG, launch="serve")
 
 
 def process_of(line: str) -> str:
@@ -156,12 +151,6 @@ def test_without_the_plugin_the_parser_refuses_the_flag(
     done = forks.run(LAUNCH, "--model-path", str(tiny_model), FLAG, environment={**NO_SWITCHES, **unloaded_by})
     assert done.status == 2
     assert f"unrecognized arguments: {FLAG}" in done.err
-
-
-def test_sglang_serve_takes_the_flag_and_answers(by_sglang_serve: Served, with_features: Served) -> None:
-    assert by_sglang_serve.logged_flag == ["True"]
-    assert by_sglang_serve.tokens == with_features.tokens
-    assert is_patched() or "main" in {process_of(line) for line in by_sglang_serve.lines("on SGLang ")}
 
 
 def lanes_of(run: Run, role: str) -> list[Lane]:

@@ -12,7 +12,8 @@ from kit.confined import run_python
 from kit.recorded import recording
 from kit.toolchain import toolchain
 from sglang_warmstart.deepgemm.compiler import Compiler
-from sglang_warmstart.deepgemm.identity import Gpu, Identity, build_hash, identity_of, settings_of
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT
+from sglang_warmstart.deepgemm.identity import Gpu, Identity, build_hash, identity_of
 
 GPU = Gpu(name="NVIDIA H200", num_sms=132, capability=(9, 0), ordinal=0, visible="3")
 COMPILER = Compiler("/usr/local/cuda/bin/nvcc", recording().compiler)
@@ -103,6 +104,7 @@ def test_an_identity_has_the_same_name_in_every_process(deep_gemm: Path) -> None
     code = """
 import sys
 import msgspec
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT
 from sglang_warmstart.deepgemm.identity import Identity
 print(msgspec.json.decode(sys.argv[1], type=Identity).digest)
 """
@@ -112,4 +114,4 @@ print(msgspec.json.decode(sys.argv[1], type=Identity).digest)
 
 def test_settings_are_deep_gemms_own_but_not_its_places() -> None:
     environment = {"DG_B": "1", "DG_A": "", "DG_JIT_CACHE_DIR": "/c", "DG_JIT_NVCC_COMPILER": "/n", "XDG_A": "1"}
-    assert settings_of(environment) == {"DG_A": "", "DG_B": "1"}
+    assert FIRST_JIT.settings(environment) == {"DG_A": "", "DG_B": "1"}

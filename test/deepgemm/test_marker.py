@@ -109,6 +109,7 @@ CHANGES: list[dict[str, object]] = [
     {"kind": "nvrtc"},
     {"settings": {}},
     {"settings": {"DG_JIT_USE_NVRTC": "0", "DG_JIT_PTXAS_VERBOSE": "1"}},
+    {"jit": "deepjit"},
 ]
 
 

@@ -155,6 +155,13 @@ class Place:
 
     def __post_init__(self) -> None:
         self.nvcc = FakeNvcc(self.directory / "nvcc")
+        # What shows its dialect; nobody here reads a header.
+        (self.deep_gemm / "include" / "deep_gemm").mkdir(parents=True, exist_ok=True)
+
+    @property
+    def deep_gemm(self) -> Path:
+        """The directory of the package."""
+        return self.directory / "deep_gemm"
 
     @property
     def cache(self) -> KernelCache:
@@ -166,7 +173,7 @@ class Place:
         return Hello(
             cache=str(self.cache.root),
             environment={"DG_JIT_NVCC_COMPILER": str(self.nvcc.path), **environment},
-            deep_gemm="/opt/deep_gemm",
+            deep_gemm=str(self.deep_gemm),
             gpu=gpu,
             launch=launch or {"model": "DeepSeek-V3", "rank": "0"},
             kind=kind,

@@ -50,7 +50,7 @@ class ServedRank:
         }.items():
             monkeypatch.setenv(name, value)
         package = directory / "deep_gemm"
-        package.mkdir()
+        (package / "include" / "deep_gemm").mkdir(parents=True)  # what shows its dialect
         self.deep_gemm = install_deep_gemm(monkeypatch, DeepGemm(package, Jit(os.environ)))
 
     def connect(

@@ -46,6 +46,10 @@ class Toolchain:
         """The directory of the package. It is here for its headers; its library needs CUDA's own."""
         return self.root / "deep_gemm"
 
+    def deep_gemm_of(self, version: str) -> Path:
+        """The directory of the package of another release, whose library can be loaded without CUDA's own."""
+        return self.root / "deep-gemm" / version / "deep_gemm"
+
     @property
     def include(self) -> Path:
         """DeepGEMM's headers, and CUTLASS's beside them."""

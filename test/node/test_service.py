@@ -663,4 +663,4 @@ def test_a_deep_gemm_whose_jit_is_not_known_is_left_alone_with_one_line(
     (package / "include" / "deep_jit").mkdir(parents=True)
     hello = msgspec.structs.replace(place.hello(), deep_gemm=str(package))
     welcome = node.client().hello(hello)
-    assert welcome.problem == "the JIT of this DeepGEMM (DeepJIT) is not known to this version"
+    assert welcome.problem == f"the JIT of the DeepGEMM in {package} is not known to this version"

@@ -12,7 +12,7 @@ from kit.node import Node, Place, wait_until
 from kit.standin_library import kernels_of
 from sglang_warmstart.base.events import Event, Process
 from sglang_warmstart.base.switches import EVENTS
-from sglang_warmstart.deepgemm.digest import short_name
+from sglang_warmstart.deepgemm.dialects import short_name
 from sglang_warmstart.deepgemm.target import Target
 
 PLENTY = 100 << 30

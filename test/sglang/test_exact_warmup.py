@@ -900,7 +900,7 @@ def test_two_real_ranks_decide_alike(
     node: Node, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvcc, cache = FakeNvcc(tmp_path / "nvcc"), tmp_path / "kernels"
-    (tmp_path / "deep_gemm").mkdir()
+    (tmp_path / "deep_gemm" / "include" / "deep_gemm").mkdir(parents=True)
     monkeypatch.setenv(SERVICE, str(node.socket))
     monkeypatch.setenv("SGLANG_DG_CACHE_DIR", str(cache))
     monkeypatch.setenv("DG_JIT_NVCC_COMPILER", str(nvcc.path))
@@ -979,6 +979,7 @@ def test_the_schedulers_find_the_service_that_is_started_with_them(
     assert path == str(service.socket)
     nvcc = FakeNvcc(tmp_path / "nvcc")
     environment = {"DG_JIT_NVCC_COMPILER": str(nvcc.path)}
+    (tmp_path / "include" / "deep_gemm").mkdir(parents=True)
     hello = Hello(str(tmp_path / "kernels"), environment, str(tmp_path), Gpu("NVIDIA H200", 132, (9, 0), 0), {})
     client = ServiceClient(service.socket)
     assert client.hello(hello) == Welcome()

@@ -157,6 +157,6 @@ def compile_all(
 
 @functools.lru_cache(maxsize=8)
 def _checked(pinned: Pinned, nvcc: str | None, deep_gemm: str | None) -> Toolchain:
-    found = toolchains.find(pinned.kind, os.environ, nvcc, deep_gemm)
+    found = toolchains.find(pinned.kind, os.environ, nvcc, deep_gemm, pinned.jit)
     toolchains.check(found, pinned)
     return found

@@ -13,8 +13,10 @@ import msgspec
 
 from sglang_warmstart import __version__
 from sglang_warmstart.bundle.manifest import Manifest
-from sglang_warmstart.deepgemm import digest
-from sglang_warmstart.deepgemm.cache import CUBIN, SOURCE, KernelCache
+from sglang_warmstart.deepgemm import dialects
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.dialects import UnknownJitError
+from sglang_warmstart.deepgemm.dialects.dialect import CUBIN, SOURCE
 from sglang_warmstart.deepgemm.identity import build_hash, distribution_of, headers_hash
 from sglang_warmstart.deepgemm.marker import Marker, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import Plan, PlanError, Planner, merged
@@ -50,9 +52,9 @@ def export(root: Path, identity: str = "") -> Exported:
     notes: list[str] = []
     plans: dict[str, Plan] = {}
     installations: dict[Path, None] = {}
-    for cache in (KernelCache(root), KernelCache(root / "nvrtc")):
-        for directory in sorted(cache.own.glob(f"markers/{identity}*")):
-            markers = _markers_in(cache, directory)
+    for place in (root, root / "nvrtc"):
+        for directory in sorted(KernelCache(place).own.glob(f"markers/{identity}*")):
+            cache, markers = _markers_in(place, directory)
             if markers:
                 plans[directory.name] = _plan_of(cache, markers, notes)
                 installations[Path(markers[0].identity.installed_in)] = None
@@ -65,15 +67,16 @@ def export(root: Path, identity: str = "") -> Exported:
         raise PlanError(f"{error}. Choose one with --identity: {', '.join(plans)}") from error
 
 
-def _markers_in(cache: KernelCache, directory: Path) -> list[Marker]:
+def _markers_in(root: Path, directory: Path) -> tuple[KernelCache, list[Marker]]:
     for path in sorted(directory.glob("*.json")):
         try:
             first = msgspec.json.decode(path.read_bytes(), type=Marker)
-        except (OSError, msgspec.DecodeError):
+            cache = KernelCache(root, dialects.named(first.identity.jit))
+        except (OSError, msgspec.DecodeError, UnknownJitError):
             continue
         # Those that are of another identity than their directory's are not read.
-        return list(Markers(cache, first.identity).all()) if first.identity.digest == directory.name else []
-    return []
+        return cache, list(Markers(cache, first.identity).all()) if first.identity.digest == directory.name else []
+    return KernelCache(root), []
 
 
 def _plan_of(cache: KernelCache, markers: list[Marker], notes: list[str]) -> Plan:
@@ -103,12 +106,14 @@ def _recorded(cache: KernelCache, marker: Marker, each: TargetKernels, directory
     file = next(file for file in marker.files if file.directory == directory)
     if cache.describe(directory) != file:
         raise PlanError(f"{directory} is not what it was")
-    source = (cache.path(directory) / SOURCE).read_bytes().decode()
-    name, signature = digest.name_of(directory), digest.signature_of(marker.identity.compiler)
-    for flags in each.flags:
-        if digest.directory_of(name, signature, flags, source) == directory:
-            return RecordedKernel(directory, source, flags, m)
-    raise PlanError(f"{directory} was compiled with other flags than the marker has")
+    entry = cache.path(directory)
+    try:
+        flags = cache.dialect.flags_of(entry, marker.identity.compiler, each.flags)
+    except (ValueError, KeyError) as error:
+        raise PlanError(f"{directory}: its flags cannot be read: {error}") from error
+    if flags is None:
+        raise PlanError(f"{directory} was compiled with other flags than the marker has")
+    return RecordedKernel(directory, (entry / SOURCE).read_bytes().decode(), flags, m)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def cubins_in(root: Path, exported: Exported) -> dict[str, Path]:
         root: of DeepGEMM's cache.
     """
     plan = exported.plan
-    cache = KernelCache(root / "nvrtc" if plan.kind == "nvrtc" else root)
+    cache = plan.cache_in(root)
     found = {}
     for name in plan.kernels:
         for deep_gemm in exported.installations:

@@ -20,9 +20,10 @@ from sglang_warmstart.bundle import archive, entries
 from sglang_warmstart.bundle.manifest import BundleError, Manifest, printable
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.deepgemm import compiler as compilers
-from sglang_warmstart.deepgemm import cubin, digest, stub
-from sglang_warmstart.deepgemm.cache import CUBIN, CacheError, KernelCache, KernelFile
+from sglang_warmstart.deepgemm import cubin, stub
+from sglang_warmstart.deepgemm.cache import CacheError, KernelCache, KernelFile
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
+from sglang_warmstart.deepgemm.dialects.dialect import CUBIN
 from sglang_warmstart.deepgemm.identity import build_hash, distribution_of
 from sglang_warmstart.deepgemm.marker import Launch, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
@@ -104,20 +105,26 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     manifest = archive.read(stream, is_signed_by=public_key)
     restored = Restored()
     compiler = _checked(manifest.plan, place, restored.notes)
-    cache = KernelCache(place.cache / "nvrtc" if manifest.plan.kind == "nvrtc" else place.cache)
-    names = manifest.plan.directories(place.deep_gemm / "include")
+    cache = manifest.plan.cache_in(place.cache)
+    include = place.deep_gemm / "include"
+    names = manifest.plan.directories(include)
     caches = _caches(manifest, place, restored.notes)
     try:
-        missing = [name for name in manifest.cubins if not _has_good(cache, names[name])]
+        missing = [name for name in manifest.cubins if not has_good(cache, names[name])]
         wanted = {manifest.cubins[name] for name in missing}
         wanted |= {file.sha256 for files in caches.values() for file in files}
-        with _staging(place.cache) as staging:
+        with _staging(cache.root) as staging:
             archive.extract(stream, manifest, Path(staging), wanted)
             if defects := defects_of(manifest, missing, Path(staging)):
                 raise BundleError(f"{defects[0]}: none of its kernels is restored")
-            restored.kernels = _publish(cache, manifest, {name: names[name] for name in missing}, Path(staging))
+            restored.kernels = _publish(
+                cache, manifest, {name: names[name] for name in missing}, include, Path(staging)
+            )
             restored.kept = len(manifest.cubins) - restored.kernels
-            _mark(cache, manifest.plan, place, compiler, names, {names[name] for name in missing}, restored)
+            new = {names[name] for name in missing}
+            marked = mark(cache, manifest.plan, place.deep_gemm, compiler, names, new)
+            restored.targets, restored.launches = marked.targets, marked.launches
+            restored.notes += marked.notes
             # Last, and each for itself: DeepGEMM's kernels do not need them.
             for library, files in caches.items():
                 root = LIBRARIES[library].root(place.environment)
@@ -131,14 +138,18 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
     except CacheError as error:
         raise BundleError(str(error)) from error
     except OSError as error:
-        raise BundleError(f"{place.cache}: {error.strerror or error}") from error
+        raise BundleError(f"{cache.root}: {error.strerror or error}") from error
     restored.notes = [printable(note) for note in restored.notes]
     restored.seconds = time.monotonic() - start
     return restored
 
 
-def _has_good(cache: KernelCache, directory: str) -> bool:
-    """Whether a kernel is there. One whose cubin is none is moved away: power may have failed while it was written."""
+def has_good(cache: KernelCache, directory: str) -> bool:
+    """Whether a kernel is there. One whose cubin is none is moved away: power may have failed while it was written.
+
+    Raises:
+        OSError, CacheError: the cache cannot be read, or written.
+    """
     if not cache.has(directory):
         return False
     data = (cache.path(directory) / CUBIN).read_bytes()
@@ -165,13 +176,12 @@ def _checked(plan: Plan, place: Place, notes: list[str]) -> str:
     else:
         notes.append(f"there is no {place.deep_gemm} yet: whether that DeepGEMM is the bundle's could not be seen")
     try:
-        compiler = compilers.find(place.environment, "nvrtc" if plan.kind == "nvrtc" else "nvcc")
-        signature = digest.signature_of(compiler.version)
-    except (CompilerError, ValueError) as error:
+        compiler = compilers.find(place.environment, "nvrtc" if plan.kind == "nvrtc" else "nvcc", plan.dialect)
+    except CompilerError as error:
         notes.append(f"the server's compiler is taken to be the bundle's: {error}")
         return plan.compiler
     planned = Compiler("", plan.compiler)
-    if digest.signature_of(planned.version) != signature:
+    if not plan.dialect.takes_for_same(planned.version, compiler.version):
         raise BundleError(
             f"it is for another compiler: nvcc {planned.release}, {compiler.path} is nvcc {compiler.release}"
         )
@@ -205,10 +215,11 @@ def _staging(root: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="warmstart-bundle-", dir=directory, ignore_cleanup_errors=True)
 
 
-def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], staging: Path) -> int:
+def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], include: Path, staging: Path) -> int:
     def publish(name: str) -> None:
         data = (staging / manifest.cubins[name]).read_bytes()
-        cache.publish(names[name], manifest.plan.kernels[name].source, data)
+        plan = manifest.plan
+        cache.publish(names[name], plan.kernels[name].source, data, plan.flags_of(name, include))
 
     with ThreadPoolExecutor(_THREADS) as threads:
         for _ in threads.map(publish, names):
@@ -216,24 +227,37 @@ def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], s
     return len(names)
 
 
-def _mark(
-    cache: KernelCache,
-    plan: Plan,
-    place: Place,
-    compiler: str,
-    names: Mapping[str, str],
-    published: set[str],
-    restored: Restored,
-) -> None:
+@dataclass
+class Marked:
+    """What markers name.
+
+    Args:
+        targets, launches, notes: see :class:`Restored`.
+    """
+
+    targets: int = 0
+    launches: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def mark(
+    cache: KernelCache, plan: Plan, deep_gemm: Path, compiler: str, names: Mapping[str, str], published: set[str]
+) -> Marked:
     """Leave the markers of the plan's launches, for all targets whose kernels are there.
 
     Args:
+        deep_gemm: the directory of the package as the server will see it.
+        compiler: what the server's compiler prints for ``--version``.
         names: DeepGEMM's here, by the plan's.
         published: those that were not there before.
+
+    Raises:
+        OSError: they cannot be written.
     """
+    marked = Marked()
     for launch in plan.launches:
-        markers = Markers(cache, plan.identity_of(launch, place.deep_gemm, compiler))
-        targets = plan.targets_of(launch, place.deep_gemm / "include", names)
+        markers = Markers(cache, plan.identity_of(launch, deep_gemm, compiler))
+        targets = plan.targets_of(launch, deep_gemm / "include", names)
         complete = [each for each in targets if _is_there(cache, each)]
         for marker in markers.all():
             # One that names a kernel which was gone has the checksum of that.
@@ -245,14 +269,15 @@ def _mark(
         known = _known(markers, key)
         if fresh := [each for each in complete if each.target not in known]:
             markers.add(key, fresh)
-        restored.targets += len(complete)
-        restored.launches += not lacking
+        marked.targets += len(complete)
+        marked.launches += not lacking
         if lacking:
-            restored.notes.append(f"{_name(launch)}: {lacking} of {len(targets)} targets lack kernels")
+            marked.notes.append(f"{_name(launch)}: {lacking} of {len(targets)} targets lack kernels")
+    return marked
 
 
 def _is_there(cache: KernelCache, each: TargetKernels) -> bool:
-    return all(_has_good(cache, directory) for directory in _directories(each))
+    return all(has_good(cache, directory) for directory in _directories(each))
 
 
 def _is_unchanged(cache: KernelCache, file: KernelFile) -> bool:

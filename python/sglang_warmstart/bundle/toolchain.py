@@ -12,7 +12,9 @@ from pathlib import Path
 import msgspec
 
 from sglang_warmstart.deepgemm import compiler as compilers
+from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError, Kind
+from sglang_warmstart.deepgemm.dialects import UnknownJitError
 from sglang_warmstart.deepgemm.identity import distribution_of, headers_hash
 from sglang_warmstart.deepgemm.plan import Plan
 
@@ -46,21 +48,24 @@ class Pinned(msgspec.Struct, frozen=True):
     """What a plan asks for of a machine: little, so that it can go along with each kernel.
 
     Args:
-        compiler, kind, headers, deep_gemm: as of :class:`Plan`.
+        compiler, kind, headers, deep_gemm, jit: as of :class:`Plan`.
     """
 
     compiler: str
     kind: Kind
     headers: str
     deep_gemm: str
+    jit: str = "0.1"
 
     @classmethod
     def of(cls, plan: Plan) -> Pinned:
         """That of a plan."""
-        return cls(plan.compiler, "nvrtc" if plan.kind == "nvrtc" else "nvcc", plan.headers, plan.deep_gemm)
+        return cls(plan.compiler, "nvrtc" if plan.kind == "nvrtc" else "nvcc", plan.headers, plan.deep_gemm, plan.jit)
 
 
-def find(kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm: str | None) -> Toolchain:
+def find(
+    kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm: str | None, jit: str = "0.1"
+) -> Toolchain:
     """Look for the compiler and the headers.
 
     Args:
@@ -68,6 +73,7 @@ def find(kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm
             environment of Python is taken.
         nvcc: its path, if it was named.
         deep_gemm: the directory of the package, if it was named; else the one that this Python would import.
+        jit: the dialect's name.
 
     Raises:
         ToolchainError: one of them is not there; says where it was looked for.
@@ -79,10 +85,10 @@ def find(kind: Kind, environment: Mapping[str, str], nvcc: str | None, deep_gemm
             raise ToolchainError(f"{path} is not there, or is no program: name another nvcc with --nvcc")
         environment = {**environment, "DG_JIT_NVCC_COMPILER": path, "CUDA_HOME": "", "CUDA_PATH": ""}
     else:
-        environment = _with_packaged_cuda(environment)
+        environment = with_packaged_cuda(environment)
     try:
-        found = compilers.find(environment, kind)
-    except CompilerError as error:
+        found = compilers.find(environment, kind, dialects.named(jit))
+    except (CompilerError, UnknownJitError) as error:
         raise ToolchainError(f"{error}: install nvidia-cuda-nvcc, or name one with --nvcc") from error
     package = Path(deep_gemm).absolute() if deep_gemm is not None else installed_deep_gemm()
     if package is None:
@@ -139,7 +145,7 @@ def installed_deep_gemm() -> Path | None:
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
 
-def _with_packaged_cuda(environment: Mapping[str, str]) -> Mapping[str, str]:
+def with_packaged_cuda(environment: Mapping[str, str]) -> Mapping[str, str]:
     try:
         compilers.find_path(environment)
     except CompilerError:

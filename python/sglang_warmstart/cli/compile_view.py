@@ -18,7 +18,7 @@ from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.build import Cubin
 from sglang_warmstart.bundle.cluster import Workers
 from sglang_warmstart.deepgemm.compiler import Compiler
-from sglang_warmstart.deepgemm.digest import short_name
+from sglang_warmstart.deepgemm.dialects import short_name
 from sglang_warmstart.deepgemm.plan import Plan
 
 _LAST = 10  # rows of kernels that have just ended

@@ -30,6 +30,7 @@ from sglang_warmstart.base.switches import (
 from sglang_warmstart.bundle.source import shown
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm.compiler import CompileJob, CompilerError, Kind
+from sglang_warmstart.libraries.deep_gemm import installed_dialect
 from sglang_warmstart.sglang.feature import Installation, State
 from sglang_warmstart.sglang.features import FEATURES, chosen_features
 from sglang_warmstart.sglang.limits import limit_of
@@ -121,7 +122,7 @@ def find_compiler() -> Found:
     """The compiler that DeepGEMM's JIT uses: ``DG_JIT_NVCC_COMPILER``, else nvcc of ``CUDA_HOME``, else of the PATH."""
     name = "CUDA compiler"
     try:
-        compiler = compilers.find(os.environ)
+        compiler = compilers.find(os.environ, dialect=installed_dialect())
     except CompilerError as error:
         return Found(name, None, first_line(error))
     return Found(name, compiler.release, compiler.path)
@@ -135,7 +136,7 @@ def why_it_cannot_compile(capability: tuple[int, int]) -> str | None:
     """
     flags = f"-std=c++20 --gpu-architecture=sm_{capability[0]}{capability[1]}a"
     try:
-        compiler = compilers.find(os.environ, cast(Kind, COMPILER.value(os.environ)))
+        compiler = compilers.find(os.environ, cast(Kind, COMPILER.value(os.environ)), installed_dialect())
         compilers.compile_kernel(CompileJob(SAMPLE, flags, compiler, SAMPLE_LIMIT_S))
     except CompilerError as error:
         return " ".join(str(error).split())

@@ -10,6 +10,7 @@ from typing import ParamSpec
 import typer
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.toolchain import ToolchainError
 from sglang_warmstart.deepgemm import plan as plans
@@ -66,3 +67,23 @@ def _read_plan(path: Path) -> Plan:
         raise PlanError(f"{path}: {error}") from error
     except (UnicodeDecodeError, OverflowError, RecursionError) as error:
         raise PlanError(f"{path}: not a plan: {error}") from error
+
+
+def write_plan(output: Path, plan: Plan, notes: tuple[str, ...] = ()) -> None:
+    """Write a plan, say what it has, and end with the exit status that fits.
+
+    Raises:
+        PlanError: it cannot be written.
+    """
+    try:
+        write_atomically(output, plans.encode(plan))
+    except OSError as error:
+        raise PlanError(f"{output} cannot be written ({error.strerror or error}): name another place") from error
+    for note in notes:
+        typer.echo(note, err=True)
+    for each in plan.left_out:
+        typer.echo(f"not in the plan: {each.target}: {each.reason}", err=True)
+    targets = sum(len(launch.targets) for launch in plan.launches)
+    typer.echo(f"{output}: {len(plan.kernels)} kernels, {targets} targets of {len(plan.launches)} ranks")
+    if plan.left_out:
+        raise typer.Exit(EXIT_FAILED)

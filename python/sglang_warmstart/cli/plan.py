@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.bundle import packing, toolchain
-from sglang_warmstart.cli.ending import EXIT_FAILED, command, read_plans
+from sglang_warmstart.cli.ending import command, read_plans, write_plan
+from sglang_warmstart.cli.plan_make import make
 from sglang_warmstart.cli.show import show_plan
 from sglang_warmstart.deepgemm import plan as plans
-from sglang_warmstart.deepgemm.plan import PlanError
 from sglang_warmstart.sglang.caches import deep_gemm_cache
+
+
+class _Group(TyperGroup):
+    """``plan TARGETS ...`` is ``plan make TARGETS ...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["make", *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
 
 app = typer.Typer(
     help="Plans: the DeepGEMM kernels that a server needs, as a file that any machine can compile.",
     no_args_is_help=True,
+    cls=_Group,
 )
+app.command("make")(make)
 
 _Plans = Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans, of `record` or `plan export`.")]
 
@@ -63,23 +76,3 @@ def requirements(paths: _Plans) -> None:
     """Print what pip has to install, with --no-deps, on a machine that compiles these plans."""
     for line in toolchain.requirements_of(read_plans(paths)):
         typer.echo(line)
-
-
-def write_plan(output: Path, plan: plans.Plan, notes: tuple[str, ...] = ()) -> None:
-    """Write a plan, say what it has, and end with the exit status that fits.
-
-    Raises:
-        PlanError: it cannot be written.
-    """
-    try:
-        write_atomically(output, plans.encode(plan))
-    except OSError as error:
-        raise PlanError(f"{output} cannot be written ({error.strerror or error}): name another place") from error
-    for note in notes:
-        typer.echo(note, err=True)
-    for each in plan.left_out:
-        typer.echo(f"not in the plan: {each.target}: {each.reason}", err=True)
-    targets = sum(len(launch.targets) for launch in plan.launches)
-    typer.echo(f"{output}: {len(plan.kernels)} kernels, {targets} targets of {len(plan.launches)} ranks")
-    if plan.left_out:
-        raise typer.Exit(EXIT_FAILED)

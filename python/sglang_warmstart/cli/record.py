@@ -26,8 +26,7 @@ from rich.text import Text
 
 from sglang_warmstart.base.switches import BUNDLE, PLANS, PRECOMPILE, STRICT, WARMSTART
 from sglang_warmstart.cli.compile import held_off, interruptible
-from sglang_warmstart.cli.ending import EXIT_FAILED, command, read_plans
-from sglang_warmstart.cli.plan import write_plan
+from sglang_warmstart.cli.ending import EXIT_FAILED, command, read_plans, write_plan
 from sglang_warmstart.deepgemm.plan import Plan, PlanError
 
 # With every cache of Triton and FlashInfer cold, a start takes minutes.

@@ -14,7 +14,7 @@ from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.manifest import Manifest
 from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.deepgemm.compiler import Compiler
-from sglang_warmstart.deepgemm.digest import short_name
+from sglang_warmstart.deepgemm.dialects import short_name
 from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
 
 
@@ -24,7 +24,8 @@ def show_plan(plan: Plan, console: Console, cubins: Iterable[str] | None = None)
     Args:
         cubins: names of the kernels that are compiled, where it is a bundle's.
     """
-    _line(console, f"{plan.deep_gemm or 'DeepGEMM of unknown version'} (build {plan.build[:12]}), {_compiler(plan)}")
+    what = f"{plan.deep_gemm or 'DeepGEMM of unknown version'} (build {plan.build[:12]}), {_compiler(plan)}"
+    _line(console, f"{what}; recorded {plan.made}")
     for launch in plan.launches:
         _show_launch(plan, launch, console, None if cubins is None else set(cubins))
     for each in plan.left_out:

@@ -1,8 +1,4 @@
-"""DeepGEMM's cache of compiled kernels on disk, which we write as DeepGEMM itself does.
-
-Source: DeepGEMM 0.1.x, ``csrc/jit/compiler.hpp`` (layout and order of writing) and ``csrc/jit/kernel_runtime.hpp`` (a
-directory that lacks one of its two files makes DeepGEMM abort).
-"""
+"""DeepGEMM's cache of compiled kernels on disk, which we write as DeepGEMM itself does (:mod:`.dialects`)."""
 
 from __future__ import annotations
 
@@ -18,8 +14,8 @@ import msgspec
 from sglang_warmstart.base import files
 from sglang_warmstart.base.locks import Held, Locks
 from sglang_warmstart.deepgemm import cubin, stub
-
-SOURCE, CUBIN = "kernel.cu", "kernel.cubin"
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect
+from sglang_warmstart.deepgemm.dialects.dialect import CUBIN
 
 # How long a kernel that another machine has published is looked for: clients of NFS remember what was not there.
 VISIBLE_S = 5.0
@@ -34,7 +30,7 @@ class KernelFile(msgspec.Struct, frozen=True, order=True):
     """A kernel in the cache, as a marker remembers it.
 
     Args:
-        directory: ``kernel.NAME.DIGEST``.
+        directory: its name, such as ``kernel.NAME.DIGEST``.
         size: bytes of the cubin.
         sha256: of the cubin, in hexadecimal digits.
     """
@@ -46,27 +42,50 @@ class KernelFile(msgspec.Struct, frozen=True, order=True):
 
 @dataclass(frozen=True)
 class KernelCache:
-    """The cache under one root.
+    """A cache.
 
     Args:
-        root: ``DG_JIT_CACHE_DIR``.
+        root: where kernels are put: the first of ``DG_JIT_CACHE_DIR``.
+        dialect: of the DeepGEMM that uses it.
+        read_only: further roots, where DeepGEMM looks for kernels too.
     """
 
     root: Path
+    dialect: Dialect = FIRST_JIT
+    read_only: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, value: str | Path, dialect: Dialect, *, below: str = "") -> KernelCache:
+        """That of a value of ``DG_JIT_CACHE_DIR``.
+
+        Args:
+            below: a directory in each root, instead of the root itself.
+        """
+        first, *others = (root / below for root in dialect.roots(str(value)))
+        return cls(first, dialect, tuple(others))
 
     @property
     def own(self) -> Path:
         """Where this package keeps what is its own, beside DeepGEMM's directories."""
         return self.root / "warmstart"
 
+    @property
+    def all_own(self) -> tuple[Path, ...]:
+        """The same in each root, first that which is written."""
+        return tuple(root / "warmstart" for root in (self.root, *self.read_only))
+
     def path(self, directory: str) -> Path:
-        """Where a kernel lies."""
-        return self.root / "cache" / directory
+        """Where a kernel lies, or is to lie."""
+        own = self.root / "cache" / directory
+        if self.read_only and not self.dialect.is_whole(own):
+            for root in self.read_only:
+                if self.dialect.is_whole(path := root / "cache" / directory):
+                    return path
+        return own
 
     def has(self, directory: str) -> bool:
-        """Whether both files of a kernel are there."""
-        path = self.path(directory)
-        return (path / SOURCE).is_file() and (path / CUBIN).is_file()
+        """Whether all files of a kernel are there."""
+        return self.dialect.is_whole(self.path(directory))
 
     @cached_property
     def locks(self) -> Locks:
@@ -93,13 +112,14 @@ class KernelCache:
         data = (self.path(directory) / CUBIN).read_bytes()
         return KernelFile(directory, len(data), hashlib.sha256(data).hexdigest())
 
-    def publish(self, directory: str, source: str, data: bytes) -> None:
+    def publish(self, directory: str, source: str, data: bytes, flags: str = "") -> None:
         """Make a kernel visible, whole or not at all. One that is there stays; half of one is completed.
 
         Args:
-            directory: ``kernel.NAME.DIGEST``.
+            directory: its name.
             source: CUDA source.
             data: the cubin.
+            flags: with which it was compiled.
 
         Raises:
             CacheError: it is no whole cubin, or bears the stub's mark, or the cache cannot be written.
@@ -109,8 +129,8 @@ class KernelCache:
             raise CacheError(f"{directory}: the cubin is not published: {defect}")
 
         def build(place: Path) -> None:
-            files.write_synced(place / SOURCE, source.encode())
-            files.write_synced(place / CUBIN, data)
+            for name, content in self.dialect.entry(source, data, flags):
+                files.write_synced(place / name, content)
 
         path = self.path(directory)
         try:
@@ -122,8 +142,8 @@ class KernelCache:
             if path.exists() and not self.has(directory):
                 # DeepGEMM would abort on half a kernel. It is completed where it is, not moved: a DeepGEMM of 2025 may
                 # be filling it just now, and aborts if it goes.
-                files.write_atomically(path / SOURCE, source.encode())
-                files.write_atomically(path / CUBIN, data)
+                for name, content in self.dialect.entry(source, data, flags):
+                    files.write_atomically(path / name, content)
         except OSError as error:
             raise CacheError(_unwritable(self.root, error)) from error
 
@@ -133,10 +153,13 @@ class KernelCache:
         Raises:
             CacheError: the cache cannot be written.
         """
+        path = self.path(directory)
+        if path.parent.parent != self.root:
+            raise CacheError(f"{path} cannot be set aside: that cache is only read")
         aside = self.own / "set-aside" / f"{directory}.{uuid.uuid4().hex[:8]}"
         try:
             aside.parent.mkdir(parents=True, exist_ok=True)
-            self.path(directory).rename(aside)
+            path.rename(aside)
         except OSError as error:
             raise CacheError(_unwritable(self.root, error)) from error
         return aside

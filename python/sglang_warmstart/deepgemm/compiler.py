@@ -1,15 +1,10 @@
-"""Find the compiler that DeepGEMM's JIT uses, and run it.
-
-Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` and ``_find_cuda_home`` in ``deep_gemm/__init__.py`` of DeepGEMM
-0.1.x.
-"""
+"""Find the compiler that DeepGEMM's JIT uses, and run it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -21,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from sglang_warmstart.deepgemm import nvrtc
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect
 
 Kind = Literal["nvcc", "nvrtc"]
 
@@ -70,33 +66,25 @@ class CompileJob(msgspec.Struct, frozen=True):
     limit_s: float
 
 
-def find_path(environment: Mapping[str, str]) -> str:
-    """Where DeepGEMM's compiler is: ``DG_JIT_NVCC_COMPILER``, else nvcc of ``CUDA_HOME``, else of the PATH.
+def find_path(environment: Mapping[str, str], dialect: Dialect = FIRST_JIT) -> str:
+    """Where DeepGEMM's compiler is.
 
     Raises:
         CompilerError: it is not there; says where it was looked for.
     """
-    named, home = environment.get("DG_JIT_NVCC_COMPILER"), environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
-    if named:
-        path, missing = shutil.which(named), f"DG_JIT_NVCC_COMPILER={named} is not there"
-    elif home:
-        path, missing = shutil.which("nvcc", path=str(Path(home, "bin"))), f"CUDA_HOME={home} has no bin/nvcc"
-    else:
-        search = environment.get("PATH", os.defpath)
-        path = shutil.which("nvcc", path=search) or shutil.which("nvcc", path="/usr/local/cuda/bin")
-        missing = "no nvcc on the PATH, and CUDA_HOME is not set"
+    path, missing = dialect.compiler_path(environment)
     if path is None:
         raise CompilerError(missing)
     return path
 
 
-def find(environment: Mapping[str, str], kind: Kind = "nvcc") -> Compiler:
+def find(environment: Mapping[str, str], kind: Kind = "nvcc", dialect: Dialect = FIRST_JIT) -> Compiler:
     """The compiler with its version.
 
     Raises:
-        CompilerError: it is not there, or does not say its version.
+        CompilerError: it is not there, does not say its version, or is none that DeepGEMM takes.
     """
-    path = find_path(environment)
+    path = find_path(environment, dialect)
     try:
         # It need not come from nvcc's toolkit. After nvcc's words: DeepGEMM reads its names of kernels from those.
         own = f"{nvrtc.version()}\n" if kind == "nvrtc" else ""
@@ -106,6 +94,8 @@ def find(environment: Mapping[str, str], kind: Kind = "nvcc") -> Compiler:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilerError(f"{path}: {error}") from error
+    if problem := dialect.check_compiler(said):
+        raise CompilerError(f"{path}: {problem}")
     home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH") or str(Path(path).resolve().parent.parent)
     return Compiler(path, said + own, kind, home)
 

@@ -63,9 +63,3 @@ def name_of(directory: str) -> str:
     if match is None:
         raise ValueError(f"not a kernel's directory: {directory!r}")
     return match.group(1)
-
-
-def short_name(directory: str) -> str:
-    """A kernel as a person is to read it: its name, and enough of its digest to tell it from others."""
-    name = name_of(directory)
-    return f"{name}.{directory.removeprefix(f'kernel.{name}.')[:8]}"

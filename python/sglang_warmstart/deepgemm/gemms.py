@@ -46,6 +46,9 @@ class Room(Protocol):
     def touched(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A contiguous tensor that DeepGEMM or torch touches on its way to the kernel. Filled with zeros."""
 
+    def claimed(self) -> Room:
+        """A room for tensors that need not exist."""
+
 
 @dataclass
 class _Claim:
@@ -81,6 +84,9 @@ class RealRoom:
         import torch
 
         return torch.zeros(shape, dtype=dtype, device="cuda")
+
+    def claimed(self) -> Room:
+        return ClaimedRoom()
 
 
 class ClaimedRoom(RealRoom):
@@ -227,7 +233,7 @@ class GroupedMasked:
     def prepare(self, deep_gemm: Any, target: Target, m_max: int, room: Room) -> Call:
         import torch
 
-        room, real = ClaimedRoom(), room
+        room, real = room.claimed(), room
         gemm, recipes = getattr(deep_gemm, self.function), recipe_arguments(target)
         leading = (target.num_groups, _MASKED_ROWS)
         lhs = room.operand((*leading, target.k), torch.float8_e4m3fn)

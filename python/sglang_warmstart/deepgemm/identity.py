@@ -10,9 +10,7 @@ from pathlib import Path
 import msgspec
 
 from sglang_warmstart.deepgemm.compiler import Compiler
-
-# These say where things are, and say nothing of what they are. Which compiler it is, its version says.
-_PLACES = ("DG_JIT_CACHE_DIR", "DG_JIT_NVCC_COMPILER")
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT, dialect_of
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -47,6 +45,7 @@ class Identity(msgspec.Struct, frozen=True):
         deep_gemm: hash of the build of DeepGEMM, and where it is installed: that is in the compiler's flags.
         compiler: its version in its own words, and its kind.
         settings: DeepGEMM's environment variables.
+        jit: the dialect's name.
     """
 
     gpu: str
@@ -57,11 +56,17 @@ class Identity(msgspec.Struct, frozen=True):
     compiler: str
     kind: str
     settings: dict[str, str]
+    jit: str = "0.1"
 
     @property
     def digest(self) -> str:
         """A name for it: 16 hexadecimal digits."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
+        parts = msgspec.to_builtins(self)
+        if self.jit == FIRST_JIT.name:
+            del parts["jit"]  # what was left before there was another is still found
+        else:
+            del parts["installed_in"]  # no kernel depends on it
+        return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 
 def identity_of(gpu: Gpu, compiler: Compiler, deep_gemm: Path, environment: Mapping[str, str]) -> Identity:
@@ -70,7 +75,11 @@ def identity_of(gpu: Gpu, compiler: Compiler, deep_gemm: Path, environment: Mapp
     Args:
         deep_gemm: the directory of the package ``deep_gemm``.
         environment: of the rank.
+
+    Raises:
+        UnknownJitError: that DeepGEMM fits no dialect.
     """
+    dialect = dialect_of(deep_gemm)
     return Identity(
         gpu=gpu.name,
         num_sms=gpu.num_sms,
@@ -79,13 +88,9 @@ def identity_of(gpu: Gpu, compiler: Compiler, deep_gemm: Path, environment: Mapp
         installed_in=str(deep_gemm),
         compiler=compiler.version,
         kind=compiler.kind,
-        settings=settings_of(environment),
+        settings=dialect.settings(environment),
+        jit=dialect.name,
     )
-
-
-def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """DeepGEMM's own variables, but those that only say where things are."""
-    return {name: environment[name] for name in sorted(environment) if name.startswith("DG_") and name not in _PLACES}
 
 
 def build_hash(deep_gemm: Path) -> str:
@@ -116,17 +121,6 @@ def distribution_of(deep_gemm: Path) -> str:
         name = each.metadata["Name"] or ""
         if name.lower().replace("_", "-").endswith("deep-gemm"):
             return f"{name} {each.version}"
-    return ""
-
-
-def unknown_jit(deep_gemm: Path) -> str:
-    """Why kernels of this DeepGEMM cannot be recorded, in a line; empty if they can.
-
-    Args:
-        deep_gemm: the directory of the package. From 0.2.0 on it has DeepJIT, with another command line and cache.
-    """
-    if (deep_gemm / "include" / "deep_jit").is_dir():
-        return f"the JIT of {distribution_of(deep_gemm) or 'this DeepGEMM'} (DeepJIT) is not known to this version"
     return ""
 
 

@@ -80,13 +80,18 @@ class Markers:
 
     @property
     def directory(self) -> Path:
-        """Where they lie."""
-        return self.cache.own / "markers" / self.identity.digest
+        """Where they are written."""
+        return self._directories[0]
+
+    @property
+    def _directories(self) -> list[Path]:
+        return [own / "markers" / self.identity.digest for own in self.cache.all_own]
 
     def path(self, launch: Launch) -> Path:
-        """The marker of a launch."""
+        """The marker of a launch, or where it is to be written. One of our own root comes first."""
         name = hashlib.sha256(msgspec.json.encode(launch, order="deterministic")).hexdigest()[:16]
-        return self.directory / f"{name}.json"
+        paths = [directory / f"{name}.json" for directory in self._directories]
+        return next(filter(Path.is_file, paths), paths[0])
 
     def load(self, launch: Launch) -> Marker | None:
         """The marker of a launch, all of whose kernels are in the cache as they were. None if there is none.
@@ -121,7 +126,7 @@ class Markers:
 
     def all(self) -> Iterator[Marker]:
         """The markers that can be read. Whether their kernels are still there is not looked at."""
-        for path in sorted(self.directory.glob("*.json")):
+        for path in (path for directory in self._directories for path in sorted(directory.glob("*.json"))):
             try:
                 yield self._read(path)
             except (OSError, MarkerError):
@@ -148,7 +153,9 @@ class Markers:
                 targets=tuple(known[target] for target in sorted(known)),
                 files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
             )
-            files.write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
+            files.write_atomically(
+                self.directory / path.name, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1)
+            )
 
     def _read(self, path: Path) -> Marker:
         data = path.read_bytes()
@@ -158,7 +165,7 @@ class Markers:
             raise MarkerError(f"{path}: damaged: {error}") from error
         if marker.format != FORMAT:
             raise MarkerError(f"{path}: of format {marker.format}, expected {FORMAT}")
-        if marker.identity != self.identity:
+        if marker.identity.digest != self.identity.digest:
             raise MarkerError(f"{path}: of another GPU, DeepGEMM, compiler or setting")
         named = {use.directory for each in marker.targets for use in each.kernels}
         if named != {file.directory for file in marker.files}:

@@ -1,7 +1,8 @@
 """Plans: the DeepGEMM kernels that a server needs, as sources and flags that any machine can compile.
 
-DeepGEMM's name for a kernel is a hash of its flags, among other things. One flag is the path of DeepGEMM's headers. A
-plan has a placeholder for that path. Where a bundle is unpacked, the names are computed anew for the path there.
+In DeepGEMM 0.1.x, the name of a kernel is a hash of its flags, among other things. One flag is the path of DeepGEMM's
+headers. A plan has a placeholder for that path. Where a bundle is unpacked, the names are computed anew for the path
+there. In DeepGEMM 0.2.x a kernel has the same name everywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from sglang_warmstart.deepgemm import digest
+from sglang_warmstart.deepgemm.cache import KernelCache
+from sglang_warmstart.deepgemm.dialects import Dialect, UnknownJitError, named
 from sglang_warmstart.deepgemm.identity import Identity
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
@@ -19,6 +21,8 @@ from sglang_warmstart.deepgemm.target import KernelUse, Target
 
 FORMAT = 1
 INCLUDE = "{include}"
+# How the kernels of a plan were recorded.
+ON_GPU, NO_GPU = "on a GPU", "without a GPU"
 _NAME_LIMIT = 255  # bytes, as file systems have it
 
 
@@ -75,6 +79,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         left_out: targets that could not be recorded.
         flags: lines of flags, with ``{include}`` for the directory of DeepGEMM's headers.
         kernels: by name: DeepGEMM's for it, if that placeholder were the path.
+        jit: the name of that DeepGEMM's dialect.
+        made: how it was recorded.
     """
 
     format: int = FORMAT
@@ -87,6 +93,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...] = ()
     flags: tuple[str, ...]
     kernels: dict[str, PlannedKernel]
+    jit: str = "0.1"
+    made: str = ON_GPU
+
+    @property
+    def dialect(self) -> Dialect:
+        """That of its DeepGEMM."""
+        return named(self.jit)
+
+    def cache_in(self, root: Path) -> KernelCache:
+        """The cache that its kernels belong into: NVRTC's are kept apart from nvcc's.
+
+        Args:
+            root: the value of ``DG_JIT_CACHE_DIR``.
+        """
+        return KernelCache.of(root, self.dialect, below="nvrtc" if self.kind == "nvrtc" else "")
 
     def flags_of(self, name: str, include: Path) -> str:
         """The flags of a kernel where DeepGEMM's headers are in ``include``."""
@@ -95,7 +116,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def directory_of(self, name: str, include: Path) -> str:
         """DeepGEMM's name for a kernel there."""
         flags, source = self.flags_of(name, include), self.kernels[name].source
-        return digest.directory_of(digest.name_of(name), digest.signature_of(self.compiler), flags, source)
+        return self.dialect.directory_of(name, self.compiler, flags, source)
 
     def identity_of(self, launch: PlannedLaunch, deep_gemm: Path, compiler: str) -> Identity:
         """What a rank compiles with where DeepGEMM is in ``deep_gemm`` and the compiler says ``compiler`` of itself."""
@@ -108,6 +129,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             compiler=compiler,
             kind=self.kind,
             settings=launch.settings,
+            jit=self.jit,
         )
 
     def directories(self, include: Path) -> dict[str, str]:
@@ -137,12 +159,13 @@ class Planner:
         identity: of the ranks; of its GPU and settings each launch has its own.
         deep_gemm: version of the distribution that brought it.
         headers: hash of its headers.
+        made: how the kernels were recorded.
     """
 
-    def __init__(self, identity: Identity, deep_gemm: str, headers: str) -> None:
-        self._identity, self._deep_gemm, self._headers = identity, deep_gemm, headers
+    def __init__(self, identity: Identity, deep_gemm: str, headers: str, made: str = ON_GPU) -> None:
+        self._identity, self._deep_gemm, self._headers, self._made = identity, deep_gemm, headers, made
         self._include = str(Path(identity.installed_in, "include"))
-        self._signature = digest.signature_of(identity.compiler)
+        self._dialect = named(identity.jit)
         self._flags: list[str] = []
         self._kernels: dict[str, PlannedKernel] = {}
         self._launches: list[PlannedLaunch] = []
@@ -181,13 +204,15 @@ class Planner:
             left_out=tuple(sorted(set(self._left_out))),
             flags=tuple(self._flags),
             kernels=dict(sorted(self._kernels.items())),
+            jit=self._identity.jit,
+            made=self._made,
         )
 
     def _name(self, kernel: RecordedKernel) -> str:
         flags = kernel.flags.replace(self._include, INCLUDE)
         if flags not in self._flags:
             self._flags.append(flags)
-        name = digest.directory_of(digest.name_of(kernel.directory), self._signature, flags, kernel.source)
+        name = self._dialect.directory_of(kernel.directory, self._identity.compiler, flags, kernel.source)
         self._kernels[name] = PlannedKernel(self._flags.index(flags), kernel.source)
         return name
 
@@ -203,8 +228,9 @@ def merged(plans: Mapping[str, Plan]) -> Plan:
     kernels = dict(first.kernels)
     launches = {_key(each): each for each in first.launches}
     left_out = set(first.left_out)
+    made = first.made
     for name, plan in others:
-        for what in ("build", "compiler", "kind"):
+        for what in ("build", "compiler", "kind", "jit"):
             mine, its = getattr(first, what), getattr(plan, what)
             if mine != its:
                 raise PlanError(
@@ -218,10 +244,12 @@ def merged(plans: Mapping[str, Plan]) -> Plan:
             known = launches.get(_key(each))
             launches[_key(each)] = each if known is None else _united(known, each)
         left_out |= set(plan.left_out)
+        made = made if made == plan.made else f"{ON_GPU}, and {NO_GPU}"
     there = {str(each.target) for launch in launches.values() for each in launch.targets}
     left_out = {each for each in left_out if each.target not in there}
     return msgspec.structs.replace(
         first,
+        made=made,
         flags=tuple(flags),
         kernels=dict(sorted(kernels.items())),
         launches=tuple(launches.values()),
@@ -264,9 +292,11 @@ def check(plan: Plan) -> None:
         PlanError: it does not.
     """
     try:
-        digest.signature_of(plan.compiler)
-    except ValueError as error:
+        problem = plan.dialect.check_compiler(plan.compiler)
+    except UnknownJitError as error:
         raise PlanError(str(error)) from error
+    if problem:
+        raise PlanError(problem)
     for name, kernel in plan.kernels.items():
         if len(name) > _NAME_LIMIT:
             raise PlanError(f"{name[:_NAME_LIMIT]}...: too long for the name of a directory")

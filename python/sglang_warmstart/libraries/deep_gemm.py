@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect, UnknownJitError, dialect_of
 from sglang_warmstart.libraries import machine
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import Environment
@@ -36,7 +37,8 @@ class DeepGemm(Library):
         """See :class:`Library`. An empty variable is as none."""
         named = environment.get("DG_JIT_CACHE_DIR")
         if named:
-            return machine.absolute(Path(named))
+            # The first of several is the one that is written.
+            return machine.absolute(installed_dialect().roots(named)[0])
         home = machine.home(environment)
         return None if home is None else machine.absolute(home / ".deep_gemm")
 
@@ -44,16 +46,25 @@ class DeepGemm(Library):
         """The part of a marker's identity that does not depend on a GPU (:mod:`sglang_warmstart.deepgemm.identity`)."""
         # Here and not above: a rank that only watches does not need them.
         from sglang_warmstart.deepgemm.compiler import CompilerError, find
-        from sglang_warmstart.deepgemm.identity import build_hash, settings_of
+        from sglang_warmstart.deepgemm.identity import build_hash
 
-        package = machine.package("deep_gemm")
+        package, dialect = machine.package("deep_gemm"), installed_dialect()
         try:
-            compiler = find(environment).version
+            compiler = find(environment, dialect=dialect).version
         except CompilerError:
             compiler = "not there"
         return {
             "build": build_hash(package) if package else machine.NOT_INSTALLED,
             "place": str(package),
             "compiler": compiler,
-            **settings_of(environment),
+            **dialect.settings(environment),
         }
+
+
+def installed_dialect() -> Dialect:
+    """That of the installed DeepGEMM; the first where none is installed, or one that nobody knows."""
+    package = machine.package("deep_gemm")
+    try:
+        return FIRST_JIT if package is None else dialect_of(package)
+    except UnknownJitError:
+        return FIRST_JIT

@@ -5,8 +5,8 @@ result is the same, because neither the digest of a kernel nor its code depends 
 listens. While it hears of a run, the call that waits for the kernel is still under way, so the thread can look at that
 call's stack.
 
-Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x, which reads ``DG_JIT_NVCC_COMPILER`` when it
-compiles its first kernel.
+Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x, ``backend/cuda/backend.hpp`` of DeepJIT. They
+read ``DG_JIT_NVCC_COMPILER`` when they compile their first kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
 from sglang_warmstart.deepgemm.compiler import CompilerError, find_path
 from sglang_warmstart.libraries import deep_gemm_front as compiler_command
-from sglang_warmstart.libraries.deep_gemm import DeepGemm
+from sglang_warmstart.libraries.deep_gemm import DeepGemm, installed_dialect
 from sglang_warmstart.libraries.monitor import JitWhileServingError
 
 COMPILER = "DG_JIT_NVCC_COMPILER"
@@ -89,14 +89,15 @@ class DeepGemmWatch:
     """
 
     def __init__(self, log: EventLog, environment: MutableMapping[str, str], *, refuse: bool, exact: bool) -> None:
-        if environment.get("DG_JIT_USE_NVRTC", "0") not in ("", "0"):
+        dialect = installed_dialect()
+        if "nvrtc" in dialect.compilers and environment.get("DG_JIT_USE_NVRTC", "0") not in ("", "0"):
             raise CompilerError("DG_JIT_USE_NVRTC is set: DeepGEMM compiles inside the process")
         self._exact = exact
         self._under_way: dict[int, tuple[str, Call]] = {}
         self._refusals: list[JitWhileServingError] = []
         self._told = threading.Condition()
         self._environment, self._before = environment, environment.get(COMPILER)
-        compiler = find_path(environment)
+        compiler = find_path(environment, dialect)
         remove_abandoned()
         # The lock lives as long as this process does.
         self._directory, self._alive = make_directory()

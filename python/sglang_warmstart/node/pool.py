@@ -19,7 +19,7 @@ from sglang_warmstart.base.events import Lanes, emit, now
 from sglang_warmstart.base.locks import Held
 from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
 from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler, CompilerError, compile_kernel
-from sglang_warmstart.deepgemm.digest import name_of, short_name
+from sglang_warmstart.deepgemm.dialects import kernel_name, short_name
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 
 # How often somebody else's lock is tried again.
@@ -140,7 +140,7 @@ class CompilePool:
             _say_found(kernel, target)
             return
         job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
-        future = self._executor.submit(_compile_named, name_of(kernel.directory), job)
+        future = self._executor.submit(_compile_named, kernel_name(kernel.directory), job)
         self._watcher.started()
         at, lane, failure = now(), self._lanes.take(), ""
         try:
@@ -162,7 +162,7 @@ class CompilePool:
                 error=failure,
             )
         # In a thread: the cache may be on a slow disk, and it is told to write at once.
-        await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data)
+        await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data, kernel.flags)
         self.compiled += 1
 
 

@@ -24,11 +24,13 @@ from pathlib import Path
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
 from sglang_warmstart.base.processes import end_with
+from sglang_warmstart.base.switches import COMPILER
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import stub
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
-from sglang_warmstart.deepgemm.identity import identity_of, unknown_jit
+from sglang_warmstart.deepgemm.dialects import UnknownJitError, dialect_of
+from sglang_warmstart.deepgemm.identity import identity_of
 from sglang_warmstart.deepgemm.ledger import Entry, Ledger
 from sglang_warmstart.deepgemm.marker import MarkerError, Markers, TargetKernels, targets_kernels
 from sglang_warmstart.deepgemm.record.child import LIBRARY, RecordingOrder, RecordingProblem, record
@@ -163,15 +165,18 @@ class Service:
 
     async def _welcome(self, hello: Hello) -> tuple[Asker | None, Welcome]:
         try:
-            compiler = await asyncio.to_thread(compilers.find, hello.environment, hello.kind)
+            dialect = dialect_of(Path(hello.deep_gemm))
+            if hello.kind not in dialect.compilers:
+                return None, Welcome(
+                    problem=f"the JIT of this DeepGEMM cannot use {hello.kind}: leave {COMPILER.name} out"
+                )
+            compiler = await asyncio.to_thread(compilers.find, hello.environment, hello.kind, dialect)
             identity = await asyncio.to_thread(
                 identity_of, hello.gpu, compiler, Path(hello.deep_gemm), hello.environment
             )
-        except (CompilerError, OSError) as error:
+        except (CompilerError, UnknownJitError, OSError) as error:
             return None, Welcome(problem=str(error))
-        if problem := unknown_jit(Path(hello.deep_gemm)):
-            return None, Welcome(problem=problem)
-        cache = KernelCache(Path(hello.cache))
+        cache = KernelCache.of(hello.cache, dialect)
         key = (hello.cache, identity.digest)
         shop = self._workshops.get(key)
         if shop is None:
@@ -352,6 +357,7 @@ class Service:
             stub=str(await asyncio.shield(self._stub(rank))),
             directory=str(self._directory),
             library=self._library,
+            jit=rank.shop.markers.identity.jit,
         )
         kernels: list[RecordedKernel] = []
         compiles: list[asyncio.Task[None]] = []

@@ -16,13 +16,18 @@ from typing import Any
 
 import msgspec
 
-from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.errors import first_line, one_line
 from sglang_warmstart.base.processes import end_with_pipe
+from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel, RecordingCompiler
 from sglang_warmstart.deepgemm.target import Target
 
 LIBRARY = "sglang_warmstart.deepgemm.record.gpu"
+
+
+class LibraryError(ImportError):
+    """A library cannot be had in this process, in one line. A forkserver goes on without the module that raises it."""
 
 
 class RecordingFailed(msgspec.Struct, frozen=True, tag=True):
@@ -31,10 +36,12 @@ class RecordingFailed(msgspec.Struct, frozen=True, tag=True):
     Args:
         reason: in one line.
         no_context: it got no CUDA context.
+        no_library: DeepGEMM cannot be loaded at all.
     """
 
     reason: str
     no_context: bool = False
+    no_library: bool = False
 
 
 class RecordingDone(msgspec.Struct, frozen=True, tag=True):
@@ -60,6 +67,7 @@ class RecordingOrder(msgspec.Struct, frozen=True):
         stub: path of the stub cubin.
         directory: of this child alone.
         library: the module that calls DeepGEMM.
+        jit: the name of DeepGEMM's dialect.
     """
 
     target: Target
@@ -69,6 +77,7 @@ class RecordingOrder(msgspec.Struct, frozen=True):
     stub: str
     directory: str
     library: str = LIBRARY
+    jit: str = "0.1"
 
 
 class RecordingProblem(Exception):
@@ -149,7 +158,7 @@ def child_main(connection: Connection, life: Connection, encoded: bytes) -> None
     except BrokenPipeError:
         return  # nobody is there to hear
     except Exception as error:
-        words = RecordingFailed(f"{type(error).__name__}: {first_line(error)}")
+        words = RecordingFailed(one_line(error))
     with contextlib.suppress(BrokenPipeError):
         connection.send_bytes(b"words")
         connection.send_bytes(msgspec.msgpack.encode(words))
@@ -158,12 +167,17 @@ def child_main(connection: Connection, life: Connection, encoded: bytes) -> None
 
 
 def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | RecordingDone:
-    for name in [name for name in os.environ if name.startswith("DG_")]:
+    dialect = dialects.named(order.jit)
+    for name in dialect.settings(os.environ):
         del os.environ[name]
     os.environ.update(order.environment)
-    compiler = RecordingCompiler(Path(order.directory))
+    compiler = RecordingCompiler(Path(order.directory), dialect)
     compiler.install(os.environ, version=order.version, stub=Path(order.stub))
-    library: Any = importlib.import_module(order.library)
+    try:
+        library: Any = importlib.import_module(order.library)
+    except Exception as error:
+        reason = first_line(error) if isinstance(error, LibraryError) else one_line(error)
+        return RecordingFailed(reason, no_library=True)
     try:
         library.open_device(order.gpu)
     except Exception as error:

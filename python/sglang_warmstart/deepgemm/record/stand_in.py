@@ -14,11 +14,14 @@ from pathlib import Path
 
 import msgspec
 
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect
+from sglang_warmstart.deepgemm.dialects.dialect import CUBIN, SOURCE
+
 _SCRIPT = """#!/bin/sh
-# Called as DeepGEMM calls nvcc: SOURCE -cubin -o CUBIN FLAGS...
+# Called as DeepGEMM calls nvcc: SOURCE {output} CUBIN FLAGS...
 if [ "$1" = --version ]; then exec cat {version}; fi
-if [ "$2 $3" != "-cubin -o" ] || [ "$#" -lt 5 ]; then
-  echo "the recording compiler expected SOURCE -cubin -o CUBIN FLAGS, got: $*" >&2
+if [ "$2 $3" != "{output}" ] || [ "$#" -lt 5 ]; then
+  echo "the recording compiler expected SOURCE {output} CUBIN FLAGS, got: $*" >&2
   exit 64
 fi
 cubin=$4
@@ -32,7 +35,7 @@ class RecordedKernel(msgspec.Struct, frozen=True):
     """A kernel as DeepGEMM asked for it.
 
     Args:
-        directory: ``kernel.NAME.DIGEST``, by DeepGEMM itself.
+        directory: its name in the cache, by DeepGEMM itself.
         source: CUDA source.
         flags: the compiler's flags, in one line.
         m: the smallest M of the sweep that needs it.
@@ -54,9 +57,11 @@ class RecordingCompiler:
 
     Args:
         directory: an empty directory of the recording process alone.
+        dialect: of the DeepGEMM that is to call it.
     """
 
     directory: Path
+    dialect: Dialect = FIRST_JIT
 
     @property
     def cache(self) -> Path:
@@ -75,16 +80,19 @@ class RecordingCompiler:
         kept_version.write_text(version, encoding="utf-8")
         self._count.touch()
         quoted = {"version": str(kept_version), "stub": str(stub), "count": str(self._count)}
-        command.write_text(
-            _SCRIPT.format(**{name: shlex.quote(path) for name, path in quoted.items()}), encoding="utf-8"
-        )
+        words = {name: shlex.quote(path) for name, path in quoted.items()}
+        command.write_text(_SCRIPT.format(**words, output=" ".join(self.dialect.output)), encoding="utf-8")
         command.chmod(0o700)
+        # A stub has nothing to show, and cuobjdump need not be there.
+        for suffix in ("JIT_NVCC_COMPILER", "JIT_CACHE_DIR", "JIT_DUMP_ASM", "JIT_DUMP_PTX", "JIT_DUMP_SASS"):
+            for name in self.dialect.variables(suffix):
+                environment.pop(name, None)
         environment["DG_JIT_NVCC_COMPILER"] = str(command)
         environment["DG_JIT_CACHE_DIR"] = str(self.cache)
         environment["DG_JIT_USE_NVRTC"] = "0"
-        # A stub has nothing to show, and cuobjdump need not be there.
-        for name in ("DG_JIT_DUMP_ASM", "DG_JIT_DUMP_PTX", "DG_JIT_DUMP_SASS"):
-            environment.pop(name, None)
+        # DeepJIT wants a toolkit to be there even where the compiler is named; it takes nothing from it.
+        if not (environment.get("CUDA_HOME") or environment.get("CUDA_PATH")):
+            environment["CUDA_HOME"] = str(self.directory)
 
     def sweep(self, call: Callable[[int], None], m_values: Iterable[int]) -> Iterator[RecordedKernel]:
         """Call for each M and yield each kernel that DeepGEMM had compiled for it, as soon as it has.
@@ -121,8 +129,8 @@ class RecordingCompiler:
         path = self.cache / "cache" / directory
         try:
             # As bytes: reading text would change line ends, and with them the digest.
-            source = (path / "kernel.cu").read_bytes().decode()
-            flags = (path / "kernel.cubin.flags").read_bytes().decode().removesuffix("\n")
+            source = (path / SOURCE).read_bytes().decode()
+            flags = (path / f"{CUBIN}.flags").read_bytes().decode().removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise RecordingError(f"M={m}: {directory}: {error}") from error
         return RecordedKernel(directory, source, flags, m)

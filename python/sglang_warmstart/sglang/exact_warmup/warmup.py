@@ -23,6 +23,7 @@ from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
+from sglang_warmstart.deepgemm.dialects import DEEPJIT
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.ledger import Ledger
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
@@ -191,6 +192,10 @@ class ExactWarmup:
 
         compile_utils = self._compile_utils
         library = compile_utils.deep_gemm
+        if DEEPJIT.is_of(Path(library.__file__).parent):
+            # Its kernels are recorded, compiled and found, but no server has loaded one on a GPU so far.
+            _refuse("the JIT of this DeepGEMM (DeepJIT) was not tried in a server on a GPU yet", strict)
+            return None
         path = os.environ.get(SERVICE)
         if path is None:
             _refuse("no service was started with this server", strict)
@@ -205,7 +210,9 @@ class ExactWarmup:
         if kind == "nvrtc":
             # Kernels of another compiler than DeepGEMM's own: once this is switched off again, none is in use.
             cache = str(Path(cache, "nvrtc"))
-        environment = {name: os.environ[name] for name in os.environ if name.startswith("DG_") or name in _PLACES}
+        environment = {
+            name: os.environ[name] for name in os.environ if name.startswith(("DG_", "DJ_")) or name in _PLACES
+        }
         environment["DG_JIT_CACHE_DIR"] = cache
         try:
             client = ServiceClient(Path(path))

@@ -1,0 +1,38 @@
+"""Call DeepGEMM in a recording child that touches no GPU. :mod:`sglang_warmstart.deepgemm.record.gpu` does.
+
+The forkserver imports this module once, and each child describes its own GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.nogpu.host import PLACE, Host
+from sglang_warmstart.deepgemm.target import Target
+
+
+def _place() -> Path:
+    import importlib.util
+
+    if named := os.environ.get(PLACE):
+        return Path(named)
+    spec = importlib.util.find_spec("deep_gemm")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else Path("deep_gemm")
+
+
+_host = Host(_place(), os.environ)
+
+from sglang_warmstart.deepgemm import gemms  # noqa: E402  (torch is loaded now)
+from sglang_warmstart.deepgemm.nogpu.room import CpuRoom  # noqa: E402
+
+
+def open_device(gpu: Gpu) -> None:
+    """Be this GPU."""
+    _host.describe(gpu)
+
+
+def prepare(target: Target, m_max: int) -> gemms.Call:
+    """A function that calls DeepGEMM for an M of ``target`` on operands that do not exist."""
+    return gemms.prepare(target, m_max, CpuRoom())

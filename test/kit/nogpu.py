@@ -1,0 +1,151 @@
+"""Real libraries of DeepGEMM on top of the stand-ins: recorded from, and called on a cache."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import msgspec
+from sglang_warmstart.deepgemm import dialects
+from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
+from sglang_warmstart.deepgemm.nogpu.host import PLACE
+from sglang_warmstart.deepgemm.record.child import RecordingOrder, record
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.stub import MARK
+from sglang_warmstart.deepgemm.target import Target
+
+from kit.environment import child_environment
+from kit.toolchain import toolchain
+
+# Of each of its JITs, and of each way in which tensors get in. `make .toolchain/.complete` installs them.
+RELEASES = ("0.1.7", "0.2.0", "0.2.3.post2", "0.2.5")
+
+# Like those of DeepSeek-V3 on one GPU, one of each kernel type; of few Ms.
+TARGETS = (
+    Target(
+        kernel_type="GEMM_NT_F8F8BF16",
+        n=2112,
+        k=7168,
+        num_groups=1,
+        num_sms=132,
+        m_max=512,
+        lhs_scale="k",
+        rhs_scale="k",
+    ),
+    Target(
+        kernel_type="GROUPED_GEMM_NT_F8F8BF16_CONTIG",
+        n=4096,
+        k=7168,
+        num_groups=32,
+        num_sms=132,
+        m_max=1024,
+        m_alignment=128,
+        lhs_scale="tma",
+        rhs_scale="k",
+    ),
+    Target(
+        kernel_type="GROUPED_GEMM_NT_F8F8BF16_MASKED",
+        n=4096,
+        k=7168,
+        num_groups=32,
+        num_sms=132,
+        m_max=128,
+        lhs_scale="tma",
+        rhs_scale="k",
+    ),
+    Target(
+        kernel_type="TF32_HC_PRENORM_GEMM", n=24, k=28672, num_groups=4, num_sms=132, m_max=256, out_dtype="float32"
+    ),
+)
+
+
+class Recorder:
+    """Records with one release.
+
+    Args:
+        version: of DeepGEMM.
+        directory: for its private files.
+        library: the module that calls DeepGEMM.
+    """
+
+    def __init__(self, version: str, directory: Path, library: str = "sglang_warmstart.deepgemm.nogpu.library") -> None:
+        self.deep_gemm = toolchain().deep_gemm_of(version)
+        self._library = library
+        self._directory = directory
+        self._stub = directory / "stub.cubin"
+        self._stub.write_bytes(MARK)
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+
+    def record(self, target: Target, gpu: Gpu | None = None, **environment: str) -> list[RecordedKernel]:
+        """The kernels of a target.
+
+        Raises:
+            RecordingProblem: they cannot be recorded.
+        """
+        order = RecordingOrder(
+            target=target,
+            gpu=gpu or gpu_of("h200"),
+            environment={PLACE: str(self.deep_gemm), **environment},
+            version=toolchain().compiler().version,
+            stub=str(self._stub),
+            directory=str(self._directory),
+            library=self._library,
+            jit=dialects.dialect_of(self.deep_gemm).name,
+        )
+        return list(record(self._context, order, 120, lambda: False))
+
+
+_CALL = """
+import json, os, sys
+from pathlib import Path
+import msgspec
+from sglang_warmstart.deepgemm.nogpu import library
+from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
+from sglang_warmstart.deepgemm.target import Target
+
+library.open_device(gpu_of("h200"))
+for target in msgspec.json.decode(sys.argv[1], type=list[Target]):
+    call = library.prepare(target, target.m_max)
+    for m in target.m_values:
+        call(m)
+print("all were called")
+"""
+
+
+def call_on(cache: str, version: str, targets: Sequence[Target], directory: Path) -> list[str]:
+    """Have the library call every M of targets on a cache (a value of DG_JIT_CACHE_DIR), with a compiler that refuses.
+
+    Returns:
+        The commands that the compiler was asked to run. The library ends at the first.
+    """
+    command, asked = directory / "refuses", directory / "asked"
+    (directory / "version").write_text(toolchain().compiler().version, encoding="utf-8")
+    asked.touch()
+    command.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec cat {directory}/version\necho "$@" >> {asked}\nexit 1\n',
+        encoding="utf-8",
+    )
+    command.chmod(0o755)
+    environment = {
+        PLACE: str(toolchain().deep_gemm_of(version)),
+        "DG_JIT_CACHE_DIR": cache,
+        "DG_JIT_NVCC_COMPILER": str(command),
+        "CUDA_HOME": str(directory),
+        "DG_USE_TEMP_CUBLASLT_WORKSPACE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _CALL, msgspec.json.encode(list(targets)).decode()],
+        env=child_environment(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    asked_for = asked.read_text(encoding="utf-8").splitlines()
+    assert asked_for or done.stdout.endswith("all were called\n"), done.stderr
+    return asked_for
