@@ -19,9 +19,8 @@ SHELL := /bin/bash
 
 PIP := -m pip install --quiet
 
-# Three processes for two cores: many tests wait for others' processes. The tests of a module stay together, so that its
-# fixtures are paid once.
-PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
+# Two processes; the tests of a module stay together, so that its fixtures are paid once.
+PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 
 # What is the same with the plugin and on a patched SGLang.
 BEHAVIOUR := test/sglang test/test_server.py

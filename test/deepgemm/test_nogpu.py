@@ -178,9 +178,15 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         build.build(BESIDE_CPU_TORCH, {"XDG_CACHE_HOME": str(tmp_path / "file"), "PATH": os.environ["PATH"]})
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of stand-ins, empty at first."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("stand_ins", [BESIDE_CPU_TORCH, BESIDE_CUDA_TORCH], ids=["CPU", "CUDA"])
-def test_they_are_compiled_once(tmp_path: Path, stand_ins: tuple[build.StandIn, ...]) -> None:
-    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+def test_they_are_compiled_once(built: Path, stand_ins: tuple[build.StandIn, ...]) -> None:
+    environment = {"XDG_CACHE_HOME": str(built), "PATH": os.environ["PATH"]}
     directory = build.build(stand_ins, environment)
     assert {each.file for each in stand_ins} <= {path.name for path in directory.iterdir()}
     assert build.build(stand_ins, {**environment, "PATH": "/nowhere"}) == directory
@@ -190,8 +196,8 @@ def test_they_are_compiled_once(tmp_path: Path, stand_ins: tuple[build.StandIn, 
 
 
 @ALL
-def test_every_symbol_of_cuda_that_a_release_asks_for_has_a_stand_in(version: str, tmp_path: Path) -> None:
-    directory = build.build(BESIDE_CPU_TORCH, {"XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]})
+def test_every_symbol_of_cuda_that_a_release_asks_for_has_a_stand_in(version: str, built: Path) -> None:
+    directory = build.build(BESIDE_CPU_TORCH, {"XDG_CACHE_HOME": str(built), "PATH": os.environ["PATH"]})
     asked = symbols.undefined(toolchain().deep_gemm_of(version) / "_C.so")
     assert {"cudaGetDeviceProperties", "cublasLtMatmul"} <= asked
     offered = set().union(*(symbols.defined(directory / each.file) for each in BESIDE_CPU_TORCH))
