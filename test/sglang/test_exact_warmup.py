@@ -1162,3 +1162,10 @@ def test_the_service_is_told_where_plans_go_and_who_restores(
         real.stop()
     assert told[0] == {"restoring": None, "plans": None}
     assert told[1]["plans"] == tmp_path / "plans"
+
+
+@pytest.mark.by_plugin
+def test_its_switch_is_one_of_sglangs() -> None:
+    from sglang.srt.environ import envs
+
+    assert envs.SGLANG_WARMSTART_COMPILER.get() == "nvcc"
