@@ -146,7 +146,7 @@ def test_a_torch_that_was_not_tried_is_refused() -> None:
         known_at(deep_gemm, "2.9.1")
 
 
-def test_an_operator_that_has_no_stand_in_is_named(tmp_path: Path) -> None:
+def test_what_the_library_asserts_is_one_line(tmp_path: Path) -> None:
     # DeepGEMM takes bf16 with an addend to cuBLASLt, by a handle of torch's.
     bf16 = msgspec.structs.replace(
         DENSE, kernel_type="GEMM_NT_BF16BF16F32", lhs_scale="", rhs_scale="", out_dtype="int8"

@@ -26,40 +26,29 @@ from kit.toolchain import toolchain
 RELEASES = ("0.1.7", "0.2.0", "0.2.3.post2", "0.2.5")
 
 # Like those of DeepSeek-V3 on one GPU, one of each kernel type; of few Ms.
+_DENSE = Target(
+    kernel_type="GEMM_NT_F8F8BF16",
+    n=2112,
+    k=7168,
+    num_groups=1,
+    num_sms=132,
+    m_max=512,
+    lhs_scale="k",
+    rhs_scale="k",
+)
+_GROUPED = msgspec.structs.replace(_DENSE, n=4096, num_groups=32, lhs_scale="tma")
 TARGETS = (
+    _DENSE,
+    msgspec.structs.replace(_GROUPED, kernel_type="GROUPED_GEMM_NT_F8F8BF16_CONTIG", m_max=1024, m_alignment=128),
+    msgspec.structs.replace(_GROUPED, kernel_type="GROUPED_GEMM_NT_F8F8BF16_MASKED", m_max=128),
     Target(
-        kernel_type="GEMM_NT_F8F8BF16",
-        n=2112,
-        k=7168,
-        num_groups=1,
+        kernel_type="TF32_HC_PRENORM_GEMM",
+        n=24,
+        k=28672,
+        num_groups=4,
         num_sms=132,
-        m_max=512,
-        lhs_scale="k",
-        rhs_scale="k",
-    ),
-    Target(
-        kernel_type="GROUPED_GEMM_NT_F8F8BF16_CONTIG",
-        n=4096,
-        k=7168,
-        num_groups=32,
-        num_sms=132,
-        m_max=1024,
-        m_alignment=128,
-        lhs_scale="tma",
-        rhs_scale="k",
-    ),
-    Target(
-        kernel_type="GROUPED_GEMM_NT_F8F8BF16_MASKED",
-        n=4096,
-        k=7168,
-        num_groups=32,
-        num_sms=132,
-        m_max=128,
-        lhs_scale="tma",
-        rhs_scale="k",
-    ),
-    Target(
-        kernel_type="TF32_HC_PRENORM_GEMM", n=24, k=28672, num_groups=4, num_sms=132, m_max=256, out_dtype="float32"
+        m_max=256,
+        out_dtype="float32",
     ),
 )
 

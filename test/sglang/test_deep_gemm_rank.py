@@ -455,6 +455,20 @@ def test_all_waits_of_one_forward_have_one_limit_and_the_next_has_its_own(
 
 
 @pytest.mark.usefixtures("impatient")
+def test_a_deep_gemm_whose_jit_no_server_has_tried_is_left_alone_with_one_line(
+    rank: ServedRank, runner: ModelRunner, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(STRICT, raising=False)
+    jit = rank.cache.parent / "deep_gemm" / "include" / "deep_jit" / "backend" / "cuda"
+    jit.mkdir(parents=True)
+    (jit / "backend.hpp").touch()
+    rank.connect(runner)
+    dense()
+    (line,) = [line for line in warnings() if "no exact warm-up" in line]
+    assert line.endswith("the JIT of this DeepGEMM (DeepJIT) was not tried in a server on a GPU yet")
+    assert "stub" not in rank.nvcc.runs  # nothing was recorded; what DeepGEMM compiles is its own
+
+
 def test_what_took_no_time_leaves_time_for_others(started: ServedRank, warnings: Callable[[], list[str]]) -> None:
     dense()
     bf16()

@@ -115,6 +115,8 @@ class CacheRoot:
         except OSError as error:
             what = error.strerror or error
             raise BundleError(f"{self.path} cannot be written ({what}): name another place") from error
+        except CacheError as error:
+            raise BundleError(str(error)) from error
 
     def put(self, name: str, data: bytes) -> None:
         """See :class:`Output`."""
@@ -134,6 +136,8 @@ class CacheRoot:
             mark(self._cache, self.plan, self.deep_gemm, self.plan.compiler, self._names, self._new)
         except OSError as error:
             raise BundleError(f"{self.path} cannot be written ({error.strerror or error})") from error
+        except CacheError as error:
+            raise BundleError(str(error)) from error
 
     @property
     def bytes(self) -> int:

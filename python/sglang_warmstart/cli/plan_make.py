@@ -192,8 +192,7 @@ def _recorded(
         stub.write_bytes(MARK)  # nothing loads it
 
         def one(gpu: Gpu, target: Target) -> list[RecordedKernel]:
-            environment = {**settings[gpu, target], PLACE: str(deep_gemm)}
-            order = RecordingOrder(target, gpu, environment, version, str(stub), directory, _LIBRARY, jit)
+            order = RecordingOrder(target, gpu, settings[gpu, target], version, str(stub), directory, _LIBRARY, jit)
             return list(record(context, order, _LIMIT_S, lambda: False))
 
         with ThreadPoolExecutor(min(jobs, len(settings) or 1)) as threads:

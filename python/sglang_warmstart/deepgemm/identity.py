@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from sglang_warmstart.deepgemm.compiler import Compiler
-from sglang_warmstart.deepgemm.dialects import FIRST_JIT, dialect_of
+from sglang_warmstart.deepgemm.dialects import FIRST_JIT, dialect_of, named
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -64,8 +64,8 @@ class Identity(msgspec.Struct, frozen=True):
         parts = msgspec.to_builtins(self)
         if self.jit == FIRST_JIT.name:
             del parts["jit"]  # what was left before there was another is still found
-        else:
-            del parts["installed_in"]  # no kernel depends on it
+        if named(self.jit).is_relocatable:
+            del parts["installed_in"]
         return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 

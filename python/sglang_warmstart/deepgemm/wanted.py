@@ -12,7 +12,7 @@ from sglang_warmstart.deepgemm.gemms import GEMMS
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.target import Target
 
-# Of an M of SGLang's full list, where the file does not say: its default of --chunked-prefill-size on a large GPU.
+# Where the file does not say: the end of SGLang's full list for prefill chunks of up to 8192 tokens.
 M_MAX = 16384
 
 # What SGLang's calls have, by kernel type: layouts of the scales, result, rows of a group in the contiguous layout.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -36,7 +37,8 @@ class Known:
 
     Args:
         version: of DeepGEMM.
-        torch: releases of torch with which its kernels were the same as on a GPU.
+        torch: releases of torch with which it was loaded and recorded from. Which releases were compared with a GPU:
+            docs/bundles.md.
         door: how tensors get in: by tvm-ffi; by tvm-ffi, and they are asked whether they are CUDA's; or by operators
             registered with torch, and they are asked.
     """
@@ -117,7 +119,7 @@ class Host:
         beside_cuda = (libraries / "libtorch_cuda.so").is_file()
         if "torch" in sys.modules and beside_cuda:
             raise StandInsError("torch is loaded: the stand-ins have to be before it")
-        known = known_at(deep_gemm, _version_of(Path(spec.origin).parent))
+        known = known_at(deep_gemm, importlib.metadata.version("torch"))
         stand_ins = BESIDE_CUDA_TORCH if beside_cuda else BESIDE_CPU_TORCH
         directory = build.build(stand_ins, environment)
         _check_symbols(deep_gemm / LIBRARY, [directory / each.file for each in stand_ins], _OURS if beside_cuda else "")
@@ -185,13 +187,3 @@ def _load(path: Path, mode: int) -> ctypes.CDLL:
         return ctypes.CDLL(str(path), mode=mode)
     except OSError as error:
         raise StandInsError(f"a stand-in cannot be loaded: {error}") from error
-
-
-def _version_of(torch: Path) -> str:
-    # Without importing it: the stand-ins have to come first.
-    scope: dict[str, Any] = {}
-    try:
-        exec((torch / "version.py").read_text(encoding="utf-8"), scope)
-    except OSError:
-        return "unknown"
-    return str(scope.get("__version__", "unknown"))

@@ -5,6 +5,7 @@ The forkserver imports this module once, and each child describes its own GPU.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -14,8 +15,6 @@ from sglang_warmstart.deepgemm.target import Target
 
 
 def _place() -> Path:
-    import importlib.util
-
     if named := os.environ.get(PLACE):
         return Path(named)
     spec = importlib.util.find_spec("deep_gemm")
