@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import torch
 from bundles import bundle, elsewhere, record
+from model_targets import model_targets
 from monitoring import monitor, start_up
 from runs import HERE, Run, checkpoint, compiler, kernels_of, outcome, start, warmup_of
 
@@ -379,6 +380,7 @@ CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
     "bundle_elsewhere": (elsewhere, 1),
     "start_up": (start_up, 1),
     "monitor": (monitor, 1),
+    "model_targets": (model_targets, 2),
 }
 
 # What needs something from elsewhere is measured if it is named.

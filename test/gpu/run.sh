@@ -3,7 +3,7 @@
 # interpreter, and writes one JSON result per case.
 #
 #   test/gpu/run.sh [--out DIR] [CASE ...]   cases: prenorm exact restart patched nvrtc serve gather pp
-#                                              start_up monitor record, and bundle with WARMSTART_GPU_BUNDLE=FILE made of its plan
+#                                              start_up monitor record model_targets, and bundle with WARMSTART_GPU_BUNDLE=FILE made of its plan
 #
 # Needs: SGLang 0.5.12 with sgl-deep-gemm and sgl_kernel in $PYTHON (default python3), nvcc of CUDA_HOME.
 set -euo pipefail
