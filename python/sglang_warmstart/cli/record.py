@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -33,6 +34,8 @@ from sglang_warmstart.deepgemm.plan import Plan, PlanError
 _START_LIMIT_S = 1800.0
 _STOP_LIMIT_S = 30.0
 _LAST_LINES = 15
+# Below the ports that the kernel gives to connections.
+_PORTS = (15000, 32000)
 
 # What decides whether there is anything to record; the rest is the user's.
 _SWITCHES = {WARMSTART.name: "1", PRECOMPILE.name: "1", STRICT.name: "0"}
@@ -132,11 +135,18 @@ def _completed(arguments: Sequence[str]) -> tuple[list[str], int]:
     completed = list(arguments)
     if not _has(completed, "--load-format"):
         completed += ["--load-format", "dummy"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = _free_port()
     # The last one counts. Nobody else is to ask a server whose answers are made of zeros.
     return [*completed, "--host", "127.0.0.1", "--port", str(port)], port
+
+
+def _free_port() -> int:
+    """A port that nobody listens on. SGLang takes the one 10000 above it for gRPC, which must exist."""
+    while True:
+        port = random.randrange(*_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _environment(environment: Mapping[str, str], plans: Path) -> dict[str, str]:
