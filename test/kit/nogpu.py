@@ -125,7 +125,6 @@ def call_on(cache: str, version: str, targets: Sequence[Target], directory: Path
         "DG_JIT_CACHE_DIR": cache,
         "DG_JIT_NVCC_COMPILER": str(command),
         "CUDA_HOME": str(directory),
-        "DG_USE_TEMP_CUBLASLT_WORKSPACE": "1",
     }
     done = subprocess.run(
         [sys.executable, "-c", _CALL, msgspec.json.encode(list(targets)).decode()],

@@ -29,12 +29,12 @@ from sglang_warmstart.deepgemm.nogpu.host import PLACE
 from sglang_warmstart.deepgemm.plan import NO_GPU, Plan, PlanError, Planner
 from sglang_warmstart.deepgemm.record.child import RecordingOrder, RecordingProblem, record
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.record.way import WITHOUT_GPU
 from sglang_warmstart.deepgemm.stub import MARK
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.deepgemm.wanted import WantedError
 
 _LIMIT_S = 120.0
-_LIBRARY = "sglang_warmstart.deepgemm.nogpu.library"
 _FILE_LIMIT = 64 << 20
 # No server has such a launch: what is known of its targets is known, and the launch is not taken for warmed.
 _LAUNCH: Launch = {"made": "without a GPU"}
@@ -184,7 +184,7 @@ def _recorded(
     # The forkserver loads the library once, on top of the stand-ins; its children inherit it.
     os.environ[PLACE] = str(deep_gemm)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_LIBRARY, record.__module__])
+    context.set_forkserver_preload([WITHOUT_GPU, record.__module__])
     settings = {(wish.gpu, target): wish.settings for wish in wishes for target in wish.targets}
     found: dict[tuple[Gpu, Target], list[RecordedKernel] | RecordingProblem] = {}
     with tempfile.TemporaryDirectory(prefix="warmstart-plan-") as directory, _shown(len(settings)) as advance:
@@ -192,7 +192,7 @@ def _recorded(
         stub.write_bytes(MARK)  # nothing loads it
 
         def one(gpu: Gpu, target: Target) -> list[RecordedKernel]:
-            order = RecordingOrder(target, gpu, settings[gpu, target], version, str(stub), directory, _LIBRARY, jit)
+            order = RecordingOrder(target, gpu, settings[gpu, target], version, str(stub), directory, WITHOUT_GPU, jit)
             return list(record(context, order, _LIMIT_S, lambda: False))
 
         with ThreadPoolExecutor(min(jobs, len(settings) or 1)) as threads:

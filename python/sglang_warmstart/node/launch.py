@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sglang_warmstart.base import processes
 from sglang_warmstart.base.processes import OwnProcess
-from sglang_warmstart.deepgemm.record.child import LIBRARY
 
 
 class ServiceProcess(OwnProcess):
@@ -26,22 +25,24 @@ def socket_in(directory: Path) -> Path:
     return directory / "service.sock"
 
 
-def start_service(library: str = LIBRARY, restoring: Path | None = None, plans: Path | None = None) -> ServiceProcess:
+def start_service(
+    library: str | None = None, restoring: Path | None = None, plans: Path | None = None
+) -> ServiceProcess:
     """Start the service in a private directory. Returns at once: ranks wait for its socket.
 
     Args:
-        library: the module that calls DeepGEMM in recording children.
+        library: the module that calls DeepGEMM in recording children; the service knows one if it is not named.
         restoring: a file that is locked as long as somebody restores kernels into the cache.
         plans: where the plans of ranks go; then nothing is compiled.
 
     Raises:
         OSError: no directory or no process can be made.
     """
-    paths = {"--restoring": restoring, "--plans": plans}
-    options = [word for option, path in paths.items() if path is not None for word in (option, str(path))]
+    given = {"--library": library, "--restoring": restoring, "--plans": plans}
+    options = [word for option, value in given.items() if value is not None for word in (option, str(value))]
     started = processes.start(
         f"{__package__}.service",
-        lambda directory: ["--socket", str(socket_in(directory)), "--library", library, *options],
+        lambda directory: ["--socket", str(socket_in(directory)), *options],
         {
             # By NVML: torch would else start CUDA to tell whether there is a GPU, and no child could use one then.
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
@@ -33,8 +34,10 @@ from sglang_warmstart.deepgemm.dialects import UnknownJitError, dialect_of
 from sglang_warmstart.deepgemm.identity import identity_of
 from sglang_warmstart.deepgemm.ledger import Entry, Ledger
 from sglang_warmstart.deepgemm.marker import MarkerError, Markers, TargetKernels, targets_kernels
-from sglang_warmstart.deepgemm.record.child import LIBRARY, RecordingOrder, RecordingProblem, record
+from sglang_warmstart.deepgemm.nogpu.host import PLACE
+from sglang_warmstart.deepgemm.record.child import RecordingOrder, RecordingProblem, record
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.record.way import ON_GPU, Way, way_for
 from sglang_warmstart.deepgemm.sinks import LaunchMarker, RankPlan, Sink
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import limits, protocol
@@ -67,6 +70,7 @@ class Workshop:
     pool: CompilePool
     progress: Progress
     stub: asyncio.Task[Path] | None = None
+    way: asyncio.Future[Way] | None = None
     ledger: Ledger[Target] = field(default_factory=Ledger)
     under_way: dict[Target, asyncio.Task[Entry]] = field(default_factory=dict)
 
@@ -87,13 +91,13 @@ class Service:
 
     Args:
         directory: private to the service and its children.
-        library: the module that calls DeepGEMM in recording children.
+        library: the module that calls DeepGEMM in recording children; ``way_for`` says if none is named.
         restoring: a file that is locked as long as somebody restores kernels into the cache.
         plans: where the plans of ranks go; then nothing is compiled.
     """
 
     def __init__(
-        self, directory: Path, library: str = LIBRARY, restoring: Path | None = None, plans: Path | None = None
+        self, directory: Path, library: str | None = None, restoring: Path | None = None, plans: Path | None = None
     ) -> None:
         self._directory = directory
         self._library = library
@@ -103,26 +107,34 @@ class Service:
         self._workshops: dict[tuple[str, str], Workshop] = {}
         self._places: Places | None = None
         self._executors: dict[str, Executor] = {}
-        self._context = multiprocessing.get_context("forkserver")
+        self._forkserver = multiprocessing.get_context("forkserver")
+        self._prepared: tuple[str, str] | None = None  # the library and the DeepGEMM that the forkserver has imported
         self._children = ThreadPoolExecutor(CHILDREN_MAX, thread_name_prefix="record")
         self._stopped = threading.Event()
         self._room = asyncio.Condition()
         self._recording: Counter[str] = Counter()  # children, by GPU
         self._lanes = Lanes()
-        self._prepared = False
-        self._context.set_forkserver_preload([self._library, record.__module__])
 
-    def prepare(self) -> None:
+    def prepare(self, way: Way, deep_gemm: str) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
-        if not self._prepared:
-            self._prepared = True
+        if self._prepared is None:
+            self._prepared = (way.library, deep_gemm)
+            os.environ[PLACE] = deep_gemm
+            self._forkserver.set_forkserver_preload([way.library, record.__module__])
             threading.Thread(target=self._start_forkserver, daemon=True).start()
 
     def _start_forkserver(self) -> None:
         with contextlib.suppress(OSError, EOFError):  # a recording will say so
-            process = self._context.Process(target=os.getpid)
+            process = self._forkserver.Process(target=os.getpid)
             process.start()
             process.join()
+
+    def _context(self, way: Way, deep_gemm: str) -> ForkServerContext | SpawnContext:
+        """Where children of a way start. Beside the stand-ins none gets a CUDA context, so a process has one way."""
+        self.prepare(way, deep_gemm)
+        if self._prepared == (way.library, deep_gemm):
+            return self._forkserver
+        return multiprocessing.get_context("spawn")
 
     def stop(self) -> None:
         """End what runs: compilers and recording children."""
@@ -202,8 +214,9 @@ class Service:
         """Where there is no marker there is work ahead, and the rank is about to find out which."""
         await self._wait_for_restoring()
         if await self._earlier(rank) is None:
+            way = await self._way(rank)
             self._stub(rank)
-            self.prepare()
+            self.prepare(way, rank.hello.deep_gemm)
 
     async def _wait_for_restoring(self) -> None:
         if self._restoring is not None:
@@ -222,6 +235,18 @@ class Service:
             )
         return self._executors[kind]
 
+    def _way(self, rank: Asker) -> asyncio.Future[Way]:
+        if rank.shop.way is None:
+            rank.shop.way = asyncio.create_task(self._find_way(rank.hello))
+        return rank.shop.way
+
+    async def _find_way(self, hello: Hello) -> Way:
+        if self._library is not None:
+            return Way(self._library, "it was asked for")
+        way = await asyncio.to_thread(way_for, Path(hello.deep_gemm), hello.gpu, os.environ)
+        logger.info("targets are recorded %s", f"on the GPU: {way.reason}" if way.takes_gpu else "without the GPU")
+        return way
+
     def _stub(self, rank: Asker) -> asyncio.Task[Path]:
         """What makes the stub, begun by whoever needs it first, and again after a failure."""
         shop = rank.shop
@@ -230,11 +255,13 @@ class Service:
         return shop.stub
 
     async def _make_stub(self, shop: Workshop, capability: tuple[int, int]) -> Path:
-        # By nvcc in any case, and of the rank's architecture.
-        compiler = Compiler(shop.compiler.path, shop.compiler.version)
-        job = compilers.CompileJob(stub.SOURCE, " ".join(stub.flags_for(capability)), compiler, COMPILE_LIMIT_S)
-        with timed("compile", "the stub", library="deep-gemm", lane="stub"):
-            data = await asyncio.to_thread(compilers.compile_kernel, job)
+        data = stub.MARK  # where nothing loads it
+        if shop.way is None or (await shop.way).takes_gpu:
+            # By nvcc in any case, and of the rank's architecture.
+            compiler = Compiler(shop.compiler.path, shop.compiler.version)
+            job = compilers.CompileJob(stub.SOURCE, " ".join(stub.flags_for(capability)), compiler, COMPILE_LIMIT_S)
+            with timed("compile", "the stub", library="deep-gemm", lane="stub"):
+                data = await asyncio.to_thread(compilers.compile_kernel, job)
         path = self._directory / f"stub-{shop.markers.identity.digest}.cubin"
         await asyncio.to_thread(path.write_bytes, data)
         return path
@@ -348,17 +375,34 @@ class Service:
     async def _record(
         self, rank: Asker, target: Target, free_bytes: int
     ) -> tuple[list[RecordedKernel], list[asyncio.Task[None]]]:
+        way = await self._way(rank)
+        try:
+            return await self._record_by(way, rank, target, free_bytes)
+        except RecordingProblem as problem:
+            if way.takes_gpu or not problem.failed.no_library:
+                raise
+            if rank.shop.way is not None and rank.shop.way.result() == way:
+                logger.warning("targets are recorded on the GPU: %s", problem)
+                rank.shop.way, rank.shop.stub = asyncio.get_running_loop().create_future(), None
+                rank.shop.way.set_result(Way(ON_GPU, str(problem)))
+            return await self._record_by(await self._way(rank), rank, target, free_bytes)
+
+    async def _record_by(
+        self, way: Way, rank: Asker, target: Target, free_bytes: int
+    ) -> tuple[list[RecordedKernel], list[asyncio.Task[None]]]:
         loop = asyncio.get_running_loop()
+        hello = rank.hello
         order = RecordingOrder(
             target=target,
-            gpu=rank.hello.gpu,
-            environment=rank.hello.environment,
+            gpu=hello.gpu,
+            environment={**hello.environment, PLACE: hello.deep_gemm},
             version=rank.shop.compiler.version,
             stub=str(await asyncio.shield(self._stub(rank))),
             directory=str(self._directory),
-            library=self._library,
+            library=way.library,
             jit=rank.shop.markers.identity.jit,
         )
+        context = self._context(way, hello.deep_gemm)
         kernels: list[RecordedKernel] = []
         compiles: list[asyncio.Task[None]] = []
 
@@ -369,10 +413,12 @@ class Service:
                 compiles.append(asyncio.create_task(rank.shop.pool.ensure(kernel, str(target))))
 
         def sweep() -> None:
-            for kernel in record(self._context, order, RECORD_LIMIT_S, self._stopped.is_set):
+            for kernel in record(context, order, RECORD_LIMIT_S, self._stopped.is_set):
                 loop.call_soon_threadsafe(found, kernel)
 
-        async with self._place(rank.hello.gpu.device, free_bytes) as lane:
+        # Without a context, they take cores and no more.
+        places = int(free_bytes * CHILDREN_SHARE) // CHILD_BYTES if way.takes_gpu else limits.compile_workers(None)
+        async with self._place(rank.hello.gpu.device, places) as lane:
             with timed("record", str(target), library="deep-gemm", lane=lane, kernels=0) as details:
                 try:
                     await loop.run_in_executor(self._children, sweep)
@@ -386,9 +432,9 @@ class Service:
         return kernels, compiles
 
     @contextlib.asynccontextmanager
-    async def _place(self, device: str, free_bytes: int) -> AsyncIterator[str]:
-        """A place for a recording child on a GPU, and its name: no more than that GPU's free memory carries."""
-        places = max(1, min(CHILDREN_MAX, int(free_bytes * CHILDREN_SHARE) // CHILD_BYTES))
+    async def _place(self, device: str, places: int) -> AsyncIterator[str]:
+        """A place for a recording child of a GPU, and its name: one of so many, as far as there are threads."""
+        places = max(1, min(CHILDREN_MAX, places))
         async with self._room:
             await self._room.wait_for(lambda: self._recording[device] < places)
             self._recording[device] += 1
@@ -458,7 +504,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sglang_warmstart.node.service", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True, help="a path in a directory of the service alone")
     parser.add_argument("--parent", type=int, required=True, help="the process to end with")
-    parser.add_argument("--library", default=LIBRARY, help="the module that calls DeepGEMM in recording children")
+    parser.add_argument("--library", help="the module that calls DeepGEMM in recording children, if not the usual one")
     parser.add_argument("--restoring", type=Path, help="a file that is locked while somebody restores kernels")
     parser.add_argument("--plans", type=Path, help="record plans into this directory, and compile nothing")
     options = parser.parse_args(arguments)

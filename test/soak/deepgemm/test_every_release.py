@@ -39,7 +39,7 @@ if __name__ == "__main__":
     context.set_forkserver_preload([library, record.__module__])
     found = []
     for target in msgspec.convert(targets, list[Target]):
-        environment = {"DG_USE_TEMP_CUBLASLT_WORKSPACE": "1", "SGLANG_WARMSTART_NOGPU_DEEP_GEMM": place}
+        environment = {"SGLANG_WARMSTART_NOGPU_DEEP_GEMM": place}
         order = RecordingOrder(
             target, gpu_of(gpu), environment, version, directory + "/stub", directory, library, jit
         )

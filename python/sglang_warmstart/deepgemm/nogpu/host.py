@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.nogpu import build, symbols
-from sglang_warmstart.deepgemm.nogpu.build import BESIDE_CPU_TORCH, BESIDE_CUDA_TORCH, StandInsError
+from sglang_warmstart.deepgemm.nogpu.build import BESIDE_CPU_TORCH, BESIDE_CUDA_TORCH, StandIn, StandInsError
 from sglang_warmstart.deepgemm.nogpu.symbols import SymbolsError
 
 LIBRARY = "_C.so"
@@ -41,21 +41,28 @@ class Known:
             docs/bundles.md.
         door: how tensors get in: by tvm-ffi; by tvm-ffi, and they are asked whether they are CUDA's; or by operators
             registered with torch, and they are asked.
+        same_on: GPUs (capability and SMs) on which it recorded the same kernels as here, to the byte:
+            test/gpu/results/nogpu.json.
     """
 
     version: str
     torch: tuple[str, ...]
     door: Literal["tvm-ffi", "tvm-ffi, asked", "operators"]
+    same_on: tuple[tuple[int, int, int], ...] = ()
+
+
+# H100 and H200: the same to DeepGEMM.
+_HOPPER = ((9, 0, 132),)
 
 
 # By the first digits of the library's SHA-256. `test/soak/deepgemm/test_every_release.py` tries each.
 KNOWN: Mapping[str, Known] = {
-    "b644ec8d0c997607": Known("0.1.0", ("2.11",), "tvm-ffi"),
+    "b644ec8d0c997607": Known("0.1.0", ("2.11",), "tvm-ffi", _HOPPER),
     "4418d9e97b18b080": Known("0.1.2", ("2.11",), "tvm-ffi"),
     "28b5714810482090": Known("0.1.3", ("2.11",), "tvm-ffi"),
     "0901459aa5687df5": Known("0.1.4", ("2.11",), "tvm-ffi"),
-    "cd8beab174071777": Known("0.1.4.post1", ("2.11",), "tvm-ffi"),
-    "ab8dc0accf34adbd": Known("0.1.5.post1", ("2.11",), "tvm-ffi"),
+    "cd8beab174071777": Known("0.1.4.post1", ("2.11",), "tvm-ffi", _HOPPER),
+    "ab8dc0accf34adbd": Known("0.1.5.post1", ("2.11",), "tvm-ffi", _HOPPER),
     "515c88f93d5d663f": Known("0.1.5.post2", ("2.13",), "tvm-ffi"),
     "05595c48dc5c481c": Known("0.1.5.post3", ("2.13",), "tvm-ffi"),
     "e0bda11c32f2657b": Known("0.1.6", ("2.13",), "tvm-ffi, asked"),
@@ -100,6 +107,42 @@ def known_at(deep_gemm: Path, torch_version: str) -> Known:
     return known
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A DeepGEMM that can be loaded on top of the stand-ins.
+
+    Args:
+        known: of it.
+        stand_ins: those that torch's build leaves out.
+        directory: where they are.
+    """
+
+    known: Known
+    stand_ins: tuple[StandIn, ...]
+    directory: Path
+
+
+def fitting(deep_gemm: Path, environment: Mapping[str, str]) -> Fit:
+    """Check a DeepGEMM against torch and the stand-ins, which are built if need be. Nothing is loaded.
+
+    Args:
+        deep_gemm: the directory of the package.
+        environment: says where the stand-ins are built.
+
+    Raises:
+        StandInsError: it cannot be loaded on top of them.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise StandInsError("recording without a GPU needs torch, and it is not installed")
+    beside_cuda = (Path(spec.origin).parent / "lib" / "libtorch_cuda.so").is_file()
+    known = known_at(deep_gemm, importlib.metadata.version("torch"))
+    stand_ins = BESIDE_CUDA_TORCH if beside_cuda else BESIDE_CPU_TORCH
+    directory = build.build(stand_ins, environment)
+    _check_symbols(deep_gemm / LIBRARY, [directory / each.file for each in stand_ins], _OURS if beside_cuda else "")
+    return Fit(known, stand_ins, directory)
+
+
 class Host:
     """DeepGEMM in this process, on top of the stand-ins.
 
@@ -112,17 +155,11 @@ class Host:
     """
 
     def __init__(self, deep_gemm: Path, environment: Mapping[str, str]) -> None:
-        spec = importlib.util.find_spec("torch")
-        if spec is None or spec.origin is None:
-            raise StandInsError("recording without a GPU needs torch, and it is not installed")
-        libraries = Path(spec.origin).parent / "lib"
-        beside_cuda = (libraries / "libtorch_cuda.so").is_file()
+        fit = fitting(deep_gemm, environment)
+        beside_cuda = fit.stand_ins is BESIDE_CUDA_TORCH
         if "torch" in sys.modules and beside_cuda:
             raise StandInsError("torch is loaded: the stand-ins have to be before it")
-        known = known_at(deep_gemm, importlib.metadata.version("torch"))
-        stand_ins = BESIDE_CUDA_TORCH if beside_cuda else BESIDE_CPU_TORCH
-        directory = build.build(stand_ins, environment)
-        _check_symbols(deep_gemm / LIBRARY, [directory / each.file for each in stand_ins], _OURS if beside_cuda else "")
+        known, stand_ins, directory = fit.known, fit.stand_ins, fit.directory
         # Those of torch itself come after it, because they ask for nothing and it might look for them.
         late = ("libc10_cuda.so", "libtorch_cuda.so")
         mode = os.RTLD_NOW | (os.RTLD_GLOBAL if beside_cuda else os.RTLD_LOCAL)

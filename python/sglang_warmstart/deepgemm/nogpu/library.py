@@ -26,9 +26,13 @@ _host = Host(_place(), os.environ)
 from sglang_warmstart.deepgemm import gemms  # noqa: E402  (torch is loaded now)
 from sglang_warmstart.deepgemm.nogpu.room import CpuRoom  # noqa: E402
 
+# DeepGEMM keeps memory on the GPU for cuBLASLt, which no kernel of its JIT uses, unless this is set.
+_NO_WORKSPACE = "DG_USE_TEMP_CUBLASLT_WORKSPACE"
+
 
 def open_device(gpu: Gpu) -> None:
     """Be this GPU."""
+    os.environ[_NO_WORKSPACE] = "1"
     _host.describe(gpu)
 
 

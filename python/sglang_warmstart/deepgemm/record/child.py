@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel, RecordingCompiler
 from sglang_warmstart.deepgemm.target import Target
-
-LIBRARY = "sglang_warmstart.deepgemm.record.gpu"
 
 
 class LibraryError(ImportError):
@@ -76,7 +74,7 @@ class RecordingOrder(msgspec.Struct, frozen=True):
     version: str
     stub: str
     directory: str
-    library: str = LIBRARY
+    library: str
     jit: str = "0.1"
 
 
@@ -92,12 +90,12 @@ _Words = msgspec.msgpack.Decoder(RecordingFailed | RecordingDone)
 
 
 def record(
-    context: ForkServerContext, order: RecordingOrder, limit_s: float, stopped: Callable[[], bool]
+    context: ForkServerContext | SpawnContext, order: RecordingOrder, limit_s: float, stopped: Callable[[], bool]
 ) -> Iterator[RecordedKernel]:
     """Record a target in a child, and yield its kernels as they appear.
 
     Args:
-        context: whose server has imported the library.
+        context: whose children start; with a forkserver that has imported the library they do so at once.
         limit_s: seconds after which the child is ended.
         stopped: whether to give up, asked several times a second.
 
