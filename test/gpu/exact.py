@@ -5,6 +5,8 @@ Run by measure.py in a process of its own; prints one JSON object.
     exact.py pipeline TARGETS CACHE KIND          have the service warm TARGETS in an empty CACHE by KIND of compiler
     exact.py sweep CACHE TARGETS TYPES            every M of TARGETS (-: of CACHE's markers) whose name matches TYPES
     exact.py outputs CACHE TARGETS                the results of every representative, with the kernels of CACHE
+    exact.py fast TARGETS CACHE                   the fast list of Ms of TARGETS (without kernels), CACHE empty
+    exact.py about                                what there is on this host
     exact.py hook CACHE                           what SGLang's wrapper costs per call, with its own hook and with ours
 """
 
@@ -28,6 +30,7 @@ from typing import Any
 import msgspec
 from sglang_warmstart.deepgemm.marker import Marker, TargetKernels
 
+TIMES = os.environ.get("WARMSTART_BENCH_TIMES", "1") != "0"
 ROUNDS, CALLS = 7, 20
 HOOK_ROUNDS, HOOK_CALLS = 31, 300  # the queue of launches has room for more
 
@@ -64,7 +67,7 @@ def pipeline(targets: Path, cache: Path, kind: str) -> dict[str, Any]:
         launch={"bench": "pipeline"},
         kind=kind,  # type: ignore[arg-type]
     )
-    client = ServiceClient(start_service().socket)
+    client = ServiceClient(start_service(os.environ.get("WARMSTART_BENCH_LIBRARY")).socket)
     client.hello(hello)
     client.restore()
     time.sleep(10)  # as while weights are loaded: the service's forkserver imports torch
@@ -100,6 +103,52 @@ def refusing_compiler(directory: Path) -> tuple[Path, Path]:
     command.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec cat {directory}/version\necho "$@" >> {log}\nexit 1\n')
     command.chmod(0o755)
     return command, log
+
+
+def fast(targets: Path, cache: Path) -> dict[str, Any]:
+    """What a rank of stock SGLang does with FAST_WARMUP, for chunks of 8192 tokens; each target's seconds."""
+    os.environ.update(DG_JIT_CACHE_DIR=str(cache), DG_JIT_NVCC_COMPILER=os.environ["WARMSTART_REAL_NVCC"])
+    import torch
+    from sglang_warmstart.deepgemm import gemms
+    from sglang_warmstart.deepgemm.target import Target
+    from sglang_warmstart.sglang.m_list import fast_m_list
+
+    ms = fast_m_list(8192)
+    torch.empty(1, device="cuda")
+    rows = []
+    begin = time.perf_counter()
+    for target in msgspec.json.decode(targets.read_bytes(), type=list[Target]):
+        start = time.perf_counter()
+        call = gemms.prepare(target, ms[-1], gemms.RealRoom())
+        for m in ms:
+            if m % target.m_alignment == 0:
+                call(m)
+        torch.cuda.synchronize()
+        del call
+        torch.cuda.empty_cache()
+        rows.append({"target": str(target), "seconds": round(time.perf_counter() - start, 2)})
+    entries = sum(path.is_dir() for path in (cache / "cache").iterdir())
+    seconds = round(time.perf_counter() - begin, 2)
+    return {"seconds": seconds, "kernels": entries, "targets": rows}
+
+
+def about() -> dict[str, Any]:
+    """Versions and hardware."""
+    import deep_gemm
+    import torch
+    from sglang_warmstart.deepgemm.identity import distribution_of
+
+    properties = torch.cuda.get_device_properties(0)
+    said = subprocess.run([os.environ["WARMSTART_REAL_NVCC"], "--version"], capture_output=True, text=True, check=True)
+    return {
+        "gpu": properties.name,
+        "sms": properties.multi_processor_count,
+        "torch": torch.__version__,
+        "deep_gemm": distribution_of(Path(deep_gemm.__file__).parent),
+        "nvcc": next(line for line in said.stdout.splitlines() if "release" in line),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "host_cores": os.cpu_count(),
+    }
 
 
 def sweep(cache: Path, targets: Path, types: str) -> dict[str, Any]:
@@ -214,7 +263,7 @@ def outputs(cache: Path, targets: Path) -> dict[str, Any]:
                     "kernel": use.directory,
                     "sha256": total.hexdigest(),
                     "finite": finite,
-                    "us": round(microseconds(library.again), 2),
+                    "us": round(microseconds(library.again), 2) if TIMES else None,
                 }
             )
             del library
@@ -284,7 +333,9 @@ if __name__ == "__main__":
     name, *rest = sys.argv[1:]
     if name == "pipeline":
         print(json.dumps(pipeline(Path(rest[0]), Path(rest[1]), rest[2])))
+    elif name == "about":
+        print(json.dumps(about()))
     elif name == "sweep":
         print(json.dumps(sweep(Path(rest[0]), Path(rest[1]), rest[2])))
     else:
-        print(json.dumps({"outputs": outputs, "hook": hook}[name](*map(Path, rest))))
+        print(json.dumps({"outputs": outputs, "hook": hook, "fast": fast}[name](*map(Path, rest))))

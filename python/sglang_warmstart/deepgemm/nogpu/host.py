@@ -72,7 +72,7 @@ KNOWN: Mapping[str, Known] = {
     "6b49a6012725f4f6": Known("0.2.1.post1", ("2.13",), "tvm-ffi, asked"),
     "07577179e26167d7": Known("0.2.2", ("2.13",), "tvm-ffi, asked"),
     "45664874e1f5e5e3": Known("0.2.3", ("2.13",), "operators"),
-    "481bbb33419a4ddd": Known("0.2.3.post2", ("2.13",), "operators"),
+    "481bbb33419a4ddd": Known("0.2.3.post2", ("2.13", "2.14"), "operators"),
     "d4ca02ed2a448211": Known("0.2.5", ("2.13",), "operators"),
 }
 
