@@ -17,6 +17,9 @@ from sglang_warmstart.deepgemm.plan import Plan
 from sglang_warmstart.libraries.cached import LibraryCache
 
 
+_BUNDLE_SUFFIX = ".zst"
+
+
 class Output(Protocol):
     """Where compiled kernels go.
 
@@ -63,7 +66,7 @@ class Output(Protocol):
 
 
 def output_of(path: Path, plan: Plan, key: PrivateKey | None, deep_gemm: str | None) -> Output:
-    """A cache if ``path`` is a directory or has no suffix, else a bundle.
+    """A bundle if ``path`` is a file or ends as a bundle's does, else a cache.
 
     Args:
         key: that signs a bundle.
@@ -72,7 +75,8 @@ def output_of(path: Path, plan: Plan, key: PrivateKey | None, deep_gemm: str | N
     Raises:
         BundleError: a cache is to be signed, or there is no DeepGEMM to make one for.
     """
-    if not path.is_dir() and (path.suffix or path.is_file()):
+    # Not by any suffix: a directory may be called after a release, such as kernels-0.2.3.
+    if not path.is_dir() and (path.suffix == _BUNDLE_SUFFIX or path.is_file()):
         return Bundle(path, plan, key)
     if key is not None:
         raise BundleError(f"{path} is to be a cache, and a cache bears no signature: write a bundle (FILE.tar.zst)")
