@@ -194,7 +194,7 @@ class Gemm(Protocol):
 
 @dataclass(frozen=True)
 class _MatMul:
-    """What the GEMMs of two operands have in common. Both are in bfloat16, or in FP8; then the right one may be in FP4."""
+    """What GEMMs of two operands have in common: in bfloat16, or in FP8, where the right one may be in FP4."""
 
     kernel_type: str
     function: str

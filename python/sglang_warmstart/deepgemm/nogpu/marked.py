@@ -83,11 +83,18 @@ class OnCpu:
 
     def _call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
         toggle = self._marks.toggle
-        marked = [each for each in arguments if isinstance(each, torch.Tensor) and each.is_cuda]
+        # An output may be given by name, and be an input too.
+        given = {id(each): each for each in (*arguments, *named.values())}
+        marked = [each for each in given.values() if isinstance(each, torch.Tensor) and each.is_cuda]
+        # torch hands a number on as such where the operator wants it as a tensor.
+        as_declared = (
+            torch.tensor(each) if type(each) is int and str(declared.type) == "Tensor" else each
+            for each, declared in zip(arguments, operator._schema.arguments, strict=False)
+        )
         for each in marked:
             toggle(each)
         try:
-            result = operator(*map(_here, arguments), **{name: _here(each) for name, each in named.items()})
+            result = operator(*map(_here, as_declared), **{name: _here(each) for name, each in named.items()})
         finally:
             for each in marked:
                 toggle(each)
