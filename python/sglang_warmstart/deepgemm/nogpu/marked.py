@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Marks:
     def __init__(self) -> None:
         keys = torch._C.DispatchKeySet
         cpu, cuda = (keys(each).raw_repr() for each in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
-        self.bits = cpu ^ cuda
+        self.bits, self._cuda_bits = cpu ^ cuda, cuda & ~cpu
         probe, other = torch.empty(2), torch.empty(2, device="meta")
         here, there = _bytes_of(probe), _bytes_of(other)
         own = torch._C._dispatch_keys(probe).raw_repr().to_bytes(8, "little")
@@ -59,14 +60,22 @@ class Marks:
         if not marked or probe.is_cuda or probe.device.type != "cpu" or torch.add(probe, 1).shape != probe.shape:
             raise MarkError(f"torch {torch.__version__}: a tensor cannot be marked as CUDA's")
 
+    def is_marked(self, tensor: torch.Tensor) -> bool:
+        """Whether torch takes a tensor to CUDA's kernels.
+
+        Not asked by its device: a view of a marked tensor in another dtype has its keys, and the device of the memory.
+        """
+        return bool(self._keys_of(tensor).value & self._cuda_bits)
+
     def toggle(self, tensor: torch.Tensor) -> torch.Tensor:
         """Mark a tensor, or take the mark away. Returns it."""
-        place = tensor._cdata
-        word = ctypes.c_uint64.from_address(place + self.keys_at)
-        word.value ^= self.bits
-        device = (ctypes.c_char * 2).from_address(place + self.device_at)
-        device.raw = _CUDA_DEVICE if device.raw == _CPU_DEVICE else _CPU_DEVICE
+        self._keys_of(tensor).value ^= self.bits
+        device = (ctypes.c_char * 2).from_address(tensor._cdata + self.device_at)
+        device.raw = _CUDA_DEVICE if self.is_marked(tensor) else _CPU_DEVICE
         return tensor
+
+    def _keys_of(self, tensor: torch.Tensor) -> ctypes.c_uint64:
+        return ctypes.c_uint64.from_address(tensor._cdata + self.keys_at)
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
@@ -80,12 +89,15 @@ class OnCpu:
         self._marks = marks
         self._all = torch.library.Library("_", "IMPL")
         self._all.fallback(self._call, "CUDA")
+        # The one operator in use whose kernel is the same for all devices, and asks for the device itself.
+        self._copy = torch.library.Library("aten", "IMPL")
+        self._copy.impl("copy_", partial(self._call, torch.ops.aten.copy_.default), "CUDA")
 
     def _call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
         toggle = self._marks.toggle
         # An output may be given by name, and be an input too.
         given = {id(each): each for each in (*arguments, *named.values())}
-        marked = [each for each in given.values() if isinstance(each, torch.Tensor) and each.is_cuda]
+        marked = [each for each in given.values() if isinstance(each, torch.Tensor) and self._marks.is_marked(each)]
         # torch hands a number on as such where the operator wants it as a tensor.
         as_declared = (
             torch.tensor(each) if type(each) is int and str(declared.type) == "Tensor" else each
@@ -99,7 +111,7 @@ class OnCpu:
             for each in marked:
                 toggle(each)
         # An operator that works in place gives back what it got, which bears its mark again.
-        if isinstance(result, torch.Tensor) and not result.is_cuda:
+        if isinstance(result, torch.Tensor) and not self._marks.is_marked(result):
             toggle(result)
         return result
 
