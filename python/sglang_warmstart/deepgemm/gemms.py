@@ -427,7 +427,7 @@ def _scaled(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} operand in {_name(tensor.dtype)}, expected {_name(torch.float8_e4m3fn)}{expected}"
             )
     for name, scale in (("left", lhs_scale), ("right", rhs_scale)):
-        if scale.dtype == torch.int32 and not _is_tma(scale):
+        if scale.dtype == torch.int32 and not _is_packed(scale):
             raise UnsupportedCallError(f"{name} scale in int32, not M-major with columns of 16 bytes")
         if scale.dtype not in (torch.float32, torch.int32):
             raise UnsupportedCallError(f"{name} scale in {_name(scale.dtype)}, expected float32 or int32")
@@ -483,10 +483,18 @@ def _rhs_layout(scale: torch.Tensor) -> RhsScale:
 
 
 def _is_tma(scale: torch.Tensor) -> bool:
-    rows, columns = scale.shape[-2:]
-    strides = scale.stride()
-    in_groups = scale.dim() == 2 or scale.dtype.is_floating_point or strides[-3] == strides[-1] * columns
-    return bool(in_groups and (strides[-2] == 1 or rows == 1) and strides[-1] == _aligned(rows))
+    return scale.stride(-2) == 1 and scale.stride(-1) == _aligned(scale.shape[-2])
+
+
+def _is_packed(scale: torch.Tensor) -> bool:
+    *groups, rows, columns = scale.shape
+    padded = _aligned(rows)
+    expected = (*(padded * columns for _ in groups), 1, padded)
+    # The stride of a single row or column is anything.
+    return all(
+        length == 1 or found == wanted
+        for length, found, wanted in zip(scale.shape, scale.stride(), expected, strict=True)
+    )
 
 
 # A call's arguments, made.
