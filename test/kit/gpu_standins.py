@@ -207,7 +207,8 @@ class DeepGemm:
         """``d[i] = a[i] @ b[i].T`` for the first masked_m[i] rows of each group."""
         self._record("m_grouped_bf16_gemm_nt_masked", a, b, d, masked_m, expected_m=expected_m)
         for group, rows in enumerate(masked_m.tolist()):
-            d[group, :rows] = (a[group, :rows].float() @ b[group].float().T).to(d.dtype)
+            if rows:
+                d[group, :rows] = (a[group, :rows].float() @ b[group].float().T).to(d.dtype)
 
     def bf16_gemm_nt(self, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor) -> None:
         """``d = a @ b.T``"""

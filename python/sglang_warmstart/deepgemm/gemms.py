@@ -483,7 +483,8 @@ def _rhs_layout(scale: torch.Tensor) -> RhsScale:
 
 
 def _is_tma(scale: torch.Tensor) -> bool:
-    return scale.stride(-2) == 1 and scale.stride(-1) == _aligned(scale.shape[-2])
+    strides: tuple[int, ...] = scale.stride()
+    return strides[-2:] == (1, _aligned(scale.shape[-2]))
 
 
 def _is_packed(scale: torch.Tensor) -> bool:
