@@ -128,6 +128,7 @@ class DeepGemm:
             self.tf32_hc_prenorm_gemm,
             self.bf16_gemm_nt,
             self.fp8_gemm_nt,
+            self.fp8_fp4_gemm_nt,
             self.m_grouped_fp8_gemm_nt_contiguous,
             self.fp8_m_grouped_gemm_nt_masked,
             self.m_grouped_bf16_gemm_nt_contiguous,
@@ -164,6 +165,12 @@ class DeepGemm:
         _check_scales(a, b, block)
         assert b[0].shape == (n, k) and d.shape == (m, n)
         d.copy_(_dequantized(a, 1, block) @ _dequantized(b, block, block).T)
+
+    def fp8_fp4_gemm_nt(self, a: Scaled, b: Scaled, d: torch.Tensor, **words: Any) -> None:
+        """``d = a @ b.T`` with a scale for each row and block of columns of either."""
+        self._record("fp8_fp4_gemm_nt", *a, *b, d)
+        left, right = (_dequantized(each, *words[name]) for each, name in ((a, "recipe_a"), (b, "recipe_b")))
+        d.copy_(left @ right.T)
 
     def m_grouped_fp8_gemm_nt_contiguous(
         self, a: Scaled, b: Scaled, d: torch.Tensor, m_indices: torch.Tensor, **words: Any

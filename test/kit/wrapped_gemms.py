@@ -47,6 +47,27 @@ def dense(m: int = 5, n: int = N, k: int = K, lhs_scale: LhsScale = "k", rhs_sca
     return out
 
 
+def block_32(m: int = 5, n: int = N, k: int = K) -> torch.Tensor:
+    """``(m, k) @ (n, k).T`` in fp8 with blocks of 32, from SGLang 0.5.22 on; its result."""
+    from sglang.srt.layers import deep_gemm_wrapper
+
+    out = _unwritten(m, n)
+    lhs, rhs = (torch.ones(rows, k).to(torch.float8_e4m3fn) for rows in (m, n))
+    scales = torch.ones(m, k // 32), torch.ones(n // 32, k // 32)
+    deep_gemm_wrapper.gemm_nt_f8f8bf16((lhs, scales[0]), (rhs, scales[1]), out, recipe=(1, 32, 32))
+    return out
+
+
+def mxfp8(m: int = 5, n: int = N, k: int = K) -> torch.Tensor:
+    """``(m, k) @ (n, k).T`` in fp8 with a scale for 32 columns of a row, from SGLang 0.5.16 on; its result."""
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    out = _unwritten(m, n)
+    lhs, rhs = ((torch.ones(rows, k).to(torch.float8_e4m3fn), torch.ones(rows, k // 32)) for rows in (m, n))
+    entrypoint.gemm_nt_mxfp8_f8f8bf16(lhs, rhs, out)
+    return out
+
+
 def contiguous(
     m: int = 384, n: int = N, k: int = K, lhs_scale: LhsScale = "k", rhs_scale: RhsScale = "k"
 ) -> torch.Tensor:

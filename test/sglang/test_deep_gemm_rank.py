@@ -36,8 +36,10 @@ from kit.wrapped_gemms import (
     K,
     bf16,
     bf16_masked,
+    block_32,
     dense,
     masked,
+    mxfp8,
     overlapped,
     prenorm,
     target,
@@ -45,6 +47,7 @@ from kit.wrapped_gemms import (
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang_warmstart.deepgemm import gemms
+from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.sglang.exact_warmup import rank as ranks
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
 from sglang_warmstart.sglang.exact_warmup.rank import Rank, WarmupError
@@ -132,6 +135,24 @@ def test_the_first_call_becomes_a_target_with_its_layouts_and_loads_all_its_kern
     assert loaded == representatives_of(expected)
     assert real not in loaded
     assert deep_gemm_is_in_its_place(started)
+
+
+@pytest.mark.release("0.5.23")
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (block_32, target("GEMM_NT_F8F8BF16_BLOCK32", recipe=(1, 32, 32))),
+        (mxfp8, target(DENSE, function="fp8_fp4_gemm_nt", recipe_a=(1, 32), recipe_b=(1, 32))),
+    ],
+    ids=["block 32", "MXFP8"],
+)
+def test_the_first_call_with_smaller_blocks_becomes_a_target_too(
+    call: Callable[[], torch.Tensor], expected: Target, started: ServedRank
+) -> None:
+    for _ in range(2):
+        assert call().unique().tolist() == [K]
+    assert started.warmed == {expected}
+    assert ms(started) == [*representatives_of(expected), 5, 5]
 
 
 @pytest.mark.parametrize("kernel_type", HOOKED)
