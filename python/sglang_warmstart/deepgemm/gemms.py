@@ -323,10 +323,8 @@ class HcPrenorm:
         return arguments
 
 
-# Where SGLang calls two functions by one kernel type, the usual one is first.
-_ALL: tuple[Gemm, ...] = (
+_USUAL: tuple[Gemm, ...] = (
     Dense("GEMM_NT_F8F8BF16", "fp8_gemm_nt"),
-    Dense("GEMM_NT_F8F8BF16", "fp8_fp4_gemm_nt"),
     Dense("GEMM_NT_F8F8BF16_BLOCK32", "fp8_gemm_nt", recipe=(1, 32, 32)),
     GroupedContiguous("GROUPED_GEMM_NT_F8F8BF16_CONTIG", "m_grouped_fp8_gemm_nt_contiguous"),
     GroupedMasked("GROUPED_GEMM_NT_F8F8BF16_MASKED", "fp8_m_grouped_gemm_nt_masked"),
@@ -335,8 +333,9 @@ _ALL: tuple[Gemm, ...] = (
     GroupedMasked("GROUPED_GEMM_NT_BF16_MASKED", "m_grouped_bf16_gemm_nt_masked", scaled=False),
     HcPrenorm("TF32_HC_PRENORM_GEMM", "tf32_hc_prenorm_gemm"),
 )
-# The usual one of each kernel type.
-GEMMS: Mapping[str, Gemm] = {gemm.kernel_type: gemm for gemm in reversed(_ALL)}
+# The other function, where SGLang calls two by one kernel type.
+_ALL = (*_USUAL, Dense("GEMM_NT_F8F8BF16", "fp8_fp4_gemm_nt"))
+GEMMS: Mapping[str, Gemm] = {gemm.kernel_type: gemm for gemm in _USUAL}
 FUNCTIONS = frozenset(gemm.function for gemm in _ALL)
 
 

@@ -6,6 +6,7 @@ except the number of rows, and the range that the rows can take.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +23,7 @@ RhsType = Literal["", "fp4"]
 
 def _written(default: Any) -> Any:
     """A default that is written to files too: these fields were, before a target had others."""
-    return msgspec.field(default_factory=lambda: default)
+    return msgspec.field(default_factory=itertools.repeat(default).__next__)
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
