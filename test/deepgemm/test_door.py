@@ -40,12 +40,12 @@ def test_each_gemm_is_seen_with_its_arguments_and_answers_as_it_does(gemm: Gemm)
     setattr(library, gemm.function, lambda *args, **kwargs: (args, kwargs))
     door = Door(library, visitors, itself)
     arguments = tuple(range(len(gemm.parameters)))
-    last = gemm.parameters[-1]
-    answer = getattr(door, gemm.function)(*arguments[:-1], **{last: arguments[-1]}, signal="a signal")
-    assert answer == (arguments[:-1], {last: arguments[-1], "signal": "a signal"})
+    words = {gemm.parameters[-1]: arguments[-1], "signal": "a signal"}
+    words |= {"recipe": list(gemm.recipe)} if gemm.recipe else {}
+    assert getattr(door, gemm.function)(*arguments[:-1], **words) == (arguments[:-1], words)
     ((seen, by_name),) = visitors.seen
     assert seen == gemm.kernel_type
-    assert by_name == {**dict(zip(gemm.parameters, arguments, strict=True)), "signal": "a signal"}
+    assert by_name == {**dict(zip(gemm.parameters, arguments, strict=True)), **words}
 
 
 def test_a_call_that_is_let_through_computes() -> None:
@@ -67,10 +67,10 @@ def test_a_call_that_is_answered_does_not_reach_the_library() -> None:
 
 def test_all_else_is_the_librarys_own() -> None:
     library, visitors = DeepGemm().module, Visitors()
-    library.fp8_fp4_gemm_nt = object()
+    library.fp8_fp4_gemm_nn = object()
     library.__version__ = "0.1.0"
     door = Door(library, visitors, itself)
-    for name in ("fp8_fp4_gemm_nt", "get_num_sms", "set_num_sms", "get_mk_alignment_for_contiguous_layout"):
+    for name in ("fp8_fp4_gemm_nn", "get_num_sms", "set_num_sms", "get_mk_alignment_for_contiguous_layout"):
         assert getattr(door, name) is getattr(library, name)
     assert door.__version__ == "0.1.0"
     with pytest.raises(AttributeError, match="no_such_function"):
@@ -98,7 +98,7 @@ def test_arguments_beyond_the_known_ones_keep_their_place() -> None:
 
 @pytest.mark.parametrize("gemm", GEMMS.values(), ids=GEMMS)
 def test_known_arguments_and_those_that_are_none_are_fine(gemm: Gemm) -> None:
-    known = dict.fromkeys([*gemm.parameters, "recipe", "recipe_a", "recipe_b"], 1)
+    known = dict.fromkeys([*gemm.parameters, "recipe", "recipe_a", "recipe_b", "disable_ue8m0_cast"], 1)
     check_names(gemm, {**known, "signal": None, "c": None})
 
 

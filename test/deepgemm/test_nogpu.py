@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.nogpu import RELEASES, TARGETS, Recorder, call_on
+from kit.nogpu import BLACKWELL, RELEASES, TARGETS, Recorder, call_on
 from kit.toolchain import toolchain
 from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.cache import KernelCache
@@ -24,6 +24,7 @@ from sglang_warmstart.deepgemm.nogpu.host import KNOWN, PLACE, known_at
 from sglang_warmstart.deepgemm.nogpu.symbols import SymbolsError
 from sglang_warmstart.deepgemm.record.child import RecordingProblem
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.deepgemm.target import Target
 
 DENSE, CONTIGUOUS, MASKED, PRENORM = TARGETS
 ALL = pytest.mark.parametrize("version", RELEASES)
@@ -84,6 +85,39 @@ def test_another_capability_is_another_architecture(tmp_path: Path) -> None:
     target = msgspec.structs.replace(PRENORM, num_sms=148, m_max=1)
     (kernel,) = Recorder("0.2.5", tmp_path).record(target, gpu_of("b200"))
     assert "--gpu-architecture=sm_100f" in kernel.flags
+
+
+# On Blackwell; the soak has every release and every GPU
+
+B200 = gpu_of("b200")
+
+
+def on_b200(tmp_path: Path, version: str, target: Target) -> list[str]:
+    """The sources of the GEMMs of a target."""
+    kernels = Recorder(version, tmp_path).record(msgspec.structs.replace(target, num_sms=B200.num_sms), B200)
+    return [kernel.source for kernel in kernels if "gemm_" in kernel.directory]
+
+
+@pytest.mark.parametrize("name", ["dense", "contiguous FP4", "MXFP8", "block 32", "contiguous bf16"])
+def test_the_kernel_is_of_the_types_and_blocks_of_the_target(tmp_path: Path, name: str) -> None:
+    target, seen = BLACKWELL[name]
+    sources = on_b200(tmp_path, "0.2.5", target)
+    assert sources
+    for source in sources:
+        assert all(each in source for each in ("&sm100_", *seen)), source
+
+
+def test_scales_in_float32_are_packed_by_a_kernel(tmp_path: Path) -> None:
+    # Their columns are no multiple of four rows: some are packed by torch's operators.
+    target = msgspec.structs.replace(DENSE, m_max=5, num_sms=B200.num_sms, lhs_scale="tma")
+    names = [each.directory.split(".")[1] for each in Recorder("0.1.7", tmp_path).record(target, B200)]
+    assert {"transpose_and_pack_fp32_into_ue8m0", "pack_fp32_into_ue8m0"} <= set(names)
+
+
+def test_what_needs_blackwell_is_refused_by_the_library_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(RecordingProblem, match="Assertion error") as problem:
+        Recorder("0.2.5", tmp_path).record(BLACKWELL["contiguous FP4"][0], gpu_of("h200"))
+    assert "\n" not in str(problem.value)
 
 
 # What is recorded is what the library finds

@@ -249,8 +249,7 @@ def outputs(cache: Path, targets: Path) -> dict[str, Any]:
         deep_gemm.set_num_sms(each.target.num_sms)
         for use in each.kernels:
             library = RealOperands(deep_gemm)
-            gemm = gemms.GEMMS[each.target.kernel_type]
-            gemm.prepare(library, each.target, each.kernels[-1].m, gemms.ClaimedRoom())(use.m)
+            gemms.prepare(each.target, each.kernels[-1].m, gemms.ClaimedRoom(), library)(use.m)
             torch.cuda.synchronize()
             total = hashlib.sha256()
             for output in library.outputs:

@@ -128,8 +128,11 @@ class DeepGemm:
             self.tf32_hc_prenorm_gemm,
             self.bf16_gemm_nt,
             self.fp8_gemm_nt,
+            self.fp8_fp4_gemm_nt,
             self.m_grouped_fp8_gemm_nt_contiguous,
             self.fp8_m_grouped_gemm_nt_masked,
+            self.m_grouped_bf16_gemm_nt_contiguous,
+            self.m_grouped_bf16_gemm_nt_masked,
             self.get_compile_mode,
             self.set_compile_mode,
             self.get_num_sms,
@@ -158,9 +161,16 @@ class DeepGemm:
         """``d = a @ b.T``"""
         self._record("fp8_gemm_nt", *a, *b, d)
         (m, k), n = a[0].shape, b[0].shape[0]
-        _check_scales(a, b)
+        block = words.get("recipe", (1, _BLOCK, _BLOCK))[-1]
+        _check_scales(a, b, block)
         assert b[0].shape == (n, k) and d.shape == (m, n)
-        d.copy_(_dequantized(a, 1) @ _dequantized(b, _BLOCK).T)
+        d.copy_(_dequantized(a, 1, block) @ _dequantized(b, block, block).T)
+
+    def fp8_fp4_gemm_nt(self, a: Scaled, b: Scaled, d: torch.Tensor, **words: Any) -> None:
+        """``d = a @ b.T`` with a scale for each row and block of columns of either."""
+        self._record("fp8_fp4_gemm_nt", *a, *b, d)
+        left, right = (_dequantized(each, *words[name]) for each, name in ((a, "recipe_a"), (b, "recipe_b")))
+        d.copy_(left @ right.T)
 
     def m_grouped_fp8_gemm_nt_contiguous(
         self, a: Scaled, b: Scaled, d: torch.Tensor, m_indices: torch.Tensor, **words: Any
@@ -188,6 +198,24 @@ class DeepGemm:
             if rows:
                 left, right = (a[0][group, :rows], a[1][group, :rows]), (b[0][group], b[1][group])
                 d[group, :rows] = (_dequantized(left, 1) @ _dequantized(right, _BLOCK).T).to(d.dtype)
+
+    def m_grouped_bf16_gemm_nt_contiguous(
+        self, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, grouped_layout: torch.Tensor
+    ) -> None:
+        """``d = a @ b[grouped_layout].T``, row by row."""
+        self._record("m_grouped_bf16_gemm_nt_contiguous", a, b, d, grouped_layout)
+        for group in grouped_layout.unique().tolist():
+            rows = grouped_layout == group
+            d[rows] = (a[rows].float() @ b[group].float().T).to(d.dtype)
+
+    def m_grouped_bf16_gemm_nt_masked(
+        self, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int
+    ) -> None:
+        """``d[i] = a[i] @ b[i].T`` for the first masked_m[i] rows of each group."""
+        self._record("m_grouped_bf16_gemm_nt_masked", a, b, d, masked_m, expected_m=expected_m)
+        for group, rows in enumerate(masked_m.tolist()):
+            if rows:
+                d[group, :rows] = (a[group, :rows].float() @ b[group].float().T).to(d.dtype)
 
     def bf16_gemm_nt(self, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor) -> None:
         """``d = a @ b.T``"""
@@ -242,17 +270,17 @@ def _layout(lhs_scale: torch.Tensor) -> LhsScale:
     return "tma" if lhs_scale.stride(-2) == 1 and lhs_scale.stride(-1) % 4 == 0 else "k"
 
 
-def _check_scales(lhs: Scaled, rhs: Scaled) -> None:
+def _check_scales(lhs: Scaled, rhs: Scaled, block: int = _BLOCK) -> None:
     (*leading, m, k), n = lhs[0].shape, rhs[0].shape[-2]
     assert lhs[0].dtype == rhs[0].dtype == torch.float8_e4m3fn
     assert lhs[1].dtype == rhs[1].dtype == torch.float32
-    assert lhs[1].shape == (*leading, m, -(-k // _BLOCK))
-    assert rhs[1].shape == (*rhs[0].shape[:-2], -(-n // _BLOCK), -(-k // _BLOCK))
+    assert lhs[1].shape == (*leading, m, -(-k // block))
+    assert rhs[1].shape == (*rhs[0].shape[:-2], -(-n // block), -(-k // block))
 
 
-def _dequantized(operand: Scaled, rows: int) -> torch.Tensor:
+def _dequantized(operand: Scaled, rows: int, block: int = _BLOCK) -> torch.Tensor:
     values, scales = operand
-    spread = scales.repeat_interleave(rows, 0).repeat_interleave(_BLOCK, 1)
+    spread = scales.repeat_interleave(rows, 0).repeat_interleave(block, 1)
     return values.float() * spread[: values.shape[0], : values.shape[1]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -51,6 +51,46 @@ TARGETS = (
         out_dtype="float32",
     ),
 )
+
+_CONTIGUOUS, _MASKED = (
+    msgspec.structs.replace(each, m_max=m_max, num_groups=8) for each, m_max in zip(TARGETS[1:3], (128, 8), strict=True)
+)
+_BF16 = {"lhs_scale": "", "rhs_scale": ""}
+_PACKED = {"lhs_scale": "packed", "rhs_scale": "packed"}
+_FP4 = {**_PACKED, "rhs_type": "fp4", "recipe_a": (1, 128), "recipe_b": (1, 32)}
+_MXFP8 = {**_PACKED, "recipe_a": (1, 32), "recipe_b": (1, 32)}
+# As SGLang calls them on Blackwell, each with what its kernel has in its source: how many columns share a scale of the
+# left and of the right operand, which rows it takes, and their types.
+BLACKWELL: Mapping[str, tuple[Target, tuple[str, ...]]] = {
+    name: (msgspec.structs.replace(each, m_max=min(each.m_max, 128), **changed), seen)
+    for name, each, changed, seen in (
+        ("dense", _DENSE, _PACKED, ("128, 128, 128,", "Normal", "float_e4m3_t, cutlass::float_e4m3_t")),
+        ("contiguous", _CONTIGUOUS, _PACKED, ("128, 128, 128,", "Contiguous", "float_e4m3_t, cutlass::float_e4m3_t")),
+        ("masked", _MASKED, _PACKED, ("128, 128, 128,", "Masked", "float_e4m3_t, cutlass::float_e4m3_t")),
+        ("contiguous FP4", _CONTIGUOUS, _FP4, ("128, 32, 128,", "Contiguous", "detail::float_e2m1_unpacksmem_t")),
+        ("masked FP4", _MASKED, _FP4, ("128, 32, 128,", "Masked", "detail::float_e2m1_unpacksmem_t")),
+        (
+            "MXFP8",
+            _DENSE,
+            {**_MXFP8, "function": "fp8_fp4_gemm_nt", "disable_ue8m0_cast": True},
+            ("32, 32, 32,", "Normal", "float_e4m3_t, cutlass::float_e4m3_t"),
+        ),
+        ("contiguous MXFP8", _CONTIGUOUS, _MXFP8, ("32, 32, 32,", "Contiguous", "float_e4m3_t, cutlass::float_e4m3_t")),
+        (
+            "block 32",
+            _DENSE,
+            {"kernel_type": "GEMM_NT_F8F8BF16_BLOCK32", "recipe": (1, 32, 32), "lhs_scale": "packed"},
+            ("32, 32, 32,", "Normal", "float_e4m3_t, cutlass::float_e4m3_t"),
+        ),
+        (
+            "contiguous bf16",
+            _CONTIGUOUS,
+            {**_BF16, "kernel_type": "GROUPED_GEMM_NT_BF16_CONTIG"},
+            ("bf16_gemm_impl", "Contiguous"),
+        ),
+        ("masked bf16", _MASKED, {**_BF16, "kernel_type": "GROUPED_GEMM_NT_BF16_MASKED"}, ("bf16_gemm_impl", "Masked")),
+    )
+}
 
 
 class Recorder:

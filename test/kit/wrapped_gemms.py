@@ -19,6 +19,7 @@ M_MAX = 16384
 
 DENSE, BF16, PRENORM = "GEMM_NT_F8F8BF16", "GEMM_NT_BF16BF16F32", "TF32_HC_PRENORM_GEMM"
 CONTIGUOUS, MASKED = "GROUPED_GEMM_NT_F8F8BF16_CONTIG", "GROUPED_GEMM_NT_F8F8BF16_MASKED"
+BF16_CONTIGUOUS, BF16_MASKED = "GROUPED_GEMM_NT_BF16_CONTIG", "GROUPED_GEMM_NT_BF16_MASKED"
 
 
 def target(kernel_type: str, **others: Any) -> Target:
@@ -28,7 +29,7 @@ def target(kernel_type: str, **others: Any) -> Target:
         made |= {"lhs_scale": "k", "rhs_scale": "k"}
     if "GROUPED" in kernel_type:
         made["num_groups"] = GROUPS
-    if kernel_type == CONTIGUOUS:
+    if kernel_type in (CONTIGUOUS, BF16_CONTIGUOUS):
         made["m_alignment"] = 128
     if kernel_type == PRENORM:
         made["num_groups"] = 0
@@ -43,6 +44,27 @@ def dense(m: int = 5, n: int = N, k: int = K, lhs_scale: LhsScale = "k", rhs_sca
 
     out = _unwritten(m, n)
     deep_gemm_wrapper.gemm_nt_f8f8bf16(_lhs((m, k), lhs_scale), _rhs((n, k), rhs_scale), out)
+    return out
+
+
+def block_32(m: int = 5, n: int = N, k: int = K) -> torch.Tensor:
+    """``(m, k) @ (n, k).T`` in fp8 with blocks of 32, from SGLang 0.5.22 on; its result."""
+    from sglang.srt.layers import deep_gemm_wrapper
+
+    out = _unwritten(m, n)
+    lhs, rhs = (torch.ones(rows, k).to(torch.float8_e4m3fn) for rows in (m, n))
+    scales = torch.ones(m, k // 32), torch.ones(n // 32, k // 32)
+    deep_gemm_wrapper.gemm_nt_f8f8bf16((lhs, scales[0]), (rhs, scales[1]), out, recipe=(1, 32, 32))
+    return out
+
+
+def mxfp8(m: int = 5, n: int = N, k: int = K) -> torch.Tensor:
+    """``(m, k) @ (n, k).T`` in fp8 with a scale for 32 columns of a row, from SGLang 0.5.16 on; its result."""
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    out = _unwritten(m, n)
+    lhs, rhs = ((torch.ones(rows, k).to(torch.float8_e4m3fn), torch.ones(rows, k // 32)) for rows in (m, n))
+    entrypoint.gemm_nt_mxfp8_f8f8bf16(lhs, rhs, out)
     return out
 
 
@@ -94,6 +116,26 @@ def bf16(m: int = 5, n: int = N, k: int = K, lhs_major: Major = "k", rhs_major: 
     return out
 
 
+def bf16_contiguous(m: int = 384, n: int = N, k: int = K) -> torch.Tensor:
+    """Groups of rows, one after another, in bfloat16; the result."""
+    from sglang.srt.layers import deep_gemm_wrapper
+
+    out, group_of_row = _unwritten(m, n), torch.zeros(m, dtype=torch.int32)
+    lhs, rhs = torch.ones(m, k).bfloat16(), torch.ones(GROUPS, n, k).bfloat16()
+    deep_gemm_wrapper.grouped_gemm_nt_bf16_contig(lhs, rhs, out, group_of_row)
+    return out
+
+
+def bf16_masked(m: int = 64, n: int = N, k: int = K) -> torch.Tensor:
+    """Groups of so many rows in bfloat16, all of which count; the result."""
+    from sglang.srt.layers import deep_gemm_wrapper
+
+    out, rows = _unwritten(GROUPS, m, n), torch.full((GROUPS,), m, dtype=torch.int32)
+    lhs, rhs = torch.ones(GROUPS, m, k).bfloat16(), torch.ones(GROUPS, n, k).bfloat16()
+    deep_gemm_wrapper.grouped_gemm_nt_bf16_masked(lhs, rhs, out, rows, m)
+    return out
+
+
 def prenorm(m: int = 5, n: int = N, k: int = K, num_splits: int | None = None) -> torch.Tensor:
     """mHC's prenorm; the result, summed over the splits."""
     from sglang.srt.layers.deep_gemm_wrapper import entrypoint
@@ -112,6 +154,8 @@ CALLS: dict[str, Callable[..., torch.Tensor]] = {
     CONTIGUOUS: contiguous,
     MASKED: masked,
     BF16: bf16,
+    BF16_CONTIGUOUS: bf16_contiguous,
+    BF16_MASKED: bf16_masked,
     PRENORM: prenorm,
 }
 

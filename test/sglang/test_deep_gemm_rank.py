@@ -26,6 +26,8 @@ from kit.served_rank import ServedRank, compiled_for, representatives_of
 from kit.standin_library import TAKEN_GPU
 from kit.wrapped_gemms import (
     BF16,
+    BF16_CONTIGUOUS,
+    BF16_MASKED,
     CALLS,
     CONTIGUOUS,
     DENSE,
@@ -33,8 +35,11 @@ from kit.wrapped_gemms import (
     PRENORM,
     K,
     bf16,
+    bf16_masked,
+    block_32,
     dense,
     masked,
+    mxfp8,
     overlapped,
     prenorm,
     target,
@@ -42,6 +47,8 @@ from kit.wrapped_gemms import (
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang_warmstart.deepgemm import gemms
+from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.sglang.exact_warmup import rank as ranks
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
 from sglang_warmstart.sglang.exact_warmup.rank import Rank, WarmupError
 from sglang_warmstart.sglang.m_list import fast_m_list
@@ -107,6 +114,8 @@ LAYOUTS = {
     CONTIGUOUS: [{"lhs_scale": "k", "rhs_scale": "mn"}, {"lhs_scale": "tma", "rhs_scale": "k"}],
     MASKED: [{"lhs_scale": "k", "rhs_scale": "mn"}, {"lhs_scale": "tma", "rhs_scale": "k"}],
     BF16: [{"lhs_major": lhs, "rhs_major": rhs} for lhs in ("k", "mn") for rhs in ("k", "mn")],
+    BF16_CONTIGUOUS: [{}],
+    BF16_MASKED: [{}],
 }
 
 
@@ -128,11 +137,29 @@ def test_the_first_call_becomes_a_target_with_its_layouts_and_loads_all_its_kern
     assert deep_gemm_is_in_its_place(started)
 
 
+@pytest.mark.release("0.5.23")
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (block_32, target("GEMM_NT_F8F8BF16_BLOCK32", recipe=(1, 32, 32))),
+        (mxfp8, target(DENSE, function="fp8_fp4_gemm_nt", recipe_a=(1, 32), recipe_b=(1, 32))),
+    ],
+    ids=["block 32", "MXFP8"],
+)
+def test_the_first_call_with_smaller_blocks_becomes_a_target_too(
+    call: Callable[[], torch.Tensor], expected: Target, started: ServedRank
+) -> None:
+    for _ in range(2):
+        assert call().unique().tolist() == [K]
+    assert started.warmed == {expected}
+    assert ms(started) == [*representatives_of(expected), 5, 5]
+
+
 @pytest.mark.parametrize("kernel_type", HOOKED)
 def test_no_m_of_a_target_compiles_anything_afterwards(kernel_type: str, started: ServedRank) -> None:
     CALLS[kernel_type]()
     before = started.nvcc.runs
-    for m in (128, 256, 640) if kernel_type == CONTIGUOUS else (1, 16, 17, 40, 100, 129, 700):
+    for m in (128, 256, 640) if kernel_type in (CONTIGUOUS, BF16_CONTIGUOUS) else (1, 16, 17, 40, 100, 129, 700):
         assert CALLS[kernel_type](m=m).unique().tolist() == [K]
     assert started.nvcc.runs == before
 
@@ -302,47 +329,35 @@ def test_a_call_that_a_target_does_not_describe_is_left_to_sglang_with_what_it_i
     assert "the argument enable_overlap" in line or "the argument signal" in line
 
 
-def bf16_masked() -> None:
-    """A GEMM that SGLang wraps and DeepGEMM 0.1.0 does not have."""
-    from sglang.srt.layers import deep_gemm_wrapper
-
-    lhs, rhs = torch.ones(4, 64, K).bfloat16(), torch.ones(4, wrapped_gemms.N, K).bfloat16()
-    rows = torch.full((4,), 64, dtype=torch.int32)
-    deep_gemm_wrapper.grouped_gemm_nt_bf16_masked(lhs, rhs, torch.empty(4, 64, wrapped_gemms.N), rows, 64)
-
-
 @pytest.fixture
-def bf16_masked_calls(started: ServedRank) -> list[int]:
-    """The M of each call of that GEMM, of a DeepGEMM that has it."""
-    calls: list[int] = []
-    module: Any = started.deep_gemm.module
-    module.m_grouped_bf16_gemm_nt_masked = lambda *args, expected_m=None, **_: calls.append(expected_m or args[4])
-    return calls
+def bf16_masked_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if SGLang had wrapped a GEMM that nobody here has heard of."""
+    known = {name: gemm for name, gemm in ranks.GEMMS.items() if name != BF16_MASKED}
+    monkeypatch.setattr(ranks, "GEMMS", known)
 
 
-def test_a_gemm_that_is_not_known_is_left_to_sglang(
-    started: ServedRank, bf16_masked_calls: list[int], warnings: Callable[[], list[str]]
-) -> None:
+@pytest.mark.usefixtures("bf16_masked_unknown")
+def test_a_gemm_that_is_not_known_is_left_to_sglang(started: ServedRank, warnings: Callable[[], list[str]]) -> None:
     for _ in range(2):
-        bf16_masked()
-    assert bf16_masked_calls == [*SWEPT, 64, 64]
+        assert bf16_masked().unique().tolist() == [K]
+    assert ms(started) == [*SWEPT, 64, 64]
     (line,) = warnings()
-    assert "GROUPED_GEMM_NT_BF16_MASKED" in line
+    assert BF16_MASKED in line
     assert "not known to have such a GEMM" in line
 
 
 def by_another_function() -> None:
-    """As in SGLang 0.5.23, where one kernel type of the hook is called by two functions."""
+    """As if one kernel type of the hook were called by a function that nobody here has heard of."""
     kernel_type = sglang_compile_utils.DeepGemmKernelType[DENSE]
     with sglang_compile_utils.deep_gemm_execution_hook(5, wrapped_gemms.N, K, 1, kernel_type):
-        entrypoint.deep_gemm.fp8_fp4_gemm_nt()
+        entrypoint.deep_gemm.fp8_fp4_gemm_nn()
 
 
 @pytest.fixture
 def other_calls(started: ServedRank) -> list[int]:
     calls: list[int] = []
     module: Any = started.deep_gemm.module
-    module.fp8_fp4_gemm_nt = lambda: calls.append(1)
+    module.fp8_fp4_gemm_nn = lambda: calls.append(1)
     return calls
 
 
@@ -621,13 +636,14 @@ def test_strict_a_call_that_a_target_does_not_describe_is_raised(strict: ServedR
     expect_refusal(strict, lambda: masked(overlap_args=overlapped()), MASKED, "the argument ")
 
 
+@pytest.mark.usefixtures("bf16_masked_unknown")
 def test_strict_a_gemm_that_is_not_known_is_raised(strict: ServedRank) -> None:
-    expect_refusal(strict, bf16_masked, "GROUPED_GEMM_NT_BF16_MASKED", "not known")
+    expect_refusal(strict, bf16_masked, BF16_MASKED, "not known")
 
 
 def test_strict_a_call_that_does_not_come_by_is_raised(strict: ServedRank) -> None:
     module: Any = strict.deep_gemm.module
-    module.fp8_fp4_gemm_nt = lambda: None
+    module.fp8_fp4_gemm_nn = lambda: None
     by_another_function()
     expect_refusal(strict, by_another_function, DENSE, "another function")
 

@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sglang_warmstart.base.guard import guarded
-from sglang_warmstart.deepgemm.gemms import GEMMS, Gemm, UnsupportedCallError
-
-_BY_FUNCTION: Mapping[str, Gemm] = {gemm.function: gemm for gemm in GEMMS.values()}
+from sglang_warmstart.deepgemm.gemms import FUNCTIONS, Gemm, UnsupportedCallError, gemm_of_call
 
 # (the kernel type, the call's arguments by name, what makes the real call) -> what the caller gets
 OnCall = Callable[[Gemm, dict[str, Any], Callable[[], Any]], Any]
@@ -35,12 +33,12 @@ class Door:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._library, name)
-        gemm = _BY_FUNCTION.get(name)
-        if gemm is None:
+        if name not in FUNCTIONS:
             return value
         function = self._direct(name, value)
 
         def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            gemm = gemm_of_call(name, kwargs.get("recipe"))
             return self._on_call(gemm, named(gemm, args, kwargs), lambda: original(*args, **kwargs))
 
         return guarded(f"exact-warmup: deep_gemm.{name}", call, function)
@@ -58,7 +56,7 @@ def check_names(gemm: Gemm, arguments: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedCallError: names it.
     """
-    known = {*gemm.parameters, "recipe", "recipe_a", "recipe_b"}
+    known = {*gemm.parameters, "recipe", "recipe_a", "recipe_b", "disable_ue8m0_cast"}
     for name, value in arguments.items():
         if name not in known and value is not None:
             raise UnsupportedCallError(f"the argument {name}")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Marks:
     def __init__(self) -> None:
         keys = torch._C.DispatchKeySet
         cpu, cuda = (keys(each).raw_repr() for each in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
-        self.bits = cpu ^ cuda
+        self.bits, self._cuda_bits = cpu ^ cuda, cuda & ~cpu
         probe, other = torch.empty(2), torch.empty(2, device="meta")
         here, there = _bytes_of(probe), _bytes_of(other)
         own = torch._C._dispatch_keys(probe).raw_repr().to_bytes(8, "little")
@@ -59,13 +60,23 @@ class Marks:
         if not marked or probe.is_cuda or probe.device.type != "cpu" or torch.add(probe, 1).shape != probe.shape:
             raise MarkError(f"torch {torch.__version__}: a tensor cannot be marked as CUDA's")
 
+    def is_marked(self, tensor: torch.Tensor) -> bool:
+        """Whether torch takes a tensor to CUDA's kernels.
+
+        Not asked by its device: a view of a marked tensor in another dtype has its keys, and the device of the memory.
+        """
+        # This is on the path of every operator, and the first answer is the quicker one.
+        return tensor.is_cuda or bool(
+            ctypes.c_uint64.from_address(tensor._cdata + self.keys_at).value & self._cuda_bits
+        )
+
     def toggle(self, tensor: torch.Tensor) -> torch.Tensor:
         """Mark a tensor, or take the mark away. Returns it."""
         place = tensor._cdata
         word = ctypes.c_uint64.from_address(place + self.keys_at)
         word.value ^= self.bits
         device = (ctypes.c_char * 2).from_address(place + self.device_at)
-        device.raw = _CUDA_DEVICE if device.raw == _CPU_DEVICE else _CPU_DEVICE
+        device.raw = _CUDA_DEVICE if word.value & self._cuda_bits else _CPU_DEVICE
         return tensor
 
 
@@ -80,10 +91,17 @@ class OnCpu:
         self._marks = marks
         self._all = torch.library.Library("_", "IMPL")
         self._all.fallback(self._call, "CUDA")
+        # The one operator in use whose kernel is the same for all devices, and asks for the device itself.
+        self._copy = torch.library.Library("aten", "IMPL")
+        self._copy.impl("copy_", partial(self._call, torch.ops.aten.copy_.default), "CUDA")
 
     def _call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
-        toggle = self._marks.toggle
-        marked = [each for each in arguments if isinstance(each, torch.Tensor) and each.is_cuda]
+        toggle, is_marked = self._marks.toggle, self._marks.is_marked
+        marked = [each for each in arguments if isinstance(each, torch.Tensor) and is_marked(each)]
+        if "out" in named:
+            output = named["out"]  # it may be an input too
+            marked += [output] * (is_marked(output) and all(output is not each for each in marked))
+            arguments = _as_declared(operator, arguments)
         for each in marked:
             toggle(each)
         try:
@@ -92,7 +110,7 @@ class OnCpu:
             for each in marked:
                 toggle(each)
         # An operator that works in place gives back what it got, which bears its mark again.
-        if isinstance(result, torch.Tensor) and not result.is_cuda:
+        if isinstance(result, torch.Tensor) and not self._marks.is_marked(result):
             toggle(result)
         return result
 
@@ -126,6 +144,14 @@ class Door:
                     toggle(each)
 
         return enter
+
+
+def _as_declared(operator: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """torch hands a number on as such where the operator wants it as a tensor."""
+    return tuple(
+        torch.tensor(each) if type(each) is int and str(declared.type) == "Tensor" else each
+        for each, declared in zip(arguments, operator._schema.arguments, strict=False)
+    )
 
 
 def _here(value: Any) -> Any:
