@@ -79,8 +79,10 @@ class Bench:
             text=True,
         )
         if done.returncode != 0:
-            return {"error": f"status {done.returncode}: {done.stderr[-1500:]}"}
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+            return {
+                "error": f"status {done.returncode}: {done.stdout[-1500:]} {done.stderr[:1500]} {done.stderr[-1500:]}"
+            }
+        found: dict[str, Any] = json.loads((done.stdout.splitlines() or ["{}"])[-1])
         return found
 
     def recorded(self) -> None:
@@ -187,6 +189,9 @@ if __name__ == "__main__":
         fast = threading.Thread(target=bench.fast)
         fast.start()
         for step in options.steps.split(","):
-            getattr(bench, step)()
+            try:
+                getattr(bench, step)()
+            except Exception as error:  # the other steps are worth having
+                bench.keep(f"{step} failed", {"error": repr(error)})
         fast.join()
         bench.keep("seconds", {"whole": round(time.time() - begin, 1)})
