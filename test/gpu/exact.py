@@ -70,7 +70,7 @@ def pipeline(targets: Path, cache: Path, kind: str) -> dict[str, Any]:
     client = ServiceClient(start_service(os.environ.get("WARMSTART_BENCH_LIBRARY")).socket)
     client.hello(hello)
     client.restore()
-    time.sleep(10)  # as while weights are loaded: the service's forkserver imports torch
+    time.sleep(6)  # as while weights are loaded: the service's forkserver imports torch
     wanted = [each.target for each in read(targets)]
     start = time.perf_counter()
     answer = client.warm(wanted, torch.cuda.mem_get_info()[0], 500)

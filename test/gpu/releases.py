@@ -29,12 +29,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ROUNDS = (
-    ("without the GPU", "nogpu"),
-    ("on the GPU", "gpu"),
-    ("without the GPU", "nogpu"),
-    ("without the GPU", "nogpu"),
-)
+ROUNDS = ("nogpu", "gpu", "nogpu", "nogpu")
 LIBRARIES = {"nogpu": "sglang_warmstart.deepgemm.nogpu.library", "gpu": "sglang_warmstart.deepgemm.record.gpu"}
 
 
@@ -180,7 +175,7 @@ if __name__ == "__main__":
     parser.add_argument("--gpu", default="0")
     parser.add_argument("--cores", default="0-13")
     parser.add_argument("--fast-cores", default="14")
-    parser.add_argument("--steps", default="recorded,exact,compared,sweep")
+    parser.add_argument("--steps", default="recorded,exact,sweep,compared")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(options, Path(directory))

@@ -25,14 +25,15 @@ _HEAD = (
 )
 
 
-def complete(torch: Path) -> None:
+def complete(torch: Path, *others: Path) -> None:
     """Put a stand-in beside torch's libraries for each of NVIDIA's that they need.
 
     Args:
         torch: the directory of the package.
+        others: further libraries that need them.
     """
     libraries = torch / "lib"
-    ours = [path for path in libraries.glob("*.so*") if not path.is_symlink()]
+    ours = [*(path for path in libraries.glob("*.so*") if not path.is_symlink()), *others]
     needed: dict[str, dict[str, set[str]]] = {}
     loose: set[str] = set()
     for path in ours:

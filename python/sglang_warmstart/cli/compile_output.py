@@ -16,7 +16,6 @@ from sglang_warmstart.deepgemm.dialects.dialect import CUBIN
 from sglang_warmstart.deepgemm.plan import Plan
 from sglang_warmstart.libraries.cached import LibraryCache
 
-
 _BUNDLE_SUFFIX = ".zst"
 
 

@@ -17,8 +17,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.nogpu import build, symbols
 from sglang_warmstart.deepgemm.nogpu.build import BESIDE_CPU_TORCH, BESIDE_CUDA_TORCH, StandIn, StandInsError
@@ -72,7 +73,7 @@ KNOWN: Mapping[str, Known] = {
     "6b49a6012725f4f6": Known("0.2.1.post1", ("2.13",), "tvm-ffi, asked"),
     "07577179e26167d7": Known("0.2.2", ("2.13",), "tvm-ffi, asked"),
     "45664874e1f5e5e3": Known("0.2.3", ("2.13",), "operators"),
-    "481bbb33419a4ddd": Known("0.2.3.post2", ("2.13", "2.14"), "operators"),
+    "481bbb33419a4ddd": Known("0.2.3.post2", ("2.13", "2.14"), "operators", _HOPPER),
     "d4ca02ed2a448211": Known("0.2.5", ("2.13",), "operators"),
 }
 
@@ -154,9 +155,13 @@ class Host:
         StandInsError: it cannot be had; this process is as it was, or is to end.
     """
 
+    _failure: ClassVar[StandInsError | None] = None  # of this process
+
     def __init__(self, deep_gemm: Path, environment: Mapping[str, str]) -> None:
         fit = fitting(deep_gemm, environment)
         beside_cuda = fit.stand_ins is BESIDE_CUDA_TORCH
+        if Host._failure is not None:
+            raise Host._failure  # torch is loaded since then, and that is not why
         if "torch" in sys.modules and beside_cuda:
             raise StandInsError("torch is loaded: the stand-ins have to be before it")
         known, stand_ins, directory = fit.known, fit.stand_ins, fit.directory
@@ -176,7 +181,10 @@ class Host:
                 sys.path.insert(0, str(deep_gemm.parent))
             self.deep_gemm: Any = importlib.import_module("deep_gemm")
         except (ImportError, OSError) as error:
-            raise StandInsError(f"sgl-deep-gemm {known.version} cannot be loaded: {error}") from error
+            Host._failure = StandInsError(
+                f"sgl-deep-gemm {known.version} cannot be loaded: {first_line(error.__cause__ or error)}"
+            )
+            raise Host._failure from error
         if known.door != "tvm-ffi":
             self._open(known, maker)
 

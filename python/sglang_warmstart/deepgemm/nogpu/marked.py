@@ -1,10 +1,13 @@
 """Tensors in the CPU's memory that say they are CUDA's.
 
-DeepGEMM 0.1.6 and later asks each tensor whether it is CUDA's. torch answers that, and chooses an operator's kernel,
-by bits of the tensor's set of dispatch keys. So these are changed when a tensor goes in at DeepGEMM's door: by the
-stand-in that makes tensors (standins.c), or from 0.2.3 on, where DeepGEMM registers operators with torch, at each
-operator. There they are changed back when the tensor comes out. Operators of torch that DeepGEMM calls in between go to
-the CPU's kernels by a fallback.
+DeepGEMM 0.1.6 and later asks each tensor whether it is CUDA's. torch answers that by the tensor's device, and chooses
+an operator's kernel by bits of its set of dispatch keys. Both are changed when a tensor goes in at DeepGEMM's door: by
+the stand-in that makes tensors (standins.c), or from 0.2.3 on, where DeepGEMM registers operators with torch, at each
+operator. There they are changed back when the tensor comes out.
+
+The bits become those of ``PrivateUse1``, which torch keeps free for backends of others. So operators that DeepGEMM calls
+in between come to a fallback here, which has the CPU's kernels do them. By the bits of CUDA they would come to CUDA's
+own kernels, where torch is built with them.
 
 The alternative, a dispatch mode in Python, sees every operator and takes ten times as long.
 
@@ -15,12 +18,14 @@ looked for, not known, and tried before it is used.
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
+_FREE = "PrivateUse1"
 _BYTES = 256  # of a tensor's implementation that are looked at
 _CPU_DEVICE, _CUDA_DEVICE, _META_DEVICE = (bytes((kind, index)) for kind, index in ((0, 255), (1, 0), (14, 255)))
 
@@ -42,8 +47,8 @@ class Marks:
 
     def __init__(self) -> None:
         keys = torch._C.DispatchKeySet
-        cpu, cuda = (keys(each).raw_repr() for each in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
-        self.bits, self._cuda_bits = cpu ^ cuda, cuda & ~cpu
+        cpu, free = (keys(getattr(torch._C.DispatchKey, each)).raw_repr() for each in ("CPU", _FREE))
+        self.bits, self._free_bits = cpu ^ free, free & ~cpu
         probe, other = torch.empty(2), torch.empty(2, device="meta")
         here, there = _bytes_of(probe), _bytes_of(other)
         own = torch._C._dispatch_keys(probe).raw_repr().to_bytes(8, "little")
@@ -61,13 +66,13 @@ class Marks:
             raise MarkError(f"torch {torch.__version__}: a tensor cannot be marked as CUDA's")
 
     def is_marked(self, tensor: torch.Tensor) -> bool:
-        """Whether torch takes a tensor to CUDA's kernels.
+        """Whether torch takes a tensor to the fallback.
 
         Not asked by its device: a view of a marked tensor in another dtype has its keys, and the device of the memory.
         """
         # This is on the path of every operator, and the first answer is the quicker one.
         return tensor.is_cuda or bool(
-            ctypes.c_uint64.from_address(tensor._cdata + self.keys_at).value & self._cuda_bits
+            ctypes.c_uint64.from_address(tensor._cdata + self.keys_at).value & self._free_bits
         )
 
     def toggle(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -76,7 +81,7 @@ class Marks:
         word = ctypes.c_uint64.from_address(place + self.keys_at)
         word.value ^= self.bits
         device = (ctypes.c_char * 2).from_address(place + self.device_at)
-        device.raw = _CUDA_DEVICE if word.value & self._cuda_bits else _CPU_DEVICE
+        device.raw = _CUDA_DEVICE if word.value & self._free_bits else _CPU_DEVICE
         return tensor
 
 
@@ -90,10 +95,18 @@ class OnCpu:
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
         self._all = torch.library.Library("_", "IMPL")
-        self._all.fallback(self._call, "CUDA")
+        self._all.fallback(self._call, _FREE)
+        self._some = torch.library.Library("aten", "IMPL")
         # The one operator in use whose kernel is the same for all devices, and asks for the device itself.
-        self._copy = torch.library.Library("aten", "IMPL")
-        self._copy.impl("copy_", partial(self._call, torch.ops.aten.copy_.default), "CUDA")
+        self._implement("copy_", torch.ops.aten.copy_.default, _FREE)
+        # Those that make a tensor for a device, which is CUDA's.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._implement("empty.memory_format", torch.ops.aten.empty.memory_format, "CUDA")
+            self._implement("empty_strided", torch.ops.aten.empty_strided.default, "CUDA")
+
+    def _implement(self, name: str, operator: Any, key: str) -> None:
+        self._some.impl(name, partial(self._call, operator), key)
 
     def _call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
         toggle, is_marked = self._marks.toggle, self._marks.is_marked
