@@ -5,9 +5,9 @@ an operator's kernel by bits of its set of dispatch keys. Both are changed when 
 the stand-in that makes tensors (standins.c), or from 0.2.3 on, where DeepGEMM registers operators with torch, at each
 operator. There they are changed back when the tensor comes out.
 
-The bits become those of ``PrivateUse1``, which torch keeps free for backends of others. So operators that DeepGEMM calls
-in between come to a fallback here, which has the CPU's kernels do them. By the bits of CUDA they would come to CUDA's
-own kernels, where torch is built with them.
+The bits become those of ``PrivateUse1``, which torch keeps free for others. So operators that DeepGEMM calls in between
+come to a fallback here, which has the CPU's kernels do them. By the bits of CUDA they would come to CUDA's own kernels,
+where torch is built with them.
 
 The alternative, a dispatch mode in Python, sees every operator and takes ten times as long.
 
