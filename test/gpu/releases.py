@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sglang_warmstart.deepgemm import plan as plans
+
 HERE = Path(__file__).parent
 ROUNDS = ("nogpu", "gpu", "nogpu", "nogpu")
 LIBRARIES = {"nogpu": "sglang_warmstart.deepgemm.nogpu.library", "gpu": "sglang_warmstart.deepgemm.record.gpu"}
@@ -87,13 +89,11 @@ class Bench:
         found = self.run("nogpu.py", "compare", self.scratch / "compared.json", *files.values())
         if "error" not in found:
             release = json.loads((self.scratch / "compared.json").read_text())["releases"][self.options.version]
-            planned = {
-                (str(use["m"]), use["directory"])
-                for launch in self.plan["launches"]
-                for target in launch["targets"]
-                for use in target["kernels"]
-            }
-            here = {(str(m), directory) for uses in release["entries"].values() for m, directory in uses}
+            plan = plans.decode(self.options.plan.read_bytes())
+            names = plan.directories(Path(release["include"]))
+            uses = [use for launch in plan.launches for target in launch.targets for use in target.kernels]
+            planned = {(use.m, names[use.directory]) for use in uses}
+            here = {(m, directory) for uses in release["entries"].values() for m, directory in uses}
             release["same_as_plan"] = planned == here
             found = release
         self.keep("recorded", found)
