@@ -156,6 +156,42 @@ def _spread(group: list[dict[str, Any]], key: str, digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
 
 
+def releases() -> str:
+    """DeepGEMM's two JITs, without SGLang: recorded both ways, compiled elsewhere, and cold against FAST_WARMUP."""
+    versions = ("0.1.0", "0.2.3.post2")
+    found = [result(f"releases/{version}") for version in versions]
+    exact = [[each for each in one["exact"] if each["recorder"] == "nogpu"] for one in found]
+    totals = [sorted(each["seconds"] + each["load_s"] for each in rounds) for rounds in exact]
+    middle = [statistics.median(each) for each in totals]
+    rows = [
+        ["torch", *(one["about"]["torch"] for one in found)],
+        ["targets (kernels) recorded both ways", *(_recorded(one["recorded"]) for one in found)],
+        ["the same, to the byte", *(str(one["recorded"]["same"]).lower() for one in found)],
+        ["the same as in the plan made elsewhere", *(str(one["recorded"]["same_as_plan"]).lower() for one in found)],
+        [
+            "kernels compiled elsewhere, in a root that is only read: compiler runs over every M",
+            *(
+                f"{one['sweep']['compiler_runs']} ({sum(t['calls'] for t in one['sweep']['targets'])} calls)"
+                for one in found
+            ),
+        ],
+        [
+            "their results equal to those of DeepGEMM's own compiles",
+            *(f"{one['compared']['equal']} of {one['compared']['kernels']}" for one in found),
+        ],
+        ["cold record, compile, load: targets (kernels)", *(f"{r[0]['targets']} ({r[0]['kernels']})" for r in exact)],
+        ["seconds, 14 cores", *(f"{m:.1f} ({t[0]:.1f} to {t[-1]:.1f})" for m, t in zip(middle, totals, strict=True))],
+        ["FAST_WARMUP's sweep of the same targets: kernels", *(f"{one['fast']['kernels']}" for one in found)],
+        ["seconds", *(f"{one['fast']['seconds']:.1f}" for one in found)],
+        ["times faster", *(f"{one['fast']['seconds'] / m:.1f}" for one, m in zip(found, middle, strict=True))],
+    ]
+    return table(["", *(f"sgl-deep-gemm {version}" for version in versions)], rows)
+
+
+def _recorded(both: dict[str, Any]) -> str:
+    return f"{both['targets']} ({both['kernels']})"
+
+
 def nvrtc() -> str:
     """NVRTC with precompiled headers, 16 processes, beside 16 nvcc's."""
     found = result("nvrtc")
@@ -304,7 +340,18 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("|  |", "| |")
 
 
-TABLES = (start_up, criteria, patched, nvrtc, nvrtc_kernels, bundles, bundle_starts, seconds_of_a_start, watching)
+TABLES = (
+    start_up,
+    criteria,
+    patched,
+    releases,
+    nvrtc,
+    nvrtc_kernels,
+    bundles,
+    bundle_starts,
+    seconds_of_a_start,
+    watching,
+)
 
 if __name__ == "__main__":
     for make in TABLES:

@@ -35,7 +35,7 @@ _PARENT = """
 import pathlib, sys
 from sglang_warmstart.node.launch import start_service
 library, *paths = sys.argv[1:]
-service = start_service(library, *(pathlib.Path(path) if path else None for path in paths))
+service = start_service(library or None, *(pathlib.Path(path) if path else None for path in paths))
 print(service.process.pid, service.socket, flush=True)
 sys.stdin.read()
 """
@@ -46,7 +46,7 @@ class Node:
 
     Args:
         directory: for the log.
-        library: what the service takes for DeepGEMM.
+        library: what the service takes for DeepGEMM; empty for what it would choose.
         modules: a directory from which its processes import, too.
         restoring, plans: as of ``start_service``.
         environment: on top of this process's own.

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import pytest
 from kit.node import Node
 from kit.nogpu import TARGETS, call_on
 from kit.toolchain import toolchain
 from sglang_warmstart.deepgemm.dialects import DEEPJIT
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
-from sglang_warmstart.deepgemm.nogpu.host import PLACE
 from sglang_warmstart.node.protocol import Hello, Welcome
 
-VERSION = "0.2.5"
+VERSION = "0.2.3.post2"
 TARGET = msgspec.structs.replace(TARGETS[-1], m_max=32)
 PLENTY = 80 << 30
 
@@ -23,7 +21,7 @@ def hello(cache: str, deep_gemm: Path) -> Hello:
     """The first words of a rank of SGLang 0.5.23, as far as they go without its GPU."""
     return Hello(
         cache=cache,
-        environment={"CUDA_HOME": str(toolchain().cuda_home), PLACE: str(deep_gemm)},
+        environment={"CUDA_HOME": str(toolchain().cuda_home)},
         deep_gemm=str(deep_gemm),
         gpu=gpu_of("h200"),
         launch={"model": "DeepSeek-V4", "rank": "0"},
@@ -32,27 +30,26 @@ def hello(cache: str, deep_gemm: Path) -> Hello:
 
 
 def test_its_kernels_are_there_for_the_library_and_a_restart_asks_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     deep_gemm, cache = toolchain().deep_gemm_of(VERSION), tmp_path / "cache"
-    monkeypatch.setenv(PLACE, str(deep_gemm))
     words = hello(f"{cache}:{tmp_path / 'read only'}", deep_gemm)
-    library = "sglang_warmstart.deepgemm.nogpu.library"
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-    with Node(tmp_path / "first", library=library) as node:
+    with Node(tmp_path / "first", library="") as node:
         rank = node.client()
         assert rank.hello(words) == Welcome()
         assert rank.restore().targets == ()
         (warmed,) = rank.warm([TARGET], PLENTY, 100).targets
         assert warmed.error == ""
         (use,) = warmed.kernels
+        assert "targets are recorded without the GPU" in node.log
     assert DEEPJIT.is_whole(cache / "cache" / use.directory)
     assert call_on(str(cache), VERSION, [TARGET], tmp_path) == []
 
     # The same cache as a root that is only read, as in the layer of an image.
     elsewhere = tmp_path / "writable"
-    with Node(tmp_path / "second", library=library) as node:
+    with Node(tmp_path / "second", library="") as node:
         rank = node.client()
         rank.hello(msgspec.structs.replace(words, cache=f"{elsewhere}:{cache}"))
         answer = rank.restore()
@@ -70,3 +67,17 @@ def test_a_compiler_that_it_does_not_take_is_said(tmp_path: Path) -> None:
         assert "this DeepGEMM needs nvcc 12.9 or later, and this is 12.8" in node.client().hello(named).problem
         problem = node.client().hello(msgspec.structs.replace(words, kind="nvrtc")).problem
         assert problem == "the JIT of this DeepGEMM cannot use nvrtc: leave SGLANG_WARMSTART_COMPILER out"
+
+
+def test_where_the_stand_ins_fail_after_all_it_is_recorded_on_the_gpu(tmp_path: Path) -> None:
+    # A module that recording without a GPU needs, and that is noticed when it is imported.
+    code = "import sys\nsys.modules['sglang_warmstart.deepgemm.nogpu.room'] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(code, encoding="utf-8")
+    with Node(tmp_path, library="", modules=tmp_path) as node:
+        rank = node.client()
+        rank.hello(hello(str(tmp_path / "cache"), toolchain().deep_gemm_of(VERSION)))
+        (warmed,) = rank.warm([TARGET], PLENTY, 100).targets
+        log = node.log
+    assert "targets are recorded on the GPU: " in log and "nogpu.room" in log
+    assert warmed.error  # here is no GPU
+    assert "nogpu" not in warmed.error

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from kit.fork_server import ForkServer
 from kit.release import is_patched
+from kit.toolchain import toolchain
 
 if is_patched():
     pytest.skip("caches do not depend on the patches", allow_module_level=True)
@@ -54,3 +55,17 @@ def test_for_a_user_without_a_home_it_raises_nothing(forks: ForkServer, tmp_path
     done = forks.run(code, environment={"HOME": None, "SGLANG_DG_CACHE_DIR": None}, directory=tmp_path)
     theirs, ours = next(line for line in done.checked().splitlines() if line.startswith("caches")).split()[1:]
     assert ours == theirs
+
+
+def test_of_several_roots_it_is_the_one_that_is_written_if_this_deep_gemm_has_several(forks: ForkServer) -> None:
+    code = """
+import os, sys
+sys.path.insert(0, os.environ["PLACE"])
+from sglang_warmstart.sglang.caches import deep_gemm_cache
+print("root", deep_gemm_cache(os.environ))
+"""
+    roots = "/writable:/read/only"
+    for version, expected in {"0.2.5": "/writable", "0.1.7": roots}.items():
+        place = str(toolchain().deep_gemm_of(version).parent)
+        said = forks.run(code, environment={"SGLANG_DG_CACHE_DIR": roots, "PLACE": place}).checked()
+        assert f"root {expected}\n" in said

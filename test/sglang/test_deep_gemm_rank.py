@@ -24,6 +24,7 @@ from kit.node import Node
 from kit.release import installed_release, is_patched
 from kit.served_rank import ServedRank, compiled_for, representatives_of
 from kit.standin_library import TAKEN_GPU
+from kit.toolchain import toolchain
 from kit.wrapped_gemms import (
     BF16,
     BF16_CONTIGUOUS,
@@ -47,6 +48,7 @@ from kit.wrapped_gemms import (
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang_warmstart.deepgemm import gemms
+from sglang_warmstart.deepgemm.dialects import DEEPJIT
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.sglang.exact_warmup import rank as ranks
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
@@ -469,19 +471,30 @@ def test_all_waits_of_one_forward_have_one_limit_and_the_next_has_its_own(
     assert rank.warmed == {target(BF16)}
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_deep_gemm_whose_jit_no_server_has_tried_is_left_alone_with_one_line(
-    rank: ServedRank, runner: ModelRunner, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+def test_a_deep_gemm_with_deepjit_is_recorded_without_the_gpu_and_warmed(
+    cuda: CudaRuntime,
+    runner: ModelRunner,
+    compile_utils: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.delenv(STRICT, raising=False)
-    jit = rank.cache.parent / "deep_gemm" / "include" / "deep_jit" / "backend" / "cuda"
-    jit.mkdir(parents=True)
-    (jit / "backend.hpp").touch()
-    rank.connect(runner)
-    dense()
-    (line,) = [line for line in warnings() if "no exact warm-up" in line]
-    assert line.endswith("the JIT of this DeepGEMM (DeepJIT) was not tried in a server on a GPU yet")
-    assert "stub" not in rank.nvcc.runs  # nothing was recorded; what DeepGEMM compiles is its own
+    monkeypatch.setenv("CUDA_HOME", str(toolchain().cuda_home))
+    with Node(tmp_path, library="") as node:
+        rank = ServedRank(tmp_path, node, cuda, monkeypatch)
+        # What the rank itself calls is a stand-in; what the service asks for kernels is the real library.
+        package = toolchain().deep_gemm_of("0.2.3.post2")
+        monkeypatch.setattr(rank.deep_gemm.module, "__file__", str(package / "__init__.py"))
+        rank.connect(runner)
+        assert dense().unique().tolist() == [K]
+        assert "targets are recorded without the GPU" in node.log
+    (marker,) = rank.markers
+    (found,) = marker.targets
+    assert found.target == target(DENSE)
+    names = {use.directory for use in found.kernels}
+    assert {name.partition(".")[0] for name in names} == {"sm90_fp8_gemm_1d2d", "transpose_fp32"}
+    assert all(DEEPJIT.is_whole(rank.cache / "cache" / name) for name in names)
+    assert "stub" not in rank.nvcc.runs
 
 
 def test_what_took_no_time_leaves_time_for_others(started: ServedRank, warnings: Callable[[], list[str]]) -> None:

@@ -16,7 +16,7 @@ ALL_CACHES = "SGLANG_CACHE_DIR"
 
 
 def deep_gemm_cache(environment: Mapping[str, str]) -> Path:
-    """The root of DeepGEMM's cache of a server with this environment.
+    """The root of DeepGEMM's cache of a server with this environment; of several, the one that is written.
 
     It raises nothing for a user who has no home: as for SGLang, it is then a directory ``~`` in the working directory.
 
@@ -24,6 +24,11 @@ def deep_gemm_cache(environment: Mapping[str, str]) -> Path:
     DeepGEMM, which SGLang hands an empty value on to.
     """
     named = environment.get(DEEP_GEMM_CACHE)
+    if named and ":" in named:
+        # Not above: the plugin is imported by every process of SGLang.
+        from sglang_warmstart.libraries.deep_gemm import installed_dialect
+
+        return installed_dialect().roots(named)[0]
     if named:
         return Path(named)
     if named is not None:

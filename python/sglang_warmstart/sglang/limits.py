@@ -30,11 +30,9 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
     "exact-warmup": (
         Limit("0.5.13", "partly", "the dry forwards miss the prefill kernels of DeepEP's mode auto"),
         Limit("0.5.14", "partly", "there are no dry forwards: each target is warmed when it is first called"),
-        Limit("0.5.20", "no effect", "this DeepGEMM's JIT was not tried in a server on a GPU yet"),
     ),
     "bundle-restore": (
         Limit("0.5.18", "partly", "the caches of Triton, FlashInfer and TileLang are restored where they were before"),
-        Limit("0.5.20", "no effect", "this DeepGEMM's JIT was not tried in a server on a GPU yet"),
     ),
     "hc-prenorm": (Limit("0.5.14", "no effect", "SGLang's own wrapper has no warm-up"),),
     "mhc-prewarm": (

@@ -7,6 +7,7 @@ with, and every symbol of CUDA that it asks for has a stand-in.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.deepgemm.identity import Gpu
@@ -155,13 +156,9 @@ class Host:
         StandInsError: it cannot be had; this process is as it was, or is to end.
     """
 
-    _failure: ClassVar[StandInsError | None] = None  # of this process
-
     def __init__(self, deep_gemm: Path, environment: Mapping[str, str]) -> None:
         fit = fitting(deep_gemm, environment)
         beside_cuda = fit.stand_ins is BESIDE_CUDA_TORCH
-        if Host._failure is not None:
-            raise Host._failure  # torch is loaded since then, and that is not why
         if "torch" in sys.modules and beside_cuda:
             raise StandInsError("torch is loaded: the stand-ins have to be before it")
         known, stand_ins, directory = fit.known, fit.stand_ins, fit.directory
@@ -181,10 +178,8 @@ class Host:
                 sys.path.insert(0, str(deep_gemm.parent))
             self.deep_gemm: Any = importlib.import_module("deep_gemm")
         except (ImportError, OSError) as error:
-            Host._failure = StandInsError(
-                f"sgl-deep-gemm {known.version} cannot be loaded: {first_line(error.__cause__ or error)}"
-            )
-            raise Host._failure from error
+            reason = first_line(error.__cause__ or error)
+            raise StandInsError(f"sgl-deep-gemm {known.version} cannot be loaded: {reason}") from error
         if known.door != "tvm-ffi":
             self._open(known, maker)
 
@@ -211,6 +206,26 @@ class Host:
         """
         major, minor = gpu.capability
         self._describe(gpu.num_sms, major, minor, _L2_BYTES, _SHARED_BYTES, other_bytes)
+
+
+@functools.cache
+def _host(deep_gemm: Path) -> Host | StandInsError:
+    try:
+        return Host(deep_gemm, os.environ)
+    except StandInsError as error:
+        return error
+
+
+def host_of(deep_gemm: Path) -> Host:
+    """That of this process, which can load it once: a second try would fail for what the first one has left.
+
+    Raises:
+        StandInsError: it cannot be had.
+    """
+    found = _host(deep_gemm)
+    if isinstance(found, StandInsError):
+        raise found
+    return found
 
 
 # Beside a torch for CUDA, the other libraries that DeepGEMM is linked to are there; these have to be stood in for.

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from sglang_warmstart.deepgemm.identity import Gpu
-from sglang_warmstart.deepgemm.nogpu.host import PLACE, Host
+from sglang_warmstart.deepgemm.nogpu.host import PLACE, host_of
 from sglang_warmstart.deepgemm.target import Target
 
 
@@ -21,7 +21,7 @@ def _place() -> Path:
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else Path("deep_gemm")
 
 
-_host = Host(_place(), os.environ)
+_host = host_of(_place())
 
 from sglang_warmstart.deepgemm import gemms  # noqa: E402  (torch is loaded now)
 from sglang_warmstart.deepgemm.nogpu.room import CpuRoom  # noqa: E402

@@ -23,7 +23,6 @@ from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
-from sglang_warmstart.deepgemm.dialects import DEEPJIT
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.ledger import Ledger
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
@@ -192,10 +191,6 @@ class ExactWarmup:
 
         compile_utils = self._compile_utils
         library = compile_utils.deep_gemm
-        if DEEPJIT.is_of(Path(library.__file__).parent):
-            # Its kernels are recorded, compiled and found, but no server has loaded one on a GPU so far.
-            _refuse("the JIT of this DeepGEMM (DeepJIT) was not tried in a server on a GPU yet", strict)
-            return None
         path = os.environ.get(SERVICE)
         if path is None:
             _refuse("no service was started with this server", strict)
