@@ -12,7 +12,7 @@ from sglang_warmstart.deepgemm.gemms import GEMMS
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
 from sglang_warmstart.deepgemm.target import Target
-from sglang_warmstart.deepgemm.wanted import WantedError, read
+from sglang_warmstart.deepgemm.wanted import WantedError, moved, read
 
 H200, B200 = gpu_of("h200"), gpu_of("b200")
 DENSE = {"kernel_type": "GEMM_NT_F8F8BF16", "n": 4096, "k": 7168}
@@ -148,3 +148,14 @@ def test_what_deep_gemm_cannot_have_is_one_line(item: dict[str, object], gpu: Gp
 def test_what_is_recorded_on_blackwell_can_be_asked_for(name: str) -> None:
     target, _ = BLACKWELL[name]
     assert read(msgspec.json.encode([target]), B200) == [target]
+
+
+def test_a_target_on_another_gpu_has_the_scales_that_are_usual_there() -> None:
+    (hopper,), (blackwell,) = (read(msgspec.json.encode([DENSE]), gpu) for gpu in (H200, B200))
+    there = moved(hopper, H200.num_sms, B200)
+    assert there == blackwell != hopper
+    assert moved(there, B200.num_sms, H200) == hopper
+    fewer = msgspec.structs.replace(hopper, num_sms=120)
+    assert moved(fewer, 132, gpu_of("h20")).num_sms == 78 - 12
+    # What a server passes otherwise than usual is kept, where it can be.
+    assert moved(msgspec.structs.replace(hopper, lhs_scale="k"), 132, gpu_of("h20")).lhs_scale == "k"

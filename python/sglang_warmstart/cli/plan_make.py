@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -111,19 +110,14 @@ def _wishes(source: Path, gpu: Gpu | None, nvcc: str | None, deep_gemm: Path) ->
                 gpu or Gpu(launch.gpu, launch.num_sms, launch.capability, 0),
                 launch.settings,
                 launch.launch,
-                tuple(_moved(each.target, launch.num_sms, gpu) for each in launch.targets),
+                tuple(
+                    wanted.moved(each.target, launch.num_sms, gpu) if gpu else each.target for each in launch.targets
+                ),
             )
             for launch in plan.launches
         )
     }
     return list(wishes.values()), plan.compiler if nvcc is None else _version_here(nvcc, deep_gemm)
-
-
-def _moved(target: Target, num_sms: int, gpu: Gpu | None) -> Target:
-    """A target on another GPU: as many SMs less than all as there."""
-    if gpu is None or target.num_sms > num_sms:
-        return target
-    return msgspec.structs.replace(target, num_sms=max(gpu.num_sms - (num_sms - target.num_sms), 1))
 
 
 def _version_here(nvcc: str | None, deep_gemm: Path) -> str:

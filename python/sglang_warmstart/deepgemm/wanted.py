@@ -65,6 +65,21 @@ def read(data: bytes, gpu: Gpu) -> list[Target]:
     return list(dict.fromkeys(targets))
 
 
+def moved(target: Target, num_sms: int, gpu: Gpu) -> Target:
+    """A target as a server has it on another GPU: as many SMs less than all, and the scales that are usual there.
+
+    Args:
+        num_sms: all SMs of the GPU that it is from.
+    """
+    sms = target.num_sms if target.num_sms > num_sms else max(gpu.num_sms - (num_sms - target.num_sms), 1)
+    gemm = GEMMS[target.kernel_type]
+    changed: dict[str, Any] = {"num_sms": sms}
+    if gemm.scaled and ("packed" in (target.lhs_scale, target.rhs_scale)) != (gpu.capability >= _BLACKWELL):
+        usual = _usual(target.kernel_type, {}, gpu)
+        changed |= {name: usual[name] for name in _SCALES}
+    return msgspec.structs.replace(target, **changed)
+
+
 def _target(number: int, item: dict[str, Any], gpu: Gpu) -> Target:
     kind = item.get("kernel_type")
     if kind not in GEMMS:
