@@ -243,7 +243,11 @@ class Service:
     async def _find_way(self, hello: Hello) -> Way:
         if self._library is not None:
             return Way(self._library, "it was asked for")
-        way = await asyncio.to_thread(way_for, Path(hello.deep_gemm), hello.gpu, os.environ)
+        try:
+            way = await asyncio.to_thread(way_for, Path(hello.deep_gemm), hello.gpu, os.environ)
+        except Exception as error:
+            # Whatever a fork's torch or DeepGEMM looks like, it was recorded on the GPU before.
+            way = Way(ON_GPU, f"{type(error).__name__}: {error}")
         logger.info("targets are recorded %s", f"on the GPU: {way.reason}" if way.takes_gpu else "without the GPU")
         return way
 
