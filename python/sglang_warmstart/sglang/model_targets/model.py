@@ -6,6 +6,7 @@ load the model, and the model is only built.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,12 @@ def runner_of(server_args: Any, tp_rank: int, pp_rank: int, build: Callable[[Any
         build: makes the model of a runner that is ready to load one.
     """
     from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.managers.scheduler import Scheduler
 
-    return _runner(server_args, ModelConfig.from_server_args(server_args), tp_rank, pp_rank, build, is_draft=False)
+    config = ModelConfig.from_server_args(server_args)
+    # Which libraries run GEMMs and experts is decided by the scheduler, before it makes a runner.
+    Scheduler.init_moe_gemm_config(types.SimpleNamespace(server_args=server_args, model_config=config))
+    return _runner(server_args, config, tp_rank, pp_rank, build, is_draft=False)
 
 
 def draft_runner_of(server_args: Any, tp_rank: int, build: Callable[[Any], Any]) -> Any | None:

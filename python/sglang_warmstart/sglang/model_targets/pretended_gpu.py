@@ -32,6 +32,7 @@ MEMORY_MIB: Mapping[str, int] = {
 }
 # SGLang asks for the CUDA version of the torch that will serve: a build for one that it supports on all these GPUs.
 _CUDA = "13.0"
+_NCCL = (2, 28, 9)
 
 
 class _Stream:
@@ -134,6 +135,7 @@ def pretend(gpu: Gpu, count: int) -> contextlib.AbstractContextManager[Any]:
     for name, value in answers.items():
         setattr(torch.cuda, name, value)
     torch.version.cuda = _CUDA
+    torch.cuda.nccl.version = answer(_NCCL)
     torch._C._cuda_getDeviceCount = answer(count)
     torch._C._cuda_getCurrentRawStream = answer(0)
     return _on_the_gpu()
