@@ -6,8 +6,8 @@ SGLang makes its groups itself, and so decides who is in them. Only the class of
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch

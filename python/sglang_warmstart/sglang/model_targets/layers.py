@@ -6,8 +6,10 @@ the model.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sglang_warmstart.base.errors import one_line
@@ -45,10 +47,22 @@ class Calls:
                 self._call(module, method)
             except Exception as error:
                 # Whatever it is, it is this layer that is not known.
-                self._not_found(name, f"{type(method).__name__}: its call failed: {one_line(error)}")
+                self._not_found(name, f"{type(method).__name__}: its call failed: {_where(error)}")
             for reason in self.recorder.unknown:
                 self._not_found(name, f"deep_gemm.{reason}")
             self.recorder.unknown.clear()
+
+    def call_split_buckets(self, runner: Any) -> None:
+        """Call what a model has beside its layers: mHC's prenorm, once for each number of splits."""
+        from sglang_warmstart.sglang.mhc_prewarm import BUCKETS, longest_forward
+
+        call = getattr(runner.model, BUCKETS, None)
+        if call is None:
+            return
+        try:
+            call(longest_forward(runner.server_args), runner.device)
+        except Exception as error:
+            self._not_found("mHC", f"{BUCKETS}: its call failed: {_where(error)}")
 
     def _not_found(self, name: str, reason: str) -> None:
         self.not_found.append(NotFound(name, reason))
@@ -65,6 +79,12 @@ class Calls:
         if width is None:
             width = module.embedding_dim
         method.apply(module, torch.empty((_TOKENS, width), dtype=self.dtype, device="cuda"))
+
+
+def _where(error: Exception) -> str:
+    """An error in one line, with the line of the source that raised it: an assertion often has no text."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{one_line(error)} ({Path(last.filename).name}:{last.lineno})"
 
 
 def _holds_no_gemm(module: Any, method: Any) -> bool:

@@ -17,21 +17,26 @@ from typing import Any
 # Always stood in for: their libraries do not load without a driver, and their kernels would not run. A GPU server has
 # them, so SGLang is to find them.
 GPU_PACKAGES = ("sgl_kernel", "deep_ep", "flashinfer", "flash_mla")
+# As those, but what is called are decorators: what they return is a kernel.
+_LANGUAGES = ("tilelang",)
 # Stood in for only if they are not installed: SGLang imports them on every machine.
-_COMMON_PACKAGES = ("torchvision", "tilelang")
+_COMMON_PACKAGES = ("torchvision",)
 
 
 class _Anything(type):
-    """A class of which every attribute is another one. A call returns nothing."""
+    """A class of which every attribute is another one. A call returns nothing, or in a language the class itself."""
+
+    is_kernel = False
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _anything(f"{cls.__name__}.{name}")
+        return _anything(f"{cls.__name__}.{name}", is_kernel=cls.is_kernel)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        # A class that SGLang derives from it is its own.
-        return None if cls.__dict__.get("stands_in") else super().__call__(*args, **kwargs)
+        if not cls.__dict__.get("stands_in"):
+            return super().__call__(*args, **kwargs)  # a class that SGLang derives from it is its own
+        return cls if cls.is_kernel else None
 
     def __getitem__(cls, _item: Any) -> Any:
         return cls
@@ -40,8 +45,8 @@ class _Anything(type):
         return iter(())
 
 
-def _anything(name: str) -> Any:
-    return _Anything(name, (), {"stands_in": True})
+def _anything(name: str, *, is_kernel: bool = False) -> Any:
+    return _Anything(name, (), {"stands_in": True, "is_kernel": is_kernel})
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -72,7 +77,7 @@ class _StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value = _anything(name)
+        value = _anything(name, is_kernel=self.__name__.partition(".")[0] in _LANGUAGES)
         setattr(self, name, value)
         return value
 
@@ -80,7 +85,7 @@ class _StandIn(types.ModuleType):
 def stand_in() -> None:
     """Make all of it importable. Before SGLang is imported."""
     missing = [name for name in _COMMON_PACKAGES if importlib.util.find_spec(name) is None]
-    sys.meta_path.insert(0, _Finder((*GPU_PACKAGES, *missing)))
+    sys.meta_path.insert(0, _Finder((*GPU_PACKAGES, *_LANGUAGES, *missing)))
     import torch
 
     for name in GPU_PACKAGES:
@@ -97,11 +102,11 @@ def stand_in() -> None:
 
 def silence_kernels() -> None:
     """Let kernels of Triton and of SGLang's own JIT do nothing. Before the modules that use them are imported."""
-    from triton.runtime.jit import KernelInterface
+    from triton.runtime import jit  # type: ignore[import-not-found]
 
     def launch(*_args: Any, **_kwargs: Any) -> None: ...
 
-    KernelInterface.__getitem__ = lambda _self, _grid: launch
+    jit.KernelInterface.__getitem__ = lambda _self, _grid: launch
     from sglang.jit_kernel import utils
 
     utils.load_jit = lambda *_args, **_kwargs: _anything("jit")

@@ -120,7 +120,9 @@ def build_model(runner: Any) -> Any:
     kind, _ = get_model_architecture(config)
     wanted = list(config.hf_config.architectures)
     if kind.__name__.startswith("Transformers"):
-        raise RefusalError(f"this SGLang has no class of its own for {', '.join(wanted)}, or it cannot be imported here")
+        raise RefusalError(
+            f"this SGLang has no class of its own for {', '.join(wanted)}, or it cannot be imported here"
+        )
     load_config = LoadConfig(load_format="dummy", draft_model_idx=runner.draft_model_idx)
     quantisation = loader._get_quantization_config(config, load_config)
     with set_default_torch_dtype(config.dtype), torch.device("cuda"):

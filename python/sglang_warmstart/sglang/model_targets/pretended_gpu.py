@@ -154,7 +154,7 @@ _SAYS_DEVICE, _SAYS_CUDA, _SAYS_META = (
 )
 
 
-class _SaidToBeThere(TorchFunctionMode):
+class _SaidToBeThere(TorchFunctionMode):  # type: ignore[misc]
     """What is put on the GPU is put where tensors have no data, and says that it is on the GPU."""
 
     def __torch_function__(
@@ -162,14 +162,16 @@ class _SaidToBeThere(TorchFunctionMode):
     ) -> Any:
         if func == torch.Tensor.cuda:
             return args[0].to(_NO_DATA)
-        if func in (_SAYS_CUDA, _SAYS_META):
-            return func(*args) if func is not _SAYS_CUDA else _SAYS_META(*args)
+        if func == _SAYS_CUDA:
+            return _SAYS_META(*args)
         if func == _SAYS_DEVICE:
             found = func(*args)
             return torch.device("cuda", 0) if found == _NO_DATA else found
         if func is torch.device:
             return func(*args, **(kwargs or {}))
-        return func(*map(_placed, args), **{name: _placed(value) for name, value in (kwargs or {}).items()})
+        # Only CUDA can pin.
+        named = {name: _placed(value) for name, value in (kwargs or {}).items() if name != "pin_memory"}
+        return func(*map(_placed, args), **named)
 
 
 def _placed(value: Any) -> Any:
@@ -181,7 +183,7 @@ def _is_on_gpu(value: Any) -> bool:
     return isinstance(value, torch.device) and value.type == "cuda"
 
 
-class _WithoutData(TorchDispatchMode):
+class _WithoutData(TorchDispatchMode):  # type: ignore[misc]
     """Makes up values where Python asks for one.
 
     Such a value may be a token count and never the size of a weight: a model takes those from its configuration.
@@ -192,7 +194,6 @@ class _WithoutData(TorchDispatchMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = func._schema.name
-        kwargs.pop("pin_memory", None)
         if name == "aten::is_pinned":
             return False
         if name in ("aten::_pin_memory", "aten::pin_memory", "aten::record_stream"):

@@ -42,17 +42,17 @@ class Recorder:
         else:
             self.targets.setdefault(target)
 
-    def module(self) -> types.ModuleType:
-        """What SGLang imports as ``deep_gemm``."""
-        library, utils = _Library("deep_gemm", self), types.ModuleType("deep_gemm.utils")
-        layout = types.ModuleType("deep_gemm.utils.layout")
-        library.__path__, utils.__path__ = [], []
-        library.utils, utils.layout = utils, layout
-        for place in (library, layout, utils):
-            place.get_mn_major_tma_aligned_tensor = _tma_aligned
-            place.get_tma_aligned_size = _tma_aligned_size
-            place.get_mk_alignment_for_contiguous_layout = lambda: _ALIGNMENT
-        return library
+    def modules(self) -> dict[str, types.ModuleType]:
+        """What SGLang imports as ``deep_gemm``, by name."""
+        library = _Library("deep_gemm", self)
+        found = {name: types.ModuleType(name) for name in ("deep_gemm.utils", "deep_gemm.utils.layout")}
+        found = {"deep_gemm": library, **found}
+        for name, module in found.items():
+            vars(module).update(_HELPERS, __path__=[])
+            parent, _, last = name.rpartition(".")
+            if parent:
+                setattr(found[parent], last, module)
+        return found
 
 
 class _Library(types.ModuleType):
@@ -92,8 +92,25 @@ def _tma_aligned_size(size: int, element_size: int) -> int:
 
 
 def _tma_aligned(scale: Any) -> Any:
-    """The scales, M-major with padded columns. Source: ``get_mn_major_tma_aligned_tensor`` of DeepGEMM."""
+    """The scales, M-major with padded columns. Source: ``csrc/apis/layout.hpp`` of DeepGEMM, as the next one."""
     *groups, rows, columns = scale.shape
     aligned = _tma_aligned_size(rows, scale.element_size())
     padded = scale.new_empty((*groups, columns, aligned))
     return padded.transpose(-1, -2)[..., :rows, :]
+
+
+def _packed(scale: Any) -> Any:
+    """The same with the exponents of four scales in one number."""
+    import torch
+
+    *groups, rows, columns = scale.shape
+    return _tma_aligned(scale.new_empty((*groups, rows, -(-columns // 4)), dtype=torch.int32))
+
+
+# Functions of DeepGEMM that launch no GEMM, and that SGLang lays out scales with.
+_HELPERS = {
+    "get_mk_alignment_for_contiguous_layout": lambda: _ALIGNMENT,
+    "get_mn_major_tma_aligned_packed_ue8m0_tensor": _packed,
+    "get_mn_major_tma_aligned_tensor": _tma_aligned,
+    "get_tma_aligned_size": _tma_aligned_size,
+}
