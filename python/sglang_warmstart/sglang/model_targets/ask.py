@@ -20,7 +20,7 @@ from sglang_warmstart.sglang.model_targets.protocol import Answer, NotFound, Que
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError
 
 # The process must not sweep, compile, load a GPU's libraries or ask the network.
-_SETTINGS: Mapping[str, str] = {
+SETTINGS: Mapping[str, str] = {
     "SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0",
     "SGLANG_NCCL_SO_PATH": "/nonexistent",
     "TORCHDYNAMO_DISABLE": "1",
@@ -50,7 +50,7 @@ def ranks_of(arguments: Sequence[str], gpu: Gpu, begun: Callable[[str], None] = 
         try:
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **_SETTINGS},
+                env={**os.environ, **SETTINGS},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -11,78 +11,114 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import IO, Any
 
 import msgspec
 
 from sglang_warmstart.base.errors import StandsAsideError, first_line, one_line
 from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
 from sglang_warmstart.sglang.feature import Feature
 from sglang_warmstart.sglang.m_list import full_m_list
 from sglang_warmstart.sglang.mhc_prewarm import MHC, MHC_PREWARM
 from sglang_warmstart.sglang.model_targets.protocol import Answer, Question, Ranks, Refused, Step
-from sglang_warmstart.sglang.model_targets.refusal import RefusalError
+from sglang_warmstart.sglang.model_targets.recorder import Recorder
+from sglang_warmstart.sglang.model_targets.refusal import RefusalError, where
+from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+
+# No decision was seen to depend on it, as long as there are enough.
+_GPUS_OF_A_NODE = 8
 
 
 def main() -> None:
     """Read a question from standard input, and write the answer to the descriptor that is the only argument."""
     with os.fdopen(int(sys.argv[1]), "wb") as lines:
-        try:
-            answer(msgspec.json.decode(sys.stdin.buffer.read(), type=Question), lines)
-        except RefusalError as error:
-            say(lines, Refused(first_line(error)))
-        except Exception as error:
-            traceback.print_exc()
-            say(lines, Refused(f"the model cannot be built here: {one_line(error)}"))
+        question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
+
+        def work() -> None:
+            say(lines, Step("importing SGLang"))
+            answer(question.arguments, prepared(question.gpu), lines)
+
+        _refusing(lines, work)
 
 
 def say(lines: IO[bytes], line: Answer) -> None:
+    """Write a line, so that it is read at once."""
     lines.write(msgspec.json.encode(line) + b"\n")
     lines.flush()
 
 
-def answer(question: Question, lines: IO[bytes]) -> None:
-    """Say the targets of each rank.
+def _refusing(lines: IO[bytes], work: Callable[[], None]) -> bool:
+    """Do something, and say why if it cannot be done. Returns whether it was."""
+    try:
+        work()
+    except RefusalError as error:
+        say(lines, Refused(first_line(error)))
+    except Exception as error:
+        # Whatever it is, it is this model that is not understood. The log has the rest.
+        traceback.print_exc()
+        say(lines, Refused(f"the model cannot be built here: {where(error)}"))
+    else:
+        return True
+    return False
+
+
+@dataclass
+class Prepared:
+    """A process in which SGLang is imported and believes that it is on a GPU.
+
+    Args:
+        recorder: takes the place of DeepGEMM.
+        on_gpu: while it is entered, tensors can be made there.
+    """
+
+    recorder: Recorder
+    on_gpu: AbstractContextManager[Any]
+
+
+def prepared(gpu: Gpu) -> Prepared:
+    """Import SGLang on a GPU that is not there. It is not undone."""
+    from sglang_warmstart.sglang.model_targets import missing, pretended_gpu
+
+    missing.stand_in()
+    recorder = Recorder(gpu.num_sms)
+    sys.modules |= recorder.modules()
+    on_gpu = pretended_gpu.pretend(gpu, _GPUS_OF_A_NODE)
+    missing.silence_kernels()
+    for name in (MODEL_RUNNER, "sglang.srt.managers.scheduler", "sglang.srt.models.registry"):
+        importlib.import_module(name)
+    return Prepared(recorder, on_gpu)
+
+
+def answer(arguments: Sequence[str], process: Prepared, lines: IO[bytes]) -> None:
+    """Say the targets of each rank of a server.
 
     Raises:
         RefusalError: nothing can be said about this server.
     """
-    from sglang_warmstart.sglang.model_targets import missing, pretended_gpu
-    from sglang_warmstart.sglang.model_targets.recorder import Recorder
-
-    say(lines, Step("importing SGLang"))
-    missing.stand_in()
-    recorder = Recorder(question.gpu.num_sms)
-    sys.modules |= recorder.modules()
-    mode = pretended_gpu.pretend(question.gpu, 8)
-    missing.silence_kernels()
-    server_args = _server_args(question)
-    # Before it forks.
-    importlib.import_module("sglang.srt.model_executor.model_runner")
-    importlib.import_module("sglang.srt.managers.scheduler")
-    recorder.m_max = full_m_list(server_args.chunked_prefill_size)[-1]
-    for stage in range(server_args.pp_size):
-        say(lines, Step(f"building the model of stage {stage}" if server_args.pp_size > 1 else "building the model"))
+    server_args = _server_args(arguments)
+    chunk, stages = server_args.chunked_prefill_size, server_args.pp_size
+    process.recorder.m_max = full_m_list(chunk)[-1]
+    for stage in range(stages):
+        say(lines, Step("building the model" if stages == 1 else f"building stage {stage} of the model"))
+        # SGLang keeps the place of a rank in global variables: each stage needs fresh ones.
         child = os.fork()
         if child == 0:
-            status = 1
+            done = False
             try:
-                say(lines, _rank(server_args, stage, recorder, mode))
-                status = 0
-            except RefusalError as error:
-                say(lines, Refused(first_line(error)))
-            except BaseException as error:
-                traceback.print_exc()
-                say(lines, Refused(f"the model cannot be built here: {one_line(error)}"))
+                done = _refusing(lines, lambda stage=stage: say(lines, _rank(server_args, stage, process)))  # type: ignore[misc]
             finally:
                 sys.stderr.flush()
-                os._exit(status)
+                os._exit(0 if done else 1)
         if os.waitpid(child, 0)[1]:
             return
 
 
-def _server_args(question: Question) -> Any:
+def _server_args(arguments: Sequence[str]) -> Any:
     """SGLang's arguments of a command line.
 
     Raises:
@@ -94,7 +130,7 @@ def _server_args(question: Question) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return prepare_server_args(list(question.arguments))
+            return prepare_server_args(list(arguments))
     except SystemExit as error:
         raise RefusalError((said.getvalue().strip().splitlines() or ["SGLang refuses the arguments"])[-1]) from error
     except Exception as error:
@@ -102,17 +138,17 @@ def _server_args(question: Question) -> Any:
         raise RefusalError(f"SGLang refuses the arguments: {one_line(error)}") from error
 
 
-def _rank(server_args: Any, stage: int, recorder: Any, mode: Any) -> Ranks:
+def _rank(server_args: Any, stage: int, process: Prepared) -> Ranks:
     from sglang_warmstart.sglang.model_targets.groups import stand_alone
     from sglang_warmstart.sglang.model_targets.layers import Calls
     from sglang_warmstart.sglang.model_targets.model import build_model, draft_runner_of, runner_of
 
     tp_size = server_args.tp_size
     stand_alone(stage * tp_size, tp_size * server_args.pp_size)
-    with mode:
+    with process.on_gpu:
         runner = runner_of(server_args, 0, stage, build_model)
         runners = [runner, *filter(None, [draft_runner_of(server_args, 0, build_model)])]
-        calls = Calls(recorder, runner.model_config.dtype)
+        calls = Calls(process.recorder, runner.model_config.dtype)
         with contextlib.suppress(ImportError):  # it is elsewhere in later releases
             importlib.import_module(MHC)
         _install(MHC_PREWARM)
@@ -123,7 +159,7 @@ def _rank(server_args: Any, stage: int, recorder: Any, mode: Any) -> Ranks:
         ranks=tuple(range(stage * tp_size, (stage + 1) * tp_size)),
         models=tuple(type(each.model).__name__ for each in runners),
         layers=calls.count,
-        targets=tuple(recorder.targets),
+        targets=tuple(process.recorder.targets),
         not_found=tuple(calls.not_found),
     )
 

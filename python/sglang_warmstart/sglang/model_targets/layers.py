@@ -6,15 +6,13 @@ the model.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sglang_warmstart.base.errors import one_line
 from sglang_warmstart.sglang.model_targets.protocol import NotFound
 from sglang_warmstart.sglang.model_targets.recorder import Recorder
+from sglang_warmstart.sglang.model_targets.refusal import where
 
 # A whole block of rows of every kernel: no layer has another path for it than for any other number of tokens.
 _TOKENS = 128
@@ -47,7 +45,8 @@ class Calls:
                 self._call(module, method)
             except Exception as error:
                 # Whatever it is, it is this layer that is not known.
-                self._not_found(name, f"{type(method).__name__}: its call failed: {_where(error)}")
+                if not _is_run_by_others(method):
+                    self._not_found(name, f"{type(method).__name__}: its call failed: {where(error)}")
             for reason in self.recorder.unknown:
                 self._not_found(name, f"deep_gemm.{reason}")
             self.recorder.unknown.clear()
@@ -62,7 +61,7 @@ class Calls:
         try:
             call(longest_forward(runner.server_args), runner.device)
         except Exception as error:
-            self._not_found("mHC", f"{BUCKETS}: its call failed: {_where(error)}")
+            self._not_found("mHC", f"{BUCKETS}: its call failed: {where(error)}")
 
     def _not_found(self, name: str, reason: str) -> None:
         self.not_found.append(NotFound(name, reason))
@@ -81,10 +80,10 @@ class Calls:
         method.apply(module, torch.empty((_TOKENS, width), dtype=self.dtype, device="cuda"))
 
 
-def _where(error: Exception) -> str:
-    """An error in one line, with the line of the source that raised it: an assertion often has no text."""
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return f"{one_line(error)} ({Path(last.filename).name}:{last.lineno})"
+def _is_run_by_others(method: Any) -> bool:
+    """Whether the experts of a layer are run by another library than DeepGEMM."""
+    runner = getattr(method, "runner", None)
+    return runner is not None and not runner.runner_backend.is_deep_gemm()
 
 
 def _holds_no_gemm(module: Any, method: Any) -> bool:

@@ -6,6 +6,7 @@ load the model, and the model is only built.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,7 @@ def draft_runner_of(server_args: Any, tp_rank: int, build: Callable[[Any], Any])
 def _runner(
     server_args: Any, config: Any, tp_rank: int, pp_rank: int, build: Callable[[Any], Any], *, is_draft: bool
 ) -> Any:
+    import sglang
     from sglang.srt.entrypoints.engine import _compute_parallelism_ranks
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -71,6 +73,11 @@ def _runner(
                 _set_expert_location(self)
             self.model = build(self)
 
+    if "tp_rank" not in inspect.signature(ModelRunner.__init__).parameters:
+        raise RefusalError(
+            f"SGLang {sglang.__version__} builds its models otherwise than 0.5.12, in a way that is not known here: "
+            "record the plan on a GPU"
+        )
     attn_cp_rank, moe_dp_rank, moe_ep_rank = _compute_parallelism_ranks(server_args, tp_rank)
     return Building(
         model_config=config,

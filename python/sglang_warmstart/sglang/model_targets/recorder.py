@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_warmstart.deepgemm.door import answer_with_zeros, check_names, named
-from sglang_warmstart.deepgemm.gemms import GEMMS, Gemm, UnsupportedCallError
+from sglang_warmstart.deepgemm.gemms import FUNCTIONS, Gemm, UnsupportedCallError, gemm_of_call
 from sglang_warmstart.deepgemm.target import Target
 
 # Rows of a group in the contiguous layout, and the columns that TMA wants scales padded to.
@@ -61,8 +61,8 @@ class _Library(types.ModuleType):
     def __init__(self, name: str, recorder: Recorder) -> None:
         super().__init__(name)
         self._recorder = recorder
-        for gemm in GEMMS.values():
-            setattr(self, gemm.function, self._noting(gemm))
+        for function in FUNCTIONS:
+            setattr(self, function, self._noting(function))
 
     def get_num_sms(self) -> int:
         return self._recorder.num_sms
@@ -70,8 +70,9 @@ class _Library(types.ModuleType):
     def set_num_sms(self, num_sms: int) -> None:
         self._recorder.num_sms = num_sms
 
-    def _noting(self, gemm: Gemm) -> Callable[..., None]:
+    def _noting(self, function: str) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
+            gemm = gemm_of_call(function, kwargs.get("recipe"))
             self._recorder.met(gemm, named(gemm, args, kwargs))
 
         return call
