@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -21,11 +22,12 @@ import msgspec
 from sglang_warmstart.base.errors import StandsAsideError, first_line, one_line
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
-from sglang_warmstart.sglang.feature import Feature
+from sglang_warmstart.sglang.feature import Feature, find_built_in
 from sglang_warmstart.sglang.m_list import full_m_list
 from sglang_warmstart.sglang.mhc_prewarm import MHC, MHC_PREWARM
-from sglang_warmstart.sglang.model_targets.protocol import Answer, Question, Ranks, Refused, Step
+from sglang_warmstart.sglang.model_targets.protocol import Answer, NotFound, Question, Ranks, Refused, Step
 from sglang_warmstart.sglang.model_targets.recorder import Recorder
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError, where
 from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
@@ -101,7 +103,7 @@ def answer(arguments: Sequence[str], process: Prepared, lines: IO[bytes]) -> Non
         RefusalError: nothing can be said about this server.
     """
     server_args = _server_args(arguments)
-    chunk, stages = server_args.chunked_prefill_size, server_args.pp_size
+    chunk, stages = decided(server_args)["chunked_prefill_size"], decided(server_args)["pp_size"]
     process.recorder.m_max = full_m_list(chunk)[-1]
     for stage in range(stages):
         say(lines, Step("building the model" if stages == 1 else f"building stage {stage} of the model"))
@@ -130,7 +132,10 @@ def _server_args(arguments: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return prepare_server_args(list(arguments))
+            server_args = prepare_server_args(list(arguments))
+            # Later releases decide on their values in a step of its own.
+            getattr(server_args, "resolve_once", lambda: None)()
+            return server_args
     except SystemExit as error:
         raise RefusalError((said.getvalue().strip().splitlines() or ["SGLang refuses the arguments"])[-1]) from error
     except Exception as error:
@@ -141,14 +146,19 @@ def _server_args(arguments: Sequence[str]) -> Any:
 def _rank(server_args: Any, stage: int, process: Prepared) -> Ranks:
     from sglang_warmstart.sglang.model_targets.groups import stand_alone
     from sglang_warmstart.sglang.model_targets.layers import Calls
-    from sglang_warmstart.sglang.model_targets.model import build_model, draft_runner_of, runner_of
+    from sglang_warmstart.sglang.model_targets.model import build_model, start_of
 
-    tp_size = server_args.tp_size
-    stand_alone(stage * tp_size, tp_size * server_args.pp_size)
+    tp_size, stages = (decided(server_args)[name] for name in ("tp_size", "pp_size"))
+    stand_alone(stage * tp_size, tp_size * stages)
     with process.on_gpu:
-        runner = runner_of(server_args, 0, stage, build_model)
-        runners = [runner, *filter(None, [draft_runner_of(server_args, 0, build_model)])]
+        start = start_of(server_args, 0, stage, build_model)
+        runner = start.runner()
         calls = Calls(process.recorder, runner.model_config.dtype)
+        runners = [runner]
+        try:
+            runners += filter(None, [start.draft_runner()])
+        except Exception as error:
+            calls.not_found.append(NotFound("the model that drafts", where(error)))
         with contextlib.suppress(ImportError):  # it is elsewhere in later releases
             importlib.import_module(MHC)
         _install(MHC_PREWARM)
@@ -165,10 +175,12 @@ def _rank(server_args: Any, stage: int, process: Prepared) -> Ranks:
 
 
 def _install(feature: Feature) -> None:
-    """Give SGLang what the plugin gives to it, as far as it has imported what that is for."""
+    """Give SGLang what the plugin gives to it, as far as it has imported what that is for and does not have it."""
+    if find_built_in(feature, Path(sys.modules["sglang"].__path__[0])):
+        return
     for step in feature.steps:
         modules = [sys.modules.get(name) for name in step.modules]
-        with contextlib.suppress(StandsAsideError):  # this release has it
+        with contextlib.suppress(StandsAsideError):
             if all(modules):
                 step.install(Hooks(feature.name), *modules)
 

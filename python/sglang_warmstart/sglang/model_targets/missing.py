@@ -6,6 +6,7 @@ what such a kernel returns. Where somebody does, the layer's call fails and name
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -21,6 +22,9 @@ GPU_PACKAGES = ("sgl_kernel", "deep_ep", "flashinfer", "flash_mla")
 _LANGUAGES = ("tilelang",)
 # Stood in for only if they are not installed: SGLang imports them on every machine.
 _COMMON_PACKAGES = ("torchvision",)
+
+# Where SGLang's own JIT is: in 0.5.12, and in 0.5.18 and later.
+_JIT = ("sglang.jit_kernel.utils", "sglang.kernels.jit.utils.compile.loader")
 
 
 class _Anything(type):
@@ -107,9 +111,15 @@ def silence_kernels() -> None:
     def launch(*_args: Any, **_kwargs: Any) -> None: ...
 
     jit.KernelInterface.__getitem__ = lambda _self, _grid: launch
-    from sglang.jit_kernel import utils
-
-    utils.load_jit = lambda *_args, **_kwargs: _anything("jit")
+    for name in _JIT:
+        try:
+            loader = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        own = loader.load_jit
+        for module in list(sys.modules.values()):
+            if getattr(module, "load_jit", None) is own:
+                module.load_jit = lambda *_args, **_kwargs: _anything("jit")  # type: ignore[attr-defined]
     # As an operator of torch, a function would only say the shape of its result.
     from sglang.srt.utils import custom_op
 

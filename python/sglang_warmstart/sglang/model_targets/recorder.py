@@ -108,8 +108,9 @@ def _packed(scale: Any) -> Any:
     return _tma_aligned(scale.new_empty((*groups, rows, -(-columns // 4)), dtype=torch.int32))
 
 
-# Functions of DeepGEMM that launch no GEMM, and that SGLang lays out scales with.
+# Functions of DeepGEMM that launch no GEMM: SGLang lays out scales with them, or says how kernels are launched.
 _HELPERS = {
+    "set_pdl": lambda *_: None,
     "get_mk_alignment_for_contiguous_layout": lambda: _ALIGNMENT,
     "get_mn_major_tma_aligned_packed_ue8m0_tensor": _packed,
     "get_mn_major_tma_aligned_tensor": _tma_aligned,
