@@ -13,17 +13,18 @@ from typer.core import TyperGroup
 from sglang_warmstart.bundle import packing, toolchain
 from sglang_warmstart.cli.ending import command, read_plans, write_plan
 from sglang_warmstart.cli.plan_make import make
+from sglang_warmstart.cli.plan_model import names_model, of_model
 from sglang_warmstart.cli.show import show_plan
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 
 class _Group(TyperGroup):
-    """``plan TARGETS ...`` is ``plan make TARGETS ...``."""
+    """``plan TARGETS ...`` is ``plan make TARGETS ...``, and ``plan --model-path M ...`` is ``plan model ...``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["make", *args]
+            args = ["model" if names_model(args) else "make", *args]
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     cls=_Group,
 )
 app.command("make")(make)
+app.command("model", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(of_model)
 
 _Plans = Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans, of `record` or `plan export`.")]
 

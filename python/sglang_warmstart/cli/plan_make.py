@@ -25,7 +25,7 @@ from sglang_warmstart.deepgemm.identity import Gpu, Identity, build_hash, distri
 from sglang_warmstart.deepgemm.marker import Launch
 from sglang_warmstart.deepgemm.nogpu.devices import UnknownGpuError, gpu_of
 from sglang_warmstart.deepgemm.nogpu.host import PLACE
-from sglang_warmstart.deepgemm.plan import NO_GPU, Plan, PlanError, Planner
+from sglang_warmstart.deepgemm.plan import NO_GPU, LeftOut, Plan, PlanError, Planner
 from sglang_warmstart.deepgemm.record.child import RecordingOrder, RecordingProblem, record
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.record.way import WITHOUT_GPU
@@ -36,7 +36,7 @@ from sglang_warmstart.deepgemm.wanted import WantedError
 _LIMIT_S = 120.0
 _FILE_LIMIT = 64 << 20
 # No server has such a launch: what is known of its targets is known, and the launch is not taken for warmed.
-_LAUNCH: Launch = {"made": "without a GPU"}
+LAUNCH: Launch = {"made": "without a GPU"}
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,33 @@ def make(
 
     Exit status 0 when it has all targets, 1 when DeepGEMM refuses some, 2 when it cannot be made at all.
     """
+    package = package_of(deep_gemm)
+    wishes, version = _wishes(source, named_gpu(gpu) if gpu else None, nvcc, package)
+    write_plan(output, planned(wishes, version, package, jobs))
+
+
+def named_gpu(word: str) -> Gpu:
+    """The GPU of ``--gpu``.
+
+    Raises:
+        PlanError: there is none of that name.
+    """
     try:
-        chosen = gpu_of(gpu) if gpu else None
+        return gpu_of(word)
     except UnknownGpuError as error:
         raise PlanError(f"--gpu: {error}") from error
+
+
+def package_of(deep_gemm: str | None) -> Path:
+    """The directory of ``--deep-gemm``, or of the DeepGEMM that is installed.
+
+    Raises:
+        ToolchainError: there is none.
+    """
     package = Path(deep_gemm).absolute() if deep_gemm is not None else toolchain.installed_deep_gemm()
     if package is None:
         raise ToolchainError("DeepGEMM is not installed here: install sgl-deep-gemm, or name it with --deep-gemm")
-    wishes, version = _wishes(source, chosen, nvcc, package)
-    write_plan(output, _planned(wishes, version, package, jobs or os.cpu_count() or 1))
+    return package
 
 
 def _wishes(source: Path, gpu: Gpu | None, nvcc: str | None, deep_gemm: Path) -> tuple[list[Wish], str]:
@@ -101,7 +119,7 @@ def _wishes(source: Path, gpu: Gpu | None, nvcc: str | None, deep_gemm: Path) ->
             targets = wanted.read(data, gpu)
         except WantedError as error:
             raise PlanError(f"{source}: {error}") from error
-        return [Wish(gpu, {}, _LAUNCH, tuple(targets))], _version_here(nvcc, deep_gemm)
+        return [Wish(gpu, {}, LAUNCH, tuple(targets))], version_here(nvcc, deep_gemm)
     plan = read_plans([source])
     wishes = {
         (wish.gpu, tuple(sorted(wish.launch.items()))): wish
@@ -117,10 +135,11 @@ def _wishes(source: Path, gpu: Gpu | None, nvcc: str | None, deep_gemm: Path) ->
             for launch in plan.launches
         )
     }
-    return list(wishes.values()), plan.compiler if nvcc is None else _version_here(nvcc, deep_gemm)
+    return list(wishes.values()), plan.compiler if nvcc is None else version_here(nvcc, deep_gemm)
 
 
-def _version_here(nvcc: str | None, deep_gemm: Path) -> str:
+def version_here(nvcc: str | None, deep_gemm: Path) -> str:
+    """What the compiler of ``--nvcc``, or the one found here, prints for ``--version``."""
     try:
         jit = dialect_of(deep_gemm).name
     except UnknownJitError as error:
@@ -128,7 +147,22 @@ def _version_here(nvcc: str | None, deep_gemm: Path) -> str:
     return toolchain.find("nvcc", os.environ, nvcc, str(deep_gemm), jit).compiler.version
 
 
-def _planned(wishes: list[Wish], version: str, deep_gemm: Path, jobs: int) -> Plan:
+def planned(
+    wishes: list[Wish], version: str, deep_gemm: Path, jobs: int | None, left_out: Iterable[LeftOut] = ()
+) -> Plan:
+    """The plan of what is wished.
+
+    Args:
+        wishes: at least one.
+        version: what the compiler prints for ``--version``.
+        deep_gemm: the package.
+        jobs: targets recorded at once; None for as many as there are cores.
+        left_out: what could not be wished for.
+
+    Raises:
+        PlanError: no target is in it.
+        ToolchainError: it cannot be made with this DeepGEMM and compiler.
+    """
     try:
         dialect = dialect_of(deep_gemm)
     except UnknownJitError as error:
@@ -150,7 +184,9 @@ def _planned(wishes: list[Wish], version: str, deep_gemm: Path, jobs: int) -> Pl
         )
 
     planner = Planner(identity(wishes[0]), distribution_of(deep_gemm), headers_hash(deep_gemm), made=NO_GPU)
-    found = _recorded(wishes, version, deep_gemm, dialect.name, jobs)
+    for each in left_out:
+        planner.leave_out(each.target, each.reason)
+    found = _recorded(wishes, version, deep_gemm, dialect.name, jobs or os.cpu_count() or 1)
     for wish in wishes:
         kept: list[tuple[Target, list[RecordedKernel]]] = []
         for target in wish.targets:

@@ -116,6 +116,13 @@ def prewarm_buckets_of_nextn(model: Any, max_num_tokens: int, device: torch.devi
     return counts
 
 
+def longest_forward(server_args: Any) -> int:
+    """Tokens that a forward can have at the most."""
+    chunk: int | None = server_args.chunked_prefill_size
+    longest: int = chunk if chunk is not None and chunk >= 1 else server_args.max_prefill_tokens
+    return longest
+
+
 def kernel_warmup_of_model(model: Any, model_runner: Any) -> None:
     """Warm the buckets of every token count that a forward of this server can have.
 
@@ -132,9 +139,7 @@ def kernel_warmup_of_model(model: Any, model_runner: Any) -> None:
     )
     if not wanted:
         return
-    server_args = model_runner.server_args
-    chunk = server_args.chunked_prefill_size
-    max_num_tokens = chunk if chunk is not None and chunk >= 1 else server_args.max_prefill_tokens
+    max_num_tokens = longest_forward(model_runner.server_args)
     start = time.perf_counter()
     try:
         token_counts = getattr(model, BUCKETS)(max_num_tokens, model_runner.device)
