@@ -7,6 +7,7 @@ the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,10 @@ from sglang_warmstart.sglang.model_targets.refusal import where
 
 # A whole block of rows of every kernel: no layer has another path for it than for any other number of tokens.
 _TOKENS = 128
+# In 0.5.23 the model calls mHC's prenorm itself when its weights are loaded.
+_BUCKETS_AT_LOAD = "_prewarm_mhc_kernels"
+# A weight of a layer with mHC.
+_OF_MHC = "hc_attn_fn"
 
 
 @dataclass
@@ -55,13 +60,16 @@ class Calls:
         """Call what a model has beside its layers: mHC's prenorm, once for each number of splits."""
         from sglang_warmstart.sglang.mhc_prewarm import BUCKETS, longest_forward
 
-        call = getattr(runner.model, BUCKETS, None)
-        if call is None:
-            return
+        model = runner.model
         try:
-            call(longest_forward(runner.server_args), runner.device)
+            if hasattr(model, BUCKETS):
+                getattr(model, BUCKETS)(longest_forward(runner.server_args), runner.device)
+            elif hasattr(model, _BUCKETS_AT_LOAD):
+                getattr(model, _BUCKETS_AT_LOAD)()
+            elif any(name.endswith(_OF_MHC) for name, _ in model.named_parameters()):
+                self._not_found("mHC", "this release of SGLang has no function that calls its prenorm")
         except Exception as error:
-            self._not_found("mHC", f"{BUCKETS}: its call failed: {where(error)}")
+            self._not_found("mHC", f"the call of its prenorm failed: {where(error)}")
 
     def _not_found(self, name: str, reason: str) -> None:
         self.not_found.append(NotFound(name, reason))
@@ -71,8 +79,10 @@ class Calls:
         from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
         if isinstance(module, FusedMoE):
-            for dispatched in dispatched_to(module, self.dtype):
-                module.run_moe_core(dispatched)
+            for layout in _layouts():
+                with layout:
+                    for dispatched in dispatched_to(module, self.dtype):
+                        module.run_moe_core(dispatched)
             return
         width = getattr(module, "input_size_per_partition", None) or getattr(module, "input_size", None)
         if width is None:
@@ -92,6 +102,18 @@ def _holds_no_gemm(module: Any, method: Any) -> bool:
     from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
 
     return isinstance(method, (BaseKVCacheMethod, UnquantizedEmbeddingMethod))
+
+
+def _layouts() -> Iterator[AbstractContextManager[Any]]:
+    """The layouts of rows by expert, between which later releases choose by the memory that is left."""
+    from sglang.srt.environ import envs
+
+    choice = getattr(envs, "SGLANG_DEEPGEMM_STANDARD_LAYOUT", None)
+    if choice is None or choice.get().lower() != "auto":
+        yield nullcontext()
+        return
+    for layout in ("masked", "compact"):
+        yield choice.override(layout)
 
 
 def dispatched_to(experts: Any, dtype: Any) -> Iterator[Any]:
