@@ -38,9 +38,12 @@ def _show_launch(plan: Plan, launch: PlannedLaunch, console: Console, cubins: se
     major, minor = launch.capability
     told = launch.launch
     sizes = ", ".join(f"{name[:2]} {told[name]}" for name in ("tp_size", "pp_size", "ep_size") if name in told)
+    # A plan of targets has no rank, and one of a model has those that are alike.
+    who = next((f"{name} {told[name]}" for name in ("rank", "ranks") if name in told), "any rank")
+    of = " of ".join(filter(None, (who, told.get("model", "") if "ranks" in told else "")))
     _line(
         console,
-        f"rank {told.get('rank', '?')} ({sizes}) on {launch.gpu}: {launch.num_sms} SMs, sm_{major}{minor}",
+        f"{of}{f' ({sizes})' if sizes else ''} on {launch.gpu}: {launch.num_sms} SMs, sm_{major}{minor}",
         "bold",
     )
     right = [Column(title, justify="right") for title in ("N", "K", "groups", "SMs", "largest M", "kernels")]
