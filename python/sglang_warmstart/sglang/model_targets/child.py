@@ -87,7 +87,7 @@ def prepared(gpu: Gpu) -> Prepared:
     from sglang_warmstart.sglang.model_targets import missing, pretended_gpu
 
     missing.stand_in()
-    recorder = Recorder(gpu.num_sms)
+    recorder = Recorder(gpu)
     sys.modules |= recorder.modules()
     on_gpu = pretended_gpu.pretend(gpu, _GPUS_OF_A_NODE)
     missing.silence_kernels()
