@@ -116,7 +116,9 @@ def answer(arguments: Sequence[str], process: Prepared, lines: IO[bytes]) -> Non
             finally:
                 sys.stderr.flush()
                 os._exit(0 if done else 1)
-        if os.waitpid(child, 0)[1]:
+        if status := os.waitpid(child, 0)[1]:
+            # Where it could not say why, this is why. Only the first reason is read.
+            say(lines, Refused(f"building the model ended with status {os.waitstatus_to_exitcode(status)}"))
             return
 
 
