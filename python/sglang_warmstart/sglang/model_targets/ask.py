@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -61,8 +63,9 @@ def ranks_of(arguments: Sequence[str], gpu: Gpu, begun: Callable[[str], None] = 
         with process:
             try:
                 assert process.stdin is not None
-                process.stdin.write(question)
-                process.stdin.close()
+                with suppress(BrokenPipeError):  # it has ended, and its log says why
+                    process.stdin.write(question)
+                    process.stdin.close()
                 found = _read(lines, begun)
             except BaseException:
                 process.kill()
@@ -95,9 +98,9 @@ def _value(arguments: Sequence[str], *names: str) -> str | None:
     return None
 
 
-def _read(lines: object, begun: Callable[[str], None]) -> list[Ranks]:
+def _read(lines: IO[bytes], begun: Callable[[str], None]) -> list[Ranks]:
     found: list[Ranks] = []
-    for line in lines:  # type: ignore[attr-defined]
+    for line in lines:
         said = msgspec.json.decode(line, type=Answer)
         if isinstance(said, Refused):
             raise RefusalError(first_line(said.reason))

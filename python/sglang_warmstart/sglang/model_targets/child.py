@@ -87,7 +87,7 @@ def prepared(gpu: Gpu) -> Prepared:
     from sglang_warmstart.sglang.model_targets import missing, pretended_gpu
 
     missing.stand_in()
-    recorder = Recorder(gpu.num_sms)
+    recorder = Recorder(gpu)
     sys.modules |= recorder.modules()
     on_gpu = pretended_gpu.pretend(gpu, _GPUS_OF_A_NODE)
     missing.silence_kernels()
@@ -116,7 +116,9 @@ def answer(arguments: Sequence[str], process: Prepared, lines: IO[bytes]) -> Non
             finally:
                 sys.stderr.flush()
                 os._exit(0 if done else 1)
-        if os.waitpid(child, 0)[1]:
+        if status := os.waitpid(child, 0)[1]:
+            # Where it could not say why, this is why. Only the first reason is read.
+            say(lines, Refused(f"building the model ended with status {os.waitstatus_to_exitcode(status)}"))
             return
 
 

@@ -6,6 +6,7 @@ the model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from sglang_warmstart.sglang.model_targets.refusal import where
 _TOKENS = 128
 # In 0.5.23 the model calls mHC's prenorm itself when its weights are loaded.
 _BUCKETS_AT_LOAD = "_prewarm_mhc_kernels"
+# With it, MLA in 0.5.12 multiplies by its absorbed weights with DeepGEMM.
+_MLA_BY_DEEP_GEMM = "SGL_USE_DEEPGEMM_BMM"
 # A weight of a layer with mHC.
 _OF_MHC = "hc_attn_fn"
 
@@ -39,6 +42,8 @@ class Calls:
 
     def call(self, model: Any) -> None:
         """Call every layer of a model that has a quantisation method."""
+        if os.environ.get(_MLA_BY_DEEP_GEMM, "false").lower() in ("1", "true"):
+            self._not_found("attention", f"{_MLA_BY_DEEP_GEMM}: its GEMMs are in no layer, and are not called")
         for name, module in model.named_modules():
             method = getattr(module, "quant_method", None)
             if method is None or _holds_no_gemm(module, method):

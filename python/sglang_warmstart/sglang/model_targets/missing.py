@@ -20,8 +20,9 @@ from typing import Any
 GPU_PACKAGES = ("sgl_kernel", "deep_ep", "flashinfer", "flash_mla")
 # As those, but what is called are decorators: what they return is a kernel.
 _LANGUAGES = ("tilelang",)
-# Stood in for only if they are not installed: SGLang imports them on every machine.
+# Stood in for only if they are not installed: SGLang imports them on every machine, or on one with a Blackwell GPU.
 _COMMON_PACKAGES = ("torchvision",)
+_COMMON_LANGUAGES = ("cuda", "cutlass")
 
 # Where SGLang's own JIT is: in 0.5.12, and in 0.5.18 and later.
 _JIT = ("sglang.jit_kernel.utils", "sglang.kernels.jit.utils.compile.loader")
@@ -81,14 +82,15 @@ class _StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value = _anything(name, is_kernel=self.__name__.partition(".")[0] in _LANGUAGES)
+        package = self.__name__.partition(".")[0]
+        value = _anything(name, is_kernel=package in (*_LANGUAGES, *_COMMON_LANGUAGES))
         setattr(self, name, value)
         return value
 
 
 def stand_in() -> None:
     """Make all of it importable. Before SGLang is imported."""
-    missing = [name for name in _COMMON_PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in (*_COMMON_PACKAGES, *_COMMON_LANGUAGES) if importlib.util.find_spec(name) is None]
     sys.meta_path.insert(0, _Finder((*GPU_PACKAGES, *_LANGUAGES, *missing)))
     import torch
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from sglang_warmstart.deepgemm.door import answer_with_zeros, check_names, named
 from sglang_warmstart.deepgemm.gemms import FUNCTIONS, Gemm, UnsupportedCallError, gemm_of_call
+from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.target import Target
 
 # Rows of a group in the contiguous layout, and the columns that TMA wants scales padded to.
 _ALIGNMENT = 128
 _TMA_BYTES = 16
+_HOPPER = 9
 
 
 @dataclass
@@ -21,15 +23,18 @@ class Recorder:
     """What a rank calls of DeepGEMM.
 
     Args:
-        num_sms: of the GPU.
+        gpu: of the rank.
         m_max: the largest number of rows.
     """
 
-    num_sms: int
+    gpu: Gpu
     m_max: int = 0
     targets: dict[Target, None] = field(default_factory=dict)
     # GEMMs of the call under way that no target can say.
     unknown: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.num_sms = self.gpu.num_sms
 
     def met(self, gemm: Gemm, arguments: dict[str, Any]) -> None:
         """A GEMM is called."""
@@ -49,6 +54,8 @@ class Recorder:
         found = {"deep_gemm": library, **found}
         for name, module in found.items():
             vars(module).update(_HELPERS, __path__=[])
+            if self.gpu.capability[0] == _HOPPER:
+                vars(module).update(_HELPERS_ON_HOPPER)
             parent, _, last = name.rpartition(".")
             if parent:
                 setattr(found[parent], last, module)
@@ -115,4 +122,9 @@ _HELPERS = {
     "get_mn_major_tma_aligned_packed_ue8m0_tensor": _packed,
     "get_mn_major_tma_aligned_tensor": _tma_aligned,
     "get_tma_aligned_size": _tma_aligned_size,
+}
+# On Blackwell the number of rows decides it, so a target of one alignment would not say it.
+_HELPERS_ON_HOPPER = {
+    "get_theoretical_mk_alignment_for_contiguous_layout": lambda *_args, **_kwargs: _ALIGNMENT,
+    "set_mk_alignment_for_contiguous_layout": lambda _alignment: None,
 }
