@@ -53,6 +53,7 @@ def test_a_model_becomes_a_plan_of_its_server(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     plan = plans.decode(output.read_bytes())
     (launch,) = plan.launches
+    assert made.stdout == f"{output}: {len(plan.kernels)} kernels, 2 targets of 2 ranks\n"
     assert (plan.made, plan.left_out, launch.gpu) == (NO_GPU, (), "NVIDIA H200")
     assert launch.launch == {"made": NO_GPU, "ranks": "0 1", "model": "Qwen3MoeForCausalLM"}
     results = json.loads((GPU_TESTS / "results" / "model_targets.json").read_text())

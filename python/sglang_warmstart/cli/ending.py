@@ -84,6 +84,8 @@ def write_plan(output: Path, plan: Plan, notes: tuple[str, ...] = ()) -> None:
     for each in plan.left_out:
         typer.echo(f"not in the plan: {each.target}: {each.reason}", err=True)
     targets = sum(len(launch.targets) for launch in plan.launches)
-    typer.echo(f"{output}: {len(plan.kernels)} kernels, {targets} targets of {len(plan.launches)} ranks")
+    # Ranks that are alike share a launch, which then names them.
+    ranks = sum(len(launch.launch.get("ranks", "0").split()) for launch in plan.launches)
+    typer.echo(f"{output}: {len(plan.kernels)} kernels, {targets} targets of {ranks} ranks")
     if plan.left_out:
         raise typer.Exit(EXIT_FAILED)
