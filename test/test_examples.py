@@ -33,6 +33,7 @@ from sglang_warmstart.base.switches import SWITCHES
 from sglang_warmstart.bundle import archive
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.cli import app
+from sglang_warmstart.cli.plan_model import names_model
 from sglang_warmstart.deepgemm import digest
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.marker import Markers
@@ -503,7 +504,7 @@ def parse(line: str) -> None:
     name = OURS
     while hasattr(command, "commands"):
         if name == "plan" and words[0] not in command.commands:
-            words.insert(0, "make")  # which is what `plan` alone does
+            words.insert(0, "model" if names_model(words) else "make")  # which is what `plan` alone does
         name = words.pop(0)
         command = command.commands[name]
     command.make_context(name, words)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import msgspec
@@ -26,6 +28,14 @@ from typer.testing import CliRunner, Result
 GPU_TESTS = Path(__file__).parents[1] / "gpu"
 QWEN = "qwen3-235b-a22b-fp8-2layer"
 PRENORM = msgspec.structs.replace(TARGETS[3], m_max=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_forkserver_left() -> Iterator[None]:
+    """The command has a DeepGEMM loaded into the forkserver of this process, and others want another one."""
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    multiprocessing.set_forkserver_preload([])
 
 
 def options(output: Path) -> list[str]:

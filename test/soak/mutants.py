@@ -137,7 +137,7 @@ LINES = (
         "if False:",
         "deepgemm/test_cubin.py",
     ),
-    _line("marker: its identity", _MARKER, "if marker.identity != self.identity:", "if False:", _T_MARKER),
+    _line("marker: its identity", _MARKER, "if marker.identity.digest != self.identity.digest:", "if False:", _T_MARKER),
     _line("marker: its format", _MARKER, "if marker.format != FORMAT:", "if False:", _T_MARKER),
     _line("marker: its launch", _MARKER, "if marker.launch != launch:", "if False:", _T_MARKER),
     _line("marker: the checksum", _MARKER, "if found != file:", "if False:", _T_MARKER),

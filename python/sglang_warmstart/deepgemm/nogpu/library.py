@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from sglang_warmstart.deepgemm.identity import Gpu
+from sglang_warmstart.deepgemm.nogpu.build import StandInsError
 from sglang_warmstart.deepgemm.nogpu.host import PLACE, host_of
 from sglang_warmstart.deepgemm.target import Target
 
@@ -21,7 +22,8 @@ def _place() -> Path:
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else Path("deep_gemm")
 
 
-_host = host_of(_place())
+_loaded = _place()
+_host = host_of(_loaded)
 
 from sglang_warmstart.deepgemm import gemms  # noqa: E402  (torch is loaded now)
 from sglang_warmstart.deepgemm.nogpu.room import CpuRoom  # noqa: E402
@@ -37,5 +39,11 @@ def open_device(gpu: Gpu) -> None:
 
 
 def prepare(target: Target, m_max: int) -> gemms.Call:
-    """A function that calls DeepGEMM for an M of ``target`` on operands that do not exist."""
+    """A function that calls DeepGEMM for an M of ``target`` on operands that do not exist.
+
+    Raises:
+        StandInsError: this process has loaded another DeepGEMM than the one that is wanted.
+    """
+    if _place() != _loaded:
+        raise StandInsError(f"this process has loaded the DeepGEMM in {_loaded}, and not that in {_place()}")
     return gemms.prepare(target, m_max, CpuRoom())

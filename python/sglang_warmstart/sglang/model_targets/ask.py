@@ -18,7 +18,7 @@ import msgspec
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.sglang.model_targets import child
-from sglang_warmstart.sglang.model_targets.protocol import Answer, NotFound, Question, Ranks, Refused, Step
+from sglang_warmstart.sglang.model_targets.protocol import Answer, Begun, NotFound, Question, Ranks, Refused
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError
 
 # The process must not sweep, compile, load a GPU's libraries or ask the network.
@@ -104,7 +104,7 @@ def _read(lines: IO[bytes], begun: Callable[[str], None]) -> list[Ranks]:
         said = msgspec.json.decode(line, type=Answer)
         if isinstance(said, Refused):
             raise RefusalError(first_line(said.reason))
-        if isinstance(said, Step):
+        if isinstance(said, Begun):
             begun(said.text)
         else:
             found.append(said)

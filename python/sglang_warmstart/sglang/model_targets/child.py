@@ -27,7 +27,7 @@ from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
 from sglang_warmstart.sglang.feature import Feature, find_built_in
 from sglang_warmstart.sglang.m_list import full_m_list
 from sglang_warmstart.sglang.mhc_prewarm import MHC, MHC_PREWARM
-from sglang_warmstart.sglang.model_targets.protocol import Answer, NotFound, Question, Ranks, Refused, Step
+from sglang_warmstart.sglang.model_targets.protocol import Answer, Begun, NotFound, Question, Ranks, Refused
 from sglang_warmstart.sglang.model_targets.recorder import Recorder
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError, where
 from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
@@ -42,7 +42,7 @@ def main() -> None:
         question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
 
         def work() -> None:
-            say(lines, Step("importing SGLang"))
+            say(lines, Begun("importing SGLang"))
             answer(question.arguments, prepared(question.gpu), lines)
 
         _refusing(lines, work)
@@ -106,7 +106,7 @@ def answer(arguments: Sequence[str], process: Prepared, lines: IO[bytes]) -> Non
     chunk, stages = decided(server_args)["chunked_prefill_size"], decided(server_args)["pp_size"]
     process.recorder.m_max = full_m_list(chunk)[-1]
     for stage in range(stages):
-        say(lines, Step("building the model" if stages == 1 else f"building stage {stage} of the model"))
+        say(lines, Begun("building the model" if stages == 1 else f"building stage {stage} of the model"))
         # SGLang keeps the place of a rank in global variables: each stage needs fresh ones.
         child = os.fork()
         if child == 0:

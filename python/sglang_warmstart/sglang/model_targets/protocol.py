@@ -20,7 +20,7 @@ class Question(msgspec.Struct, frozen=True):
     arguments: tuple[str, ...]
 
 
-class Step(msgspec.Struct, frozen=True, tag="step"):
+class Begun(msgspec.Struct, frozen=True, tag="step"):
     """Something has begun, in a few words."""
 
     text: str
@@ -62,4 +62,4 @@ class Ranks(msgspec.Struct, frozen=True, tag="ranks"):
     not_found: tuple[NotFound, ...]
 
 
-Answer = Step | Refused | Ranks
+Answer = Begun | Refused | Ranks
