@@ -118,7 +118,7 @@ class Service:
     def prepare(self, way: Way, deep_gemm: str) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
         if self._prepared is None:
-            self._prepared = (way.library, deep_gemm)
+            self._prepared = _imported(way, deep_gemm)
             os.environ[PLACE] = deep_gemm
             self._forkserver.set_forkserver_preload([way.library, record.__module__])
             threading.Thread(target=self._start_forkserver, daemon=True).start()
@@ -132,7 +132,7 @@ class Service:
     def _context(self, way: Way, deep_gemm: str) -> ForkServerContext | SpawnContext:
         """Where children of a way start. Beside the stand-ins none gets a CUDA context, so a process has one way."""
         self.prepare(way, deep_gemm)
-        if self._prepared == (way.library, deep_gemm):
+        if self._prepared == _imported(way, deep_gemm):
             return self._forkserver
         return multiprocessing.get_context("spawn")
 
@@ -450,6 +450,11 @@ class Service:
             async with self._room:
                 self._recording[device] -= 1
                 self._room.notify_all()
+
+
+def _imported(way: Way, deep_gemm: str) -> tuple[str, str]:
+    """What a forkserver has imported for a way; on the GPU it is the DeepGEMM that is installed."""
+    return (way.library, "" if way.takes_gpu else deep_gemm)
 
 
 async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[protocol.Message]:
