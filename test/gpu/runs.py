@@ -29,8 +29,6 @@ INPUT_IDS = [5, 6, 7, 8]
 GRAPHS = "--cuda-graph-max-bs"
 if importlib.util.find_spec("sglang.srt.model_executor.runner"):
     GRAPHS = "--cuda-graph-max-bs-decode"
-    "--cuda-graph-max-bs-decode" if importlib.util.find_spec("sglang.srt.arg_groups.fields") else "--cuda-graph-max-bs"
-)
 SERVER = shlex.split(
     "--load-format dummy --skip-tokenizer-init --attention-backend triton --sampling-backend pytorch "
     f"--grammar-backend none --mem-fraction-static 0.6 --max-total-tokens 65536 {GRAPHS} 8 "
