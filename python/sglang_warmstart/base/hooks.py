@@ -100,6 +100,15 @@ class Hooks:
 
         self._replace_function(owner, name, raw, cast(FunctionType, wrapper))
 
+    def wrap_any(self, owner: Owner, name: str, around: Around) -> None:
+        """As ``wrap``, whatever the function takes: ``around`` does nothing with it but hand it on.
+
+        Raises:
+            StandsAsideError: the function is missing or is ours already.
+        """
+        _, original = self._function(owner, name)
+        self.wrap(owner, name, around, ", ".join(inspect.signature(original).parameters))
+
     def guarded(self, target: str, around: Around, original: Callable[..., Any]) -> Callable[..., Any]:
         """``around(original, ...)``, guarded: for what SGLang calls by another way than a wrapped function.
 

@@ -16,7 +16,7 @@ from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.hc_prenorm import DEEPSEEK_V4
-from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+from sglang_warmstart.sglang.seams.seam import MODEL_RUNNER
 
 if TYPE_CHECKING:
     import torch
