@@ -11,7 +11,7 @@ from sglang_warmstart.sglang.feature import find_built_in
 from sglang_warmstart.sglang.features import FEATURES
 from sglang_warmstart.sglang.hc_prenorm import HC_PRENORM
 
-FEATURE = replace(HC_PRENORM, built_in_as=("sglang.srt.here:prewarm called in sglang.srt.there",))
+PREWARM = replace(HC_PRENORM, built_in_as=("sglang.srt.here:prewarm called in sglang.srt.there",))
 
 DEFINED = "    def prewarm(self) -> None:\n        ...\n"
 NO_CALLERS = [
@@ -36,21 +36,21 @@ def tree(directory: Path, here: str, there: str) -> Path:
 
 @pytest.mark.parametrize("there", CALLERS)
 def test_what_is_defined_and_called_is_built_in(tmp_path: Path, there: str) -> None:
-    assert find_built_in(FEATURE, tree(tmp_path, DEFINED, there)) == "sglang.srt.here.prewarm"
+    assert find_built_in(PREWARM, tree(tmp_path, DEFINED, there)) == "sglang.srt.here.prewarm"
 
 
 @pytest.mark.parametrize("there", NO_CALLERS)
 def test_what_nobody_calls_is_not(tmp_path: Path, there: str) -> None:
-    assert find_built_in(FEATURE, tree(tmp_path, DEFINED, there)) is None
+    assert find_built_in(PREWARM, tree(tmp_path, DEFINED, there)) is None
 
 
 @pytest.mark.parametrize("there", CALLERS)
 def test_what_is_called_and_not_defined_is_not(tmp_path: Path, there: str) -> None:
-    assert find_built_in(FEATURE, tree(tmp_path, "", there)) is None
+    assert find_built_in(PREWARM, tree(tmp_path, "", there)) is None
 
 
 def test_a_definition_is_enough_where_no_caller_is_named(tmp_path: Path) -> None:
-    feature = replace(FEATURE, built_in_as=("sglang.srt.here:prewarm",))
+    feature = replace(PREWARM, built_in_as=("sglang.srt.here:prewarm",))
     assert find_built_in(feature, tree(tmp_path, DEFINED, "")) == "sglang.srt.here.prewarm"
 
 
