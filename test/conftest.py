@@ -21,10 +21,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that is about another release, or about how the plugin gets in."""
-    installed = installed_release().version
-    wanted = [version for marker in item.iter_markers("release") for version in marker.args]
-    if wanted and installed not in wanted:
-        pytest.skip(f"is about SGLang {' and '.join(wanted)}; installed is {installed}")
+    installed = installed_release()
+    for marker in item.iter_markers("release"):
+        since, before = marker.kwargs.get("since"), marker.kwargs.get("before")
+        if marker.args and installed.version not in marker.args:
+            pytest.skip(f"is about SGLang {' and '.join(marker.args)}; installed is {installed.version}")
+        if since and not installed.since(since):
+            pytest.skip(f"is about SGLang from {since} on; installed is {installed.version}")
+        if before and installed.since(before):
+            pytest.skip(f"is about SGLang before {before}; installed is {installed.version}")
     if is_patched() and item.get_closest_marker("by_plugin"):
         pytest.skip("is about the plugin, which is not loaded into a patched SGLang")
 

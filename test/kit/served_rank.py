@@ -86,7 +86,7 @@ def update_config(
     node_rank: int = 0,
 ) -> None:
     """What SGLang calls in a rank before it loads weights."""
-    if installed_release().version == "0.5.12":
+    if not installed_release().since("0.5.19"):
         server_args = copy.copy(runner.server_args)
         server_args.chunked_prefill_size, server_args.base_gpu_id = chunked_prefill_size, 0
         server_args.node_rank = node_rank

@@ -206,9 +206,10 @@ MHC_PREWARM = Feature(
     upstream="#25810",
     drop_when="SGLang 0.5.12.post1 and later have it",
     built_in_as=(
-        f"{MHC}:get_mhc_pre_token_count_representatives",
-        f"{DEEPSEEK_V4}:{BUCKETS}",
-        "sglang.kernels.ops.layernorm.mhc:get_mhc_pre_token_count_representatives",
+        f"{DEEPSEEK_V4}:{BUCKETS} called in {DEEPSEEK_V4}",
+        f"{MHC}:_prewarm_mhc_pre called in {MHC}",
+        f"{MHC}:prewarm_mhc_pre called in {DEEPSEEK_V4}",
+        f"sglang.kernels.ops.layernorm.mhc:prewarm_mhc_pre called in {DEEPSEEK_V4}",
     ),
     steps=(
         Step((MODEL_RUNNER,), install_call),
