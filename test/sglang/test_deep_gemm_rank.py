@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -439,17 +440,18 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @pytest.mark.usefixtures("held")
-def test_what_is_not_ready_in_time_goes_to_sglangs_own_sweep(
+def test_what_is_not_ready_in_time_compiles_on_first_use(
     impatient: float, started: ServedRank, warnings: Callable[[], list[str]]
 ) -> None:
     begin = time.monotonic()
     for _ in range(2):
         assert dense().unique().tolist() == [K]
     assert impatient <= time.monotonic() - begin < impatient + 10
-    assert ms(started) == [*SWEPT, 5, 5]
-    (line,) = warnings()
+    assert ms(started) == [5, 5]
+    line, first_use = warnings()
     assert f"<{DENSE}> N=384 K={K}" in line
     assert "not ready" in line
+    assert "compiles on first use" in first_use
 
 
 def test_all_waits_of_one_forward_have_one_limit_and_the_next_has_its_own(
@@ -460,15 +462,51 @@ def test_all_waits_of_one_forward_have_one_limit_and_the_next_has_its_own(
 ) -> None:
     monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=0.0))
     rank.connect(runner)
-    assert dense().unique().tolist() == [K]
-    assert ms(rank) == [*SWEPT, 5]
+    for _ in range(2):
+        assert dense().unique().tolist() == [K]
+    assert ms(rank) == [5, 5], "no sweep: the other ranks would wait for it"
     assert rank.warmed == set()
     (line,) = warnings()
     assert DENSE in line and "no time is left in this forward" in line
     with suppress(Exception):  # there is no batch: it begins, and ends there
         runner.forward(None)
-    bf16()
-    assert rank.warmed == {target(BF16)}
+    dense()
+    assert rank.warmed == {target(DENSE)}
+
+
+def test_strict_a_target_that_finds_no_time_is_raised(
+    rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STRICT, "1")
+    monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=0.0))
+    rank.connect(runner)
+    with pytest.raises(WarmupError, match="no time is left in this forward"):
+        dense()
+
+
+def test_sglangs_own_sweep_ends_with_the_time_of_the_forward(
+    impatient: float,
+    started: ServedRank,
+    compile_utils: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    warnings: Callable[[], list[str]],
+) -> None:
+    started.nvcc.on_each_kernel(FAILING_KERNEL)
+    monkeypatch.setattr(compile_utils, "_BUILTIN_M_LIST", list(range(1, 1000)))
+    gemm = started.deep_gemm.module.fp8_gemm_nt
+
+    @functools.wraps(gemm)
+    def slow(*args: Any, **kwargs: Any) -> None:
+        time.sleep(impatient / 10)
+        gemm(*args, **kwargs)
+
+    monkeypatch.setattr(started.deep_gemm.module, "fp8_gemm_nt", slow)
+    begin = time.monotonic()
+    assert dense().unique().tolist() == [K]
+    assert time.monotonic() - begin < 5 * impatient
+    swept = ms(started)
+    assert swept[:-1] == list(range(1, len(swept))) and 2 < len(swept) < 20
+    assert "ends after" in warnings()[-1]
 
 
 def test_a_deep_gemm_with_deepjit_is_recorded_without_the_gpu_and_warmed(

@@ -23,11 +23,11 @@ from kit.delivery import Delivery, delivery_here
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.node import Node, wait_until
-from kit.release import installed_release
 from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_of
 from kit.stages import run_stages
 from kit.standin_library import Jit
 from kit.toolchain import toolchain
+from kit.warm_up import dummy_forward, warm_up
 from kit.wrapped_gemms import BF16, DENSE, MASKED, K, bf16, dense, masked, overlapped, target
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
@@ -42,6 +42,7 @@ from sglang_warmstart.node.launch import ServiceProcess, start_service
 from sglang_warmstart.node.protocol import Hello, Welcome
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
 from sglang_warmstart.sglang.exact_warmup.rank import Rank
+from sglang_warmstart.sglang.seams import seam
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -56,8 +57,9 @@ PP_PARALLEL = "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP"
 DECODE, EXTEND = ForwardMode.DECODE, ForwardMode.EXTEND
 SWEPT = [1, 2, 3]
 
-# Later releases have no ModelRunner.kernel_warmup: targets are met there when they are first called.
-with_discovery = pytest.mark.release("0.5.12")
+# From 0.5.18 on, experts lay out their tokens in one of two ways, and an extend forward runs with each.
+LAYOUTS = len(seam().layouts())
+DRY = [(DECODE, 1), *[(EXTEND, 1)] * LAYOUTS]
 
 
 @pytest.fixture(autouse=True)
@@ -328,8 +330,7 @@ def test_where_sglang_does_not_warm_deep_gemm_nothing_is_asked_and_nothing_is_ch
     swept = switch_off(monkeypatch)
     rank.connect(runner)
     monkeypatch.setattr(runner, "device", "cuda")
-    if installed_release().version == "0.5.12":
-        runner.kernel_warmup()
+    warm_up(runner)
     dense()
     assert hellos == []
     assert ms(rank) == [*swept, 5]
@@ -391,14 +392,13 @@ def loads(*targets: Target) -> list[int]:
     return [m for each in targets for m in representatives_of(each)]
 
 
-@with_discovery
 def test_two_dry_forwards_find_all_targets_and_one_batch_warms_them(
     start: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     started = start()
-    started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+    warm_up(started.runner)
+    assert started.forwards == DRY
     assert started.rank.warmed == set(all_targets())
     assert started.rank.nvcc.compiled == compiled_for(*all_targets())
     assert ms(started.rank) == loads(*all_targets()), "each representative once, and no call of a dry forward"
@@ -407,7 +407,6 @@ def test_two_dry_forwards_find_all_targets_and_one_batch_warms_them(
     assert len([line for line in lines(caplog, logging.INFO) if "found by dry forwards" in line]) == 1
 
 
-@with_discovery
 def test_what_a_rank_does_before_the_first_forward_is_written_down(
     start: Callable[[], Started], tmp_path: Path
 ) -> None:
@@ -416,7 +415,7 @@ def test_what_a_rank_does_before_the_first_forward_is_written_down(
     heard: list[events.Event] = []
     log.listeners.append(heard.append)
     try:
-        start().runner.kernel_warmup()
+        warm_up(start().runner)
     finally:
         events.close_log()
     # The plugin has one for all of it.
@@ -428,7 +427,6 @@ def test_what_a_rank_does_before_the_first_forward_is_written_down(
     assert waited.at + waited.seconds <= loaded.at
 
 
-@with_discovery
 def test_kernels_compile_while_the_forward_goes_on(start: Callable[[], Started]) -> None:
     started, compiled = start(), []
 
@@ -436,27 +434,25 @@ def test_kernels_compile_while_the_forward_goes_on(start: Callable[[], Started])
         compiled.append(wait_until(lambda: started.rank.nvcc.compiled))
 
     with started.runner.model.model.layers[1].register_forward_pre_hook(wait_for_a_compiler):
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
     assert compiled == [True, True]
 
 
-@with_discovery
 def test_the_wait_for_all_targets_takes_nothing_from_that_of_forwards(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=0.0))
     started = start()
     started.rank.nvcc.on_each_kernel("sleep 0.2")
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert started.rank.warmed == set(all_targets())
     assert lines(caplog) == []
     started.rank.deep_gemm.calls.clear()
     dense()
     assert "no time is left" in lines(caplog)[0]
-    assert ms(started.rank) == [*SWEPT, 5]
+    assert ms(started.rank) == [5]
 
 
-@with_discovery
 def test_a_service_that_goes_ends_no_forward_of_this_rank_alone(
     start: Callable[[], Started],
     monkeypatch: pytest.MonkeyPatch,
@@ -467,29 +463,27 @@ def test_a_service_that_goes_ends_no_forward_of_this_rank_alone(
         monkeypatch.setenv(SERVICE, str(mortal.socket))
         started = start()
         os.kill(mortal.service, signal.SIGKILL)
-        started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+        warm_up(started.runner)
+    assert started.forwards == DRY
     first, *others = lines(caplog)
     assert "the marker cannot be read: the service" in first
     assert len(others) == len(all_targets())
     assert all("is left to SGLang" in line and "the service" in line for line in others)
 
 
-@with_discovery
 def test_nothing_is_compiled_or_asked_afterwards(start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch) -> None:
     started = start()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     before, loaded = started.rank.nvcc.runs, len(started.rank.calls)
     monkeypatch.setattr(ServiceClient, "warm", None)  # whoever asks now, fails
     for batch_size in (1, 7, 16):
         for mode in (DECODE, EXTEND):
-            started.runner._dummy_run(batch_size, forward_mode_override=mode)
+            dummy_forward(started.runner, batch_size, mode)
     assert started.rank.nvcc.runs == before
     # Two layers of four GEMMs and a prenorm each.
     assert len(started.rank.calls) == loaded + 6 * 2 * 5
 
 
-@with_discovery
 def test_it_comes_before_anything_else_in_kernel_warmup(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,18 +492,18 @@ def test_it_comes_before_anything_else_in_kernel_warmup(
     monkeypatch.setattr(
         started.runner, "_flashinfer_autotune", lambda: seen.append((started.forwards[:], ms(started.rank)))
     )
-    started.runner.kernel_warmup()
-    assert seen == [([(DECODE, 1), (EXTEND, 1)], loads(*all_targets()))]
+    warm_up(started.runner)
+    assert seen == [(DRY, loads(*all_targets()))]
 
 
-@with_discovery
+@pytest.mark.release("0.5.12")
 def test_the_forwards_of_a_pipeline_stage_still_run_and_compile_nothing(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = start()
     monkeypatch.setenv(PP_PARALLEL, "1")
     monkeypatch.setattr(started.runner, "pp_size", 2)
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     dry, both = [(DECODE, 1), (EXTEND, 1)], [(DECODE, 16), (EXTEND, 16)]
     assert started.forwards == [*dry, *dry, *both]
     assert started.rank.nvcc.compiled == compiled_for(*all_targets())
@@ -534,17 +528,16 @@ def start_again(
         yield start_again
 
 
-@with_discovery
 def test_a_restart_loads_the_representatives_and_does_nothing_else(
     start: Callable[[], Started], start_again: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    start().runner.kernel_warmup()
+    warm_up(start().runner)
     dense(n=768)  # met while it serves
     started = start_again()
     compiled, forwards = started.rank.nvcc.runs, len(started.batches)
     caplog.clear()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert len(started.batches) == forwards
     assert started.rank.nvcc.runs == compiled
     everything = [*all_targets(), target(DENSE, n=768)]
@@ -555,37 +548,34 @@ def test_a_restart_loads_the_representatives_and_does_nothing_else(
     assert len(started.rank.calls) == before + 1
 
 
-@with_discovery
 def test_a_start_with_other_arguments_looks_for_its_targets_and_finds_their_kernels(
     start: Callable[[], Started], start_again: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = start()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     monkeypatch.setattr(started.runner.server_args, "tp_size", 8)
     started = start_again()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert started.forwards == 2 * [(DECODE, 1), (EXTEND, 1)]
     assert [len(marker.targets) for marker in started.rank.markers] == 2 * [len(all_targets())]
     assert started.rank.nvcc.compiled == compiled_for(*all_targets()), "all that it needs has been there"
 
 
-@with_discovery
 def test_a_damaged_kernel_is_made_again(
     start: Callable[[], Started], start_again: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = start()
-    first.runner.kernel_warmup()
+    warm_up(first.runner)
     cubin = sorted((first.rank.cache / "cache").glob("kernel.*/kernel.cubin"))[0]
     cubin.write_bytes(cubin.read_bytes()[:-1])
     started = start_again()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert started.forwards == 2 * [(DECODE, 1), (EXTEND, 1)]
     assert sum(started.rank.nvcc.compiled.values()) == sum(compiled_for(*all_targets()).values()) + 1
     (line,) = lines(caplog)
     assert "the marker is not used" in line and cubin.parent.name in line
 
 
-@with_discovery
 @pytest.mark.parametrize(
     ("disaggregation_mode", "is_generation", "modes"),
     [
@@ -605,8 +595,8 @@ def test_a_node_finds_the_targets_of_the_modes_that_it_serves(
     started = start()
     monkeypatch.setattr(started.runner.server_args, "disaggregation_mode", disaggregation_mode)
     monkeypatch.setattr(started.runner, "is_generation", is_generation)
-    started.runner.kernel_warmup()
-    assert started.forwards == [(mode, 1) for mode in modes]
+    warm_up(started.runner)
+    assert started.forwards == [each for each in DRY if each[0] in modes]
     assert started.rank.warmed == {each for mode in modes for each in targets_of_a_forward(extend=mode == EXTEND)}
 
 
@@ -626,7 +616,6 @@ def has_no_gpu(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "device", "cpu")
 
 
-@with_discovery
 @pytest.mark.parametrize("kind", [is_speculative, is_draft, has_no_gpu])
 def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
     kind: Callable[[Any, pytest.MonkeyPatch], None],
@@ -636,7 +625,7 @@ def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
 ) -> None:
     started = start()
     kind(started.runner, monkeypatch)
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert started.forwards == []
     assert started.rank.warmed == set()
     assert lines(caplog) == []
@@ -644,17 +633,15 @@ def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
     assert started.rank.warmed == {target(DENSE)}
 
 
-@with_discovery
 def test_no_forward_is_left_to_be_one_that_extends(start: Callable[[], Started]) -> None:
     from sglang.srt.layers.dp_attention import get_is_extend_in_batch
 
     started = start()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert started.forwards[-1] == (EXTEND, 1)
     assert get_is_extend_in_batch() is False
 
 
-@with_discovery
 @pytest.mark.parametrize(
     ("cp_size", "tp_size", "gathered", "smallest"),
     [(1, 4, False, 1), (1, 4, True, 4), (2, 1, False, 2), (2, 3, True, 6)],
@@ -674,8 +661,8 @@ def test_the_batch_is_the_smallest_that_all_ranks_can_split(
     monkeypatch.setattr(started.runner.server_args, "moe_dense_tp_size", 1 if gathered else None)
     # Would gather from ranks that are not there.
     monkeypatch.setattr(started.runner.model, "forward", lambda *args, **kwargs: None)
-    started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, smallest), (EXTEND, smallest)]
+    warm_up(started.runner)
+    assert started.forwards == [(mode, smallest) for mode, _ in DRY]
 
 
 def failing_layer(runner: Any) -> Any:
@@ -685,13 +672,12 @@ def failing_layer(runner: Any) -> Any:
     return runner.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(fail)
 
 
-@with_discovery
 def test_a_dry_forward_that_fails_is_said_and_the_rest_is_met_when_it_is_called(
     start: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     started = start()
     with failing_layer(started.runner):
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
     assert entrypoint.deep_gemm is started.rank.deep_gemm.module
     (line,) = lines(caplog)
     assert "a dry forward failed" in line and "this layer knows no dummy batch" in line
@@ -699,32 +685,30 @@ def test_a_dry_forward_that_fails_is_said_and_the_rest_is_met_when_it_is_called(
     found = targets_of_a_forward(extend=False)
     assert started.rank.warmed == set(found)
     before = len(started.rank.calls)
-    started.runner._dummy_run(1, forward_mode_override=DECODE)
+    dummy_forward(started.runner, 1, DECODE)
     assert len(started.rank.calls) == before + 2 * 5
-    started.runner._dummy_run(1, forward_mode_override=EXTEND)
+    dummy_forward(started.runner, 1, EXTEND)
     assert started.rank.warmed == set(all_targets())
 
 
-@with_discovery
 def test_strict_a_dry_forward_that_fails_is_raised(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(STRICT, "1")
     started = start()
     with failing_layer(started.runner), pytest.raises(RuntimeError, match="a dry forward failed") as raised:
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
     assert "this layer knows no dummy batch" in str(raised.value.__cause__)
     assert entrypoint.deep_gemm is started.rank.deep_gemm.module
 
 
-@with_discovery
 def test_a_target_that_does_not_compile_is_left_to_sglang_when_it_is_called_and_the_others_are_warm(
     start: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     started = start()
     # k = 64 and 128 have the same kernels, apart from the transposition that "tma" does without.
     started.rank.nvcc.on_each_kernel('if grep -q standin_transpose "$source"; then exit 2; fi')
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     failing = [each for each in all_targets() if each.lhs_scale == "k"]
     assert started.rank.warmed == set(all_targets()) - set(failing)
     assert len(lines(caplog)) == len(failing)
@@ -740,7 +724,6 @@ def test_a_target_that_does_not_compile_is_left_to_sglang_when_it_is_called_and_
     assert ms(started.rank) == [*first, 5, 64, 5]
 
 
-@with_discovery
 def test_strict_a_target_that_does_not_compile_ends_the_start(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -748,10 +731,9 @@ def test_strict_a_target_that_does_not_compile_ends_the_start(
     started = start()
     started.rank.nvcc.on_each_kernel('if grep -q standin_transpose "$source"; then exit 2; fi')
     with pytest.raises(RuntimeError, match="cannot be warmed"):
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
 
 
-@with_discovery
 def test_a_start_without_targets_is_remembered(
     rank: ServedRank, runner: ModelRunner, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -759,7 +741,7 @@ def test_a_start_without_targets_is_remembered(
     monkeypatch.setattr(runner, "device", "cuda")
     for forwards in (2, 2):
         rank.connect(runner)
-        runner.kernel_warmup()
+        warm_up(runner)
         assert len(batches) == forwards
         assert [marker.targets for marker in rank.markers] == [()]
         delivery.start_again()
@@ -769,18 +751,16 @@ def test_a_start_without_targets_is_remembered(
     assert rank.warmed == {target(DENSE)}
 
 
-@with_discovery
 def test_a_forward_that_failed_before_its_first_gemm_does_not_show_that_there_is_none(
     rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "device", "cuda")
     rank.connect(runner)
     with failing_layer(runner):
-        runner.kernel_warmup()
+        warm_up(runner)
     assert rank.markers == []
 
 
-@with_discovery
 @pytest.mark.parametrize("kind", [is_speculative, is_draft])
 def test_a_restart_that_cannot_run_dry_loads_what_the_marker_knows_before_the_first_forward(
     kind: Callable[[Any, pytest.MonkeyPatch], None],
@@ -791,16 +771,15 @@ def test_a_restart_that_cannot_run_dry_loads_what_the_marker_knows_before_the_fi
 ) -> None:
     kind(runner, monkeypatch)
     first = start()
-    first.runner.kernel_warmup()
+    warm_up(first.runner)
     dense()
     again = start_again()
     for _ in range(2):  # the runner of the target model, and that of the draft model
-        again.runner.kernel_warmup()
+        warm_up(again.runner)
     assert again.forwards == []
     assert ms(again.rank) == representatives_of(target(DENSE))
 
 
-@with_discovery
 @pytest.mark.by_plugin  # the patches come in their order
 def test_it_can_run_dry_where_it_is_the_only_feature(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
@@ -814,7 +793,7 @@ def test_it_can_run_dry_where_it_is_the_only_feature(
     hooks.undo()
     try:
         started = start()
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
         assert started.rank.warmed == set(all_targets())
     finally:
         for step in parallel.feature.steps:
@@ -859,7 +838,7 @@ def start_five_times(runner: ModelRunner, cache: Path) -> list[Start]:
                 noted.clear()
             sglang_compile_utils.update_deep_gemm_config(0, runner.server_args)
             group.barrier()
-            runner.kernel_warmup()
+            warm_up(runner)
             mine = [path for path in markers(cache) if json.loads(path.read_text())["launch"]["rank"] == str(rank)]
             marked = sum(len(json.loads(path.read_text())["targets"]) for path in mine)
             modes = [batch.forward_mode.name for batch in batches]
@@ -895,7 +874,6 @@ def markers(cache: Path) -> list[Path]:
     return sorted(cache.glob("warmstart/markers/*/*.json"))
 
 
-@with_discovery
 def test_two_real_ranks_decide_alike(
     node: Node, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1076,17 +1054,16 @@ def planned(plan: Plan) -> set[Target]:
     return {each.target for launch in plan.launches for each in launch.targets}
 
 
-@with_discovery
 def test_the_targets_of_dry_forwards_come_into_the_plan_and_no_gemm_ever_runs(
     planning: tuple[Started, Callable[[], Plan]], caplog: pytest.LogCaptureFixture
 ) -> None:
     started, plan = planning
-    started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+    warm_up(started.runner)
+    assert started.forwards == DRY
     assert planned(plan()) == set(all_targets())
     # What follows at a start-up: forwards that are not dry, and more of them.
     for mode in (DECODE, EXTEND):
-        started.runner._dummy_run(7, forward_mode_override=mode)
+        dummy_forward(started.runner, 7, mode)
     assert started.rank.calls == []
     assert started.rank.nvcc.runs == {"stub": 1}
     assert started.rank.markers == []
