@@ -66,14 +66,12 @@ class Inductor(Library):
     def watch(self, hooks: Hooks, module: ModuleType) -> None:
         """See :class:`Library`. Source: ``_compile_fx_inner`` in torch's ``_inductor/compile_fx.py``."""
 
-        def fx_codegen_and_compile(
-            original: Callable[..., Any], gm: Any, inputs: Any, *args: Any, **kwargs: Any
-        ) -> Any:
+        def fx_codegen_and_compile(original: Callable[..., Any], gm: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
             name, shape = "a graph", ""
             with contextlib.suppress(Exception):  # what a graph holds differs between releases
                 name, shape = _name(gm), _shape(inputs)
             with compiling(self, name, shape):
-                return original(gm, inputs, *args, **kwargs)
+                return original(gm, inputs, *rest, **named)
 
         hooks.wrap(module, "fx_codegen_and_compile", fx_codegen_and_compile, "gm, example_inputs, inputs_to_check")
 

@@ -56,7 +56,7 @@ class SglangJit(Library):
         return None if path is None else machine.absolute(path)
 
     def key(self, environment: Environment) -> dict[str, str]:
-        """Source: ``_environment_fingerprint`` in ``kernels/jit/utils/compile/cache.py``, and whose headers it reads."""
+        """Source: ``_environment_fingerprint`` in ``kernels/jit/utils/compile/cache.py``; whose headers are read."""
         return {
             "sglang": machine.version("sglang"),
             "torch": machine.version("torch"),
