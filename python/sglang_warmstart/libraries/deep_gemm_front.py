@@ -5,7 +5,7 @@ imports nothing of this package and little else, so that it starts in millisecon
 
 Arguments: SOCKET READY REFUSE COMPILER, then what DeepGEMM passes to its compiler.
 SOCKET gets a JSON object before and after each run. If REFUSE is "1" and the file READY exists, or its directory is
-gone, the program fails although the compiler did not. That makes the call of DeepGEMM fail.
+gone, the program runs no compiler and fails. That makes the call of DeepGEMM fail.
 """
 
 import json
@@ -32,18 +32,19 @@ def main() -> int:
 
     at = time.monotonic()
     say(begins=source)
+    # The run of a server that has been up for long may have been removed, and the file with it.
+    serving = os.access(ready, os.F_OK) or not os.access(os.path.dirname(ready), os.F_OK)  # noqa: PTH120
+    if refuse == "1" and serving:
+        say(refused=True, at=at, seconds=0.0, status=0)
+        print("refused: SGLANG_WARMSTART_JIT_MONITOR=error, and the server is serving", file=sys.stderr)
+        return 1
     try:
         status = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)[1])
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         status = 127
-    # The run of a server that has been up for long may have been removed, and the file with it.
-    serving = os.access(ready, os.F_OK) or not os.access(os.path.dirname(ready), os.F_OK)  # noqa: PTH120
-    refused = status == 0 and refuse == "1" and serving
     say(at=at, seconds=time.monotonic() - at, status=status)
-    if refused:
-        print("refused: SGLANG_WARMSTART_JIT_MONITOR=error, and the server is serving", file=sys.stderr)
-    return 1 if refused or status < 0 else status
+    return 1 if status < 0 else status
 
 
 if __name__ == "__main__":
