@@ -27,10 +27,6 @@ class Limit:
 
 
 LIMITS: Mapping[str, tuple[Limit, ...]] = {
-    "exact-warmup": (
-        Limit("0.5.13", "partly", "the dry forwards miss the prefill kernels of DeepEP's mode auto"),
-        Limit("0.5.14", "partly", "there are no dry forwards: each target is warmed when it is first called"),
-    ),
     "bundle-restore": (
         Limit("0.5.18", "partly", "the caches of Triton, FlashInfer and TileLang are restored where they were before"),
     ),
@@ -40,10 +36,6 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
         Limit("0.5.14", "works"),
     ),
     "jit-monitor": (Limit("0.5.18", "partly", "FlashInfer's compiles are not watched"),),
-    "start-up-events": (
-        Limit("0.5.14", "partly", "there is no step for the kernel warm-up"),
-        Limit("0.5.16", "partly", "there are no steps for the kernel warm-up and the memory pool"),
-    ),
 }
 
 
