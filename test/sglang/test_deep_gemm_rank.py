@@ -19,9 +19,9 @@ import sglang_warmstart
 import torch
 from kit import wrapped_gemms
 from kit.delivery import Delivery, delivered
-from kit.gpu_standins import CudaRuntime
+from kit.gpu_standins import CudaRuntime, mhc_module
 from kit.node import Node
-from kit.release import installed_release, is_patched
+from kit.release import is_patched
 from kit.served_rank import ServedRank, compiled_for, representatives_of
 from kit.standin_library import TAKEN_GPU
 from kit.toolchain import toolchain
@@ -50,6 +50,7 @@ from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang_warmstart.deepgemm import gemms
 from sglang_warmstart.deepgemm.dialects import DEEPJIT
 from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.sglang import hc_prenorm
 from sglang_warmstart.sglang.exact_warmup import rank as ranks
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
 from sglang_warmstart.sglang.exact_warmup.rank import Rank, WarmupError
@@ -60,11 +61,6 @@ if TYPE_CHECKING:
 
 FEATURE = "exact-warmup"
 STRICT = "SGLANG_WARMSTART_STRICT"
-
-on_0_5_12 = pytest.mark.release("0.5.12")
-
-# SGLang's own prenorm of 0.5.23 does not pass the hook.
-HOOKED = [kernel_type for kernel_type in CALLS if kernel_type != PRENORM or installed_release().version == "0.5.12"]
 
 # In a tuple: as a name of this module the plugin would replace it.
 SGLANG_MAYBE_COMPILE = (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,)
@@ -78,6 +74,12 @@ def delivery() -> Iterator[Delivery]:
     """Started anew for each test: a process that is a rank stays one."""
     with delivered() as delivery:
         yield delivery
+
+
+@pytest.fixture(autouse=True)
+def no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang has not imported its rule for the number of splits, whatever another test has imported."""
+    monkeypatch.setattr(hc_prenorm, "_RULE_IN", ())
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_the_first_call_with_smaller_blocks_becomes_a_target_too(
     assert ms(started) == [*representatives_of(expected), 5, 5]
 
 
-@pytest.mark.parametrize("kernel_type", HOOKED)
+@pytest.mark.parametrize("kernel_type", CALLS)
 def test_no_m_of_a_target_compiles_anything_afterwards(kernel_type: str, started: ServedRank) -> None:
     CALLS[kernel_type]()
     before = started.nvcc.runs
@@ -166,7 +168,7 @@ def test_no_m_of_a_target_compiles_anything_afterwards(kernel_type: str, started
     assert started.nvcc.runs == before
 
 
-@pytest.mark.parametrize("kernel_type", HOOKED)
+@pytest.mark.parametrize("kernel_type", CALLS)
 def test_the_second_call_goes_straight_to_deep_gemm(kernel_type: str, started: ServedRank) -> None:
     CALLS[kernel_type]()
     before = len(started.calls)
@@ -697,7 +699,6 @@ def test_strict_a_service_that_has_gone_is_raised(
 # mHC's prenorm
 
 
-@on_0_5_12
 @pytest.mark.parametrize(("num_splits", "num_groups"), [(None, 0), (1, 1), (16, 16)])
 def test_the_first_prenorm_of_a_bucket_becomes_a_target(
     num_splits: int | None, num_groups: int, started: ServedRank
@@ -709,7 +710,6 @@ def test_the_first_prenorm_of_a_bucket_becomes_a_target(
     assert {call.num_splits for call in started.deep_gemm.calls} == {num_splits}
 
 
-@on_0_5_12
 @pytest.mark.by_plugin
 @pytest.mark.parametrize("num_splits", [None, 1, 16])
 def test_a_prenorm_that_is_routed_becomes_the_same_target(num_splits: int | None, started: ServedRank) -> None:
@@ -728,7 +728,6 @@ def test_a_prenorm_that_is_routed_becomes_the_same_target(num_splits: int | None
     assert ms(started) == [*representatives_of(expected), 5]
 
 
-@on_0_5_12
 def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank) -> None:
     for _ in range(2):
         prenorm(num_splits=4)
@@ -739,6 +738,41 @@ def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank
     assert len(started.calls) == before + 2
     prenorm(num_splits=8)
     assert started.warmed == {target(PRENORM, num_groups=4), target(PRENORM, num_groups=8)}
+
+
+@pytest.fixture
+def buckets(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], set[int]]:
+    """SGLang's own rule, imported as a server with such a model has it: the buckets of k, as it gives them."""
+    module = mhc_module()
+    monkeypatch.setattr(hc_prenorm, "_RULE_IN", (module.__name__,))
+    return lambda k: {module._compute_num_split_for_mhc_pre(m, k) for m in range(1, wrapped_gemms.M_MAX + 1)}
+
+
+@pytest.mark.by_plugin
+def test_the_first_prenorm_of_a_model_warms_all_its_buckets_at_once(
+    started: ServedRank, buckets: Callable[[int], set[int]]
+) -> None:
+    k = 4096
+    there = buckets(k)
+    assert len(there) > 10
+    assert prenorm(k=k, num_splits=4).unique().tolist() == [k]
+    assert {each.num_groups for each in started.warmed} == there
+    assert started.nvcc.compiled == compiled_for(*started.warmed)
+    before, calls = started.nvcc.runs, len(started.calls)
+    for num_splits in there:
+        prenorm(k=k, num_splits=num_splits)
+    assert started.nvcc.runs == before
+    assert len(started.calls) == calls + len(there), "each is loaded, and called alone"
+
+
+@pytest.mark.by_plugin
+@pytest.mark.parametrize("num_splits", [None, 3])
+def test_a_prenorm_that_sglangs_rule_does_not_lead_to_has_no_other_buckets(
+    num_splits: int | None, started: ServedRank, buckets: Callable[[int], set[int]]
+) -> None:
+    assert 3 not in buckets(K)
+    prenorm(num_splits=num_splits)
+    assert started.warmed == {target(PRENORM, num_groups=num_splits or 0)}
 
 
 # Where it is not to be
