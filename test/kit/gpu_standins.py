@@ -59,6 +59,7 @@ class CudaRuntime:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.name = "NVIDIA H200"
         self.multi_processor_count = 132
+        self.capability = (9, 0)
         self.free_memory = _MEMORY
         self.is_capturing = False
         self.synchronizations = 0
@@ -78,8 +79,13 @@ class CudaRuntime:
             monkeypatch.setattr(torch.cuda, name, answer)
 
     def _properties(self, *_: object) -> SimpleNamespace:
+        major, minor = self.capability
         return SimpleNamespace(
-            name=self.name, major=9, minor=0, multi_processor_count=self.multi_processor_count, is_integrated=False
+            name=self.name,
+            major=major,
+            minor=minor,
+            multi_processor_count=self.multi_processor_count,
+            is_integrated=False,
         )
 
     def _synchronize(self, *_: object) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -36,6 +37,7 @@ from kit.wrapped_gemms import (
     PRENORM,
     K,
     bf16,
+    bf16_contiguous,
     bf16_masked,
     block_32,
     dense,
@@ -49,6 +51,8 @@ from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang_warmstart.deepgemm import gemms
 from sglang_warmstart.deepgemm.dialects import DEEPJIT
+from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
+from sglang_warmstart.deepgemm.record.way import WITHOUT_GPU
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.sglang import hc_prenorm
 from sglang_warmstart.sglang.exact_warmup import rank as ranks
@@ -473,30 +477,83 @@ def test_all_waits_of_one_forward_have_one_limit_and_the_next_has_its_own(
     assert rank.warmed == {target(BF16)}
 
 
-def test_a_deep_gemm_with_deepjit_is_recorded_without_the_gpu_and_warmed(
+@dataclass(frozen=True)
+class WithDeepJit:
+    """A rank that has started on a GPU. What it calls is a stand-in; its service asks the real library for kernels."""
+
+    rank: ServedRank
+    node: Node
+
+    def expect(self, called: Target, *kernels: str) -> None:
+        """See that a call has become a target, and that all its kernels, of these kinds, are in the cache."""
+        (marker,) = self.rank.markers
+        (found,) = marker.targets
+        assert found.target == called
+        names = {use.directory for use in found.kernels}
+        assert {name.partition(".")[0] for name in names} == set(kernels)
+        assert all(DEEPJIT.is_whole(self.rank.cache / "cache" / name) for name in names)
+        assert "stub" not in self.rank.nvcc.runs
+        assert set(ms(self.rank)[:-1]) == {use.m for use in found.kernels}, "SGLang has swept"
+
+
+@pytest.fixture
+def with_deepjit(
+    request: pytest.FixtureRequest,
     cuda: CudaRuntime,
     runner: ModelRunner,
     compile_utils: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:
-    monkeypatch.delenv(STRICT, raising=False)
+) -> Iterator[WithDeepJit]:
+    """On an H200, or on the GPU that a test names. In strict mode: nothing is left to SGLang."""
+    monkeypatch.setenv(STRICT, "1")
     monkeypatch.setenv("CUDA_HOME", str(toolchain().cuda_home))
-    with Node(tmp_path, library="") as node:
+    gpu = gpu_of(getattr(request, "param", "h200"))
+    cuda.name, cuda.multi_processor_count, cuda.capability = gpu.name, gpu.num_sms, gpu.capability
+    # Where that was not compared with a GPU, the service would record on one.
+    library = "" if gpu.capability == (9, 0) else WITHOUT_GPU
+    with Node(tmp_path, library=library) as node:
         rank = ServedRank(tmp_path, node, cuda, monkeypatch)
-        # What the rank itself calls is a stand-in; what the service asks for kernels is the real library.
+        rank.deep_gemm.num_sms = gpu.num_sms
         package = toolchain().deep_gemm_of("0.2.3.post2")
         monkeypatch.setattr(rank.deep_gemm.module, "__file__", str(package / "__init__.py"))
         rank.connect(runner)
-        assert dense().unique().tolist() == [K]
-        assert "targets are recorded without the GPU" in node.log
-    (marker,) = rank.markers
-    (found,) = marker.targets
-    assert found.target == target(DENSE)
-    names = {use.directory for use in found.kernels}
-    assert {name.partition(".")[0] for name in names} == {"sm90_fp8_gemm_1d2d", "transpose_fp32"}
-    assert all(DEEPJIT.is_whole(rank.cache / "cache" / name) for name in names)
-    assert "stub" not in rank.nvcc.runs
+        yield WithDeepJit(rank, node)
+
+
+@pytest.mark.parametrize(
+    ("call", "called", "kernels"),
+    [
+        (dense, target(DENSE), ["sm90_fp8_gemm_1d2d", "transpose_fp32"]),
+        (bf16_contiguous, target(BF16_CONTIGUOUS), ["sm90_m_grouped_bf16_gemm_contiguous"]),
+        (bf16_masked, target(BF16_MASKED), ["sm90_bf16_m_grouped_gemm_masked"]),
+        (partial(prenorm, n=24, num_splits=4), target(PRENORM, n=24, num_groups=4), ["sm90_tf32_hc_prenorm_gemm"]),
+    ],
+    ids=["dense", "contiguous bf16", "masked bf16", "prenorm"],
+)
+def test_a_deep_gemm_with_deepjit_is_recorded_without_the_gpu_and_warmed(
+    call: Callable[[], torch.Tensor], called: Target, kernels: list[str], with_deepjit: WithDeepJit
+) -> None:
+    assert call().unique().tolist() == [K]
+    assert "targets are recorded without the GPU" in with_deepjit.node.log
+    with_deepjit.expect(called, *kernels)
+
+
+@pytest.mark.release("0.5.23")
+@pytest.mark.parametrize("with_deepjit", ["b200"], indirect=True)
+@pytest.mark.parametrize(
+    ("call", "called"),
+    [
+        (block_32, target("GEMM_NT_F8F8BF16_BLOCK32", num_sms=148, recipe=(1, 32, 32))),
+        (mxfp8, target(DENSE, num_sms=148, function="fp8_fp4_gemm_nt", recipe_a=(1, 32), recipe_b=(1, 32))),
+    ],
+    ids=["block 32", "MXFP8"],
+)
+def test_smaller_blocks_are_recorded_by_the_real_library_of_the_newest_release(
+    call: Callable[[], torch.Tensor], called: Target, with_deepjit: WithDeepJit
+) -> None:
+    assert call().unique().tolist() == [K]
+    with_deepjit.expect(called, "sm100_fp8_fp4_gemm_1d1d", "transpose_and_pack_fp32_into_ue8m0")
 
 
 def test_what_took_no_time_leaves_time_for_others(started: ServedRank, warnings: Callable[[], list[str]]) -> None:
