@@ -4,8 +4,9 @@ It is a program of its own, started once per compiled kernel by the command that
 imports nothing of this package and little else, so that it starts in milliseconds.
 
 Arguments: SOCKET READY REFUSE COMPILER, then what DeepGEMM passes to its compiler.
-SOCKET gets a JSON object before and after each run. If REFUSE is "1" and the file READY exists, or its directory is
-gone, the program runs no compiler and fails. That makes the call of DeepGEMM fail.
+SOCKET gets a JSON object before and after each run. A kernel of a server with a service gets a file beside it (see
+:mod:`sglang_warmstart.deepgemm.further`). If REFUSE is "1" and the file READY exists, or its directory is gone, the
+program runs no compiler and fails. That makes the call of DeepGEMM fail.
 """
 
 import json
@@ -17,6 +18,8 @@ from contextlib import suppress
 
 # What is not said within this is lost, and the kernel is compiled all the same.
 SPEAK_LIMIT_S = 1.0
+# The variable of a rank that names its service.
+SERVICE = "SGLANG_WARMSTART_SERVICE"
 
 
 def main() -> int:
@@ -43,8 +46,17 @@ def main() -> int:
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         status = 127
+    if status == 0:
+        leave_flags(command, os.environ.get(SERVICE))
     say(at=at, seconds=time.monotonic() - at, status=status)
     return 1 if status < 0 else status
+
+
+def leave_flags(command: list[str], service: str | None) -> None:
+    """Say beside a kernel what it was compiled with: COMPILER SOURCE, two options, CUBIN, and then the flags."""
+    if service and len(command) > 5:
+        with suppress(OSError), open(f"{command[4]}.flags", "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(f"{' '.join(command[5:])}\n{service}\n")
 
 
 if __name__ == "__main__":

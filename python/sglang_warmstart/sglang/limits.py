@@ -30,11 +30,6 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
     "bundle-restore": (
         Limit("0.5.18", "partly", "the caches of Triton, FlashInfer and TileLang are restored where they were before"),
     ),
-    "hc-prenorm": (Limit("0.5.14", "no effect", "SGLang's own wrapper has no warm-up"),),
-    "mhc-prewarm": (
-        Limit("0.5.13", "no effect", "SGLang's own method has no caller"),
-        Limit("0.5.14", "works"),
-    ),
     "jit-monitor": (Limit("0.5.18", "partly", "FlashInfer's compiles are not watched"),),
 }
 
