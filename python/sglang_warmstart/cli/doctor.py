@@ -235,6 +235,8 @@ def _examine_feature(findings: Findings, installation: Installation) -> FeatureS
     limit = limit_of(name, plugin.sglang_version())
     if limit is not None:
         return FeatureState(name, limit.state, f"on this SGLang, {limit.reason}")
+    if installation.hooks.lacking:
+        return FeatureState(name, "partly", "; ".join(installation.hooks.lacking))
     return FeatureState(name, installation.state.value, installation.detail or installation.feature.gains)
 
 

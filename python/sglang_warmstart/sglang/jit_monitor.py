@@ -79,7 +79,8 @@ def _watching(library: Library, install: Callable[[Hooks, ModuleType], None]) ->
         try:
             install(hooks, module)
         except StandsAsideError as error:
-            hooks.notes.append(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
+            hooks.lacking.append(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
+            hooks.notes.append(hooks.lacking[-1])
 
     return install_watch
 
