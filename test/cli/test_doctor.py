@@ -103,6 +103,13 @@ def test_it_says_what_is_installed_here(healthy: Visit) -> None:
     assert healthy.report["python"] == sys.version.split()[0]
 
 
+def test_a_library_that_cannot_be_watched_makes_the_monitor_work_partly(doctor: Callable[..., Visit]) -> None:
+    visit = doctor("--json", first="import triton; del type(triton.knobs.compilation).listener")
+    (monitor,) = [each for each in visit.report["features"] if each["name"] == "jit-monitor"]
+    expected = "the JIT monitor does not watch triton: triton.knobs.compilation.listener: not there"
+    assert (monitor["state"], monitor["detail"]) == ("partly", expected)
+
+
 def test_it_shows_every_switch_with_its_value_and_default(healthy: Visit) -> None:
     switches = {each["name"]: each for each in healthy.report["switches"]}
     assert list(switches) == SWITCHES

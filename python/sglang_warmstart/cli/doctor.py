@@ -33,7 +33,6 @@ from sglang_warmstart.deepgemm.compiler import CompileJob, CompilerError, Kind
 from sglang_warmstart.libraries.deep_gemm import installed_dialect
 from sglang_warmstart.sglang.feature import Installation, State
 from sglang_warmstart.sglang.features import FEATURES, chosen_features
-from sglang_warmstart.sglang.limits import limit_of
 
 ENTRY_POINT_GROUP = "sglang.srt.plugins"
 CONFIGURER = "sglang.srt.layers.deep_gemm_wrapper.configurer"
@@ -232,11 +231,8 @@ def _examine_feature(findings: Findings, installation: Installation) -> FeatureS
     if installation.state is State.STANDS_ASIDE:
         findings.problems.append(f"{name} stands aside: {installation.detail}")
         return FeatureState(name, installation.state.value, installation.detail)
-    limit = limit_of(name, plugin.sglang_version())
-    if limit is not None:
-        return FeatureState(name, limit.state, f"on this SGLang, {limit.reason}")
-    if installation.hooks.notes:
-        return FeatureState(name, "partly", "; ".join(installation.hooks.notes))
+    if installation.hooks.lacking:
+        return FeatureState(name, "partly", "; ".join(installation.hooks.lacking))
     return FeatureState(name, installation.state.value, installation.detail or installation.feature.gains)
 
 
@@ -274,7 +270,6 @@ _COLOURS = {
     State.BUILT_IN.value: "cyan",
     State.WAITING.value: "yellow",
     "partly": "yellow",
-    "no effect": "red",
     State.STANDS_ASIDE.value: "red",
     "off": "red",
 }
