@@ -3,13 +3,19 @@
 from pathlib import Path
 
 import pytest
-from making import BEFORE, make_series, write
+from making import BEFORE, in_repository, make_series, write
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A series of three patches, see `making.STEPS`, with a notice."""
     return write(make_series(tmp_path_factory.mktemp("patches")), {"NOTICE": b"a notice\n"})
+
+
+@pytest.fixture(scope="session")
+def upstream_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same patches with the paths of SGLang's own repository, and with a test."""
+    return make_series(tmp_path_factory.mktemp("upstream"), place=in_repository)
 
 
 @pytest.fixture

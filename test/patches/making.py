@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def numbered(count: int, **lines: str) -> bytes:
 
 A, B, GONE = "sglang/srt/a.py", "sglang/srt/b.py", "sglang/srt/gone.py"
 ADDED = "sglang/srt/added/deep/module.py"
+UPSTREAM_TEST = "test/registered/unit/test_a.py"
 BEFORE = {
     A: numbered(60),
     B: numbered(20),
@@ -80,11 +81,21 @@ def repository(directory: Path, files: Contents) -> Path:
     return directory
 
 
-def make_series(root: Path, version: str = "0.5.12") -> Path:
-    """Write the three patches as they are shipped. Returns the root, for `patches --series`."""
-    work = repository(root / f".work-{version}", BEFORE)
+def in_repository(files: Contents) -> dict[str, bytes | None]:
+    """The files as SGLang's own repository has them, with a test beside them that knows how many lines `A` has."""
+    placed = {f"python/{name}": content for name, content in files.items()}
+    return placed | {UPSTREAM_TEST: b"%d\n" % len(files.get(A) or b"")}
+
+
+def make_series(root: Path, version: str = "0.5.12", place: Callable[[Contents], Contents] = dict) -> Path:
+    """Write the three patches as they are shipped. Returns the root, for `patches --series`.
+
+    Args:
+        place: where the repository has the files that they are made from.
+    """
+    work = repository(root / f".work-{version}", place(BEFORE))
     for number, files in enumerate(STEPS, 1):
-        write(work, files)
+        write(work, place(files))
         git(work, "add", "--all")
         git(work, "commit", "--quiet", f"--message=Step {number}")
     out = root / f"sglang-{version}"
