@@ -1,9 +1,10 @@
-"""One tree and one series that most of these tests start from."""
+"""One tree and one series that most of these tests start from, and SGLang with the committed series."""
 
 from pathlib import Path
 
 import pytest
 from making import BEFORE, in_repository, make_series, write
+from series import Fork, make_fork
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,9 @@ def upstream_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def holder(tmp_path: Path) -> Path:
     """The tree that the series is for, as an unpacked wheel."""
     return write(tmp_path / "holder", BEFORE)
+
+
+@pytest.fixture(scope="session")
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Fork:
+    """The installed SGLang with its series. Each test checks out what it looks at."""
+    return make_fork(tmp_path_factory.mktemp("fork"))

@@ -7,7 +7,6 @@ Compares SGLang's own `deep_gemm_execution_hook` with the patched one, for a gro
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -27,21 +26,13 @@ from kit.release import sglang_directory
 environment.isolate()
 environment.in_process()
 
+from making import module_of  # noqa: E402
 from sglang_warmstart.cli import git_apply  # noqa: E402  after the environment
 from sglang_warmstart.cli.patches import SHIPPED, patches_in  # noqa: E402
 
 RESULT = Path(__file__).with_name("hook_cost.json")
 WHERE = "srt/layers/deep_gemm_wrapper/compile_utils.py"
 ROUNDS, CALLS = 301, 10_000
-
-
-def module_of(path: Path, name: str) -> Any:
-    """SGLang's module, from another place."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def calls(compile_utils: ModuleType) -> Callable[[], float]:

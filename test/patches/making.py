@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sglang_warmstart.cli import app
 from typer.testing import CliRunner
@@ -103,6 +105,15 @@ def make_series(root: Path, version: str = "0.5.12", place: Callable[[Contents],
     listed = "".join(f"{Path(name).name}\n" for name in made.decode().splitlines())
     write(out, {"series": f"# the patches for {version}\n\n{listed}".encode()})
     return root
+
+
+def module_of(path: Path, name: str) -> Any:
+    """A module of SGLang from another place, beside the installed one."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def contents(directory: Path) -> dict[str, bytes]:
