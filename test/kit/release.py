@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+
 @dataclass(frozen=True)
 class Release:
     """Everything about one SGLang release that a caller of the kit would otherwise have to branch on."""

@@ -229,10 +229,11 @@ def _examine_feature(findings: Findings, installation: Installation) -> FeatureS
                     return FeatureState(name, installation.state.value, reason)
                 findings.notes.append(f"{name}: {reason} (only some models need it)")
                 break
-    if installation.state is State.STANDS_ASIDE:
+    limit = limit_of(name, plugin.sglang_version())
+    # What is known to have no effect here may stand aside as well: no problem that somebody could solve.
+    if installation.state is State.STANDS_ASIDE and (limit is None or limit.state != "no effect"):
         findings.problems.append(f"{name} stands aside: {installation.detail}")
         return FeatureState(name, installation.state.value, installation.detail)
-    limit = limit_of(name, plugin.sglang_version())
     if limit is not None:
         return FeatureState(name, limit.state, f"on this SGLang, {limit.reason}")
     return FeatureState(name, installation.state.value, installation.detail or installation.feature.gains)
