@@ -16,7 +16,8 @@ RESULTS = Path(__file__).parents[1] / "matrix"
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
 # What is made lies between these two lines of the page.
-BEGIN, END = "## Feature by release\n", "\n## What else it needs\n"
+BEGIN = "<!-- from here to the next comment: made by `make test-matrix RECORD=--record` -->\n"
+END = "<!-- the rest is written by hand -->\n"
 
 # Of these states the reason is on the page.
 _EXPLAINED = ("partly", "no effect", "stands aside", "built in")
@@ -71,7 +72,7 @@ def with_tables(page: str, results: Sequence[Result]) -> str:
     """The page with these results."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    assert before and after, f"{PAGE} has lost {BEGIN.strip()} or {END.strip()}"
+    assert before and after, f"{PAGE} has lost the comment before or after its tables"
     releases = [each.release for each in results]
     names = list(results[-1].features)
     states = [[f"[{name}](features/{name}.md)", *(each.features[name][0] for each in results)] for name in names]
@@ -84,7 +85,9 @@ def with_tables(page: str, results: Sequence[Result]) -> str:
         _table(["SGLang", *releases], [*states, *tests]),
         _table(["Feature", "Releases", "State", "Why"], _why(results)),
     )
-    return f"{before}{BEGIN}\n{first}\n{_LEGEND}\n## Why, release by release\n\n{why}{END}{after}"
+    return (
+        f"{before}{BEGIN}\n## Feature by release\n\n{first}{_LEGEND}\n## Why, release by release\n\n{why}\n{END}{after}"
+    )
 
 
 _LEGEND = """

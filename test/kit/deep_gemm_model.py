@@ -100,3 +100,8 @@ def targets_of_a_forward(extend: bool) -> list[Target]:
         target(CONTIGUOUS if extend else MASKED, **gate_up),
         target(DENSE, **down),
     ]
+
+
+def calls_of_a_forward() -> int:
+    """Those of two layers, in which the prenorm comes beside the first GEMM."""
+    return 2 * (len(_GEMMS) + _calls_prenorm())

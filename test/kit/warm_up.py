@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -28,3 +32,22 @@ def dummy_forward(runner: ModelRunner, batch_size: int, mode: ForwardMode) -> No
     owner = dummy_runner(runner)
     buffers = {} if owner is runner else {"buffers": owner._alloc_dummy_decode_buffers(batch_size)}
     owner._dummy_run(batch_size, forward_mode_override=mode, **buffers)
+
+
+def autotuned_is(do: Callable[[], object], runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let SGLang do this where it autotunes FlashInfer, and nothing else."""
+    owner = dummy_runner(runner)
+    if hasattr(owner, "_should_run_flashinfer_autotune"):
+        monkeypatch.setattr(owner, "_should_run_flashinfer_autotune", lambda: True)
+        monkeypatch.setattr(owner, "_flashinfer_autotune", lambda **_: do())
+        return
+    # What decides is hooked: let it decide, and do this when it has.
+    module = sys.modules["sglang.srt.model_executor.runner.base_runner"]
+    decides = module.should_run_flashinfer_autotune
+
+    def should_run_flashinfer_autotune(model_runner: ModelRunner) -> bool:
+        decides(model_runner)
+        do()
+        return False
+
+    monkeypatch.setattr(module, "should_run_flashinfer_autotune", should_run_flashinfer_autotune)

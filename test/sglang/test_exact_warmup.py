@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.arguments import with_values
-from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, targets_of_a_forward
+from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, calls_of_a_forward, targets_of_a_forward
 from kit.delivery import Delivery, delivery_here
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.node import Node, wait_until
-from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_of
+from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_of, update_config
 from kit.stages import run_stages
 from kit.standin_library import Jit
 from kit.toolchain import toolchain
-from kit.warm_up import dummy_forward, warm_up
+from kit.warm_up import autotuned_is, dummy_forward, warm_up
 from kit.wrapped_gemms import BF16, DENSE, MASKED, K, bf16, dense, masked, overlapped, target
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
@@ -435,7 +435,7 @@ def test_kernels_compile_while_the_forward_goes_on(start: Callable[[], Started])
 
     with started.runner.model.model.layers[1].register_forward_pre_hook(wait_for_a_compiler):
         warm_up(started.runner)
-    assert compiled == [True, True]
+    assert compiled == [True] * len(DRY)
 
 
 def test_the_wait_for_all_targets_takes_nothing_from_that_of_forwards(
@@ -480,18 +480,14 @@ def test_nothing_is_compiled_or_asked_afterwards(start: Callable[[], Started], m
         for mode in (DECODE, EXTEND):
             dummy_forward(started.runner, batch_size, mode)
     assert started.rank.nvcc.runs == before
-    # Two layers of four GEMMs and a prenorm each.
-    assert len(started.rank.calls) == loaded + 6 * 2 * 5
+    assert len(started.rank.calls) == loaded + 6 * calls_of_a_forward()
 
 
 def test_it_comes_before_anything_else_in_kernel_warmup(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, seen = start(), []
-    monkeypatch.setattr(started.runner, "_should_run_flashinfer_autotune", lambda: True)
-    monkeypatch.setattr(
-        started.runner, "_flashinfer_autotune", lambda: seen.append((started.forwards[:], ms(started.rank)))
-    )
+    autotuned_is(lambda: seen.append((started.forwards[:], ms(started.rank))), started.runner, monkeypatch)
     warm_up(started.runner)
     assert seen == [(DRY, loads(*all_targets()))]
 
@@ -542,21 +538,21 @@ def test_a_restart_loads_the_representatives_and_does_nothing_else(
     assert started.rank.nvcc.runs == compiled
     everything = [*all_targets(), target(DENSE, n=768)]
     assert sorted(ms(started.rank)) == sorted(loads(*everything))
-    assert "7 targets restored from the marker, 0 kernels compiled" in caplog.text
+    assert f"{len(everything)} targets restored from the marker, 0 kernels compiled" in caplog.text
     before = len(started.rank.calls)
     dense(n=768)
     assert len(started.rank.calls) == before + 1
 
 
-def test_a_start_with_other_arguments_looks_for_its_targets_and_finds_their_kernels(
+def test_another_launch_looks_for_its_targets_and_finds_their_kernels(
     start: Callable[[], Started], start_again: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = start()
     warm_up(started.runner)
-    monkeypatch.setattr(started.runner.server_args, "tp_size", 8)
+    monkeypatch.setenv("SGLANG_SOMETHING_THAT_MAY_MATTER", "1")
     started = start_again()
     warm_up(started.runner)
-    assert started.forwards == 2 * [(DECODE, 1), (EXTEND, 1)]
+    assert started.forwards == 2 * DRY
     assert [len(marker.targets) for marker in started.rank.markers] == 2 * [len(all_targets())]
     assert started.rank.nvcc.compiled == compiled_for(*all_targets()), "all that it needs has been there"
 
@@ -570,7 +566,7 @@ def test_a_damaged_kernel_is_made_again(
     cubin.write_bytes(cubin.read_bytes()[:-1])
     started = start_again()
     warm_up(started.runner)
-    assert started.forwards == 2 * [(DECODE, 1), (EXTEND, 1)]
+    assert started.forwards == 2 * DRY
     assert sum(started.rank.nvcc.compiled.values()) == sum(compiled_for(*all_targets()).values()) + 1
     (line,) = lines(caplog)
     assert "the marker is not used" in line and cubin.parent.name in line
@@ -590,41 +586,46 @@ def test_a_node_finds_the_targets_of_the_modes_that_it_serves(
     is_generation: bool,
     modes: list[ForwardMode],
     start: Callable[[], Started],
+    decide: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started = start()
-    monkeypatch.setattr(started.runner.server_args, "disaggregation_mode", disaggregation_mode)
+    decide(disaggregation_mode=disaggregation_mode)
     monkeypatch.setattr(started.runner, "is_generation", is_generation)
     warm_up(started.runner)
     assert started.forwards == [each for each in DRY if each[0] in modes]
     assert started.rank.warmed == {each for mode in modes for each in targets_of_a_forward(extend=mode == EXTEND)}
 
 
-def is_speculative(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+Decide = Callable[..., None]
+
+
+def is_speculative(runner: Any, monkeypatch: pytest.MonkeyPatch, decide: Decide) -> None:
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-    # With this one a dummy forward of 0.5.12 would run on a CPU, in the mode that verifies.
+    # With this one a dummy forward would run on a CPU, in the mode that verifies.
     monkeypatch.setattr(runner, "spec_algorithm", SpeculativeAlgorithm.NGRAM)
-    monkeypatch.setattr(runner.server_args, "speculative_num_draft_tokens", 2)
+    decide(speculative_num_draft_tokens=2)
 
 
-def is_draft(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def is_draft(runner: Any, monkeypatch: pytest.MonkeyPatch, _decide: Decide) -> None:
     monkeypatch.setattr(runner, "is_draft_worker", True)
 
 
-def has_no_gpu(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def has_no_gpu(runner: Any, monkeypatch: pytest.MonkeyPatch, _decide: Decide) -> None:
     monkeypatch.setattr(runner, "device", "cpu")
 
 
 @pytest.mark.parametrize("kind", [is_speculative, is_draft, has_no_gpu])
 def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
-    kind: Callable[[Any, pytest.MonkeyPatch], None],
+    kind: Callable[[Any, pytest.MonkeyPatch, Decide], None],
+    decide: Decide,
     start: Callable[[], Started],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     started = start()
-    kind(started.runner, monkeypatch)
+    kind(started.runner, monkeypatch, decide)
     warm_up(started.runner)
     assert started.forwards == []
     assert started.rank.warmed == set()
@@ -653,12 +654,13 @@ def test_the_batch_is_the_smallest_that_all_ranks_can_split(
     smallest: int,
     start: Callable[[], Started],
     set_attn_tp_size: Callable[[int], None],
+    set_cp_alignment: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started = start()
     set_attn_tp_size(tp_size)
-    monkeypatch.setattr(started.runner, "attn_cp_size", cp_size)
-    monkeypatch.setattr(started.runner.server_args, "moe_dense_tp_size", 1 if gathered else None)
+    set_cp_alignment(cp_size)
+    monkeypatch.setattr("sglang.srt.utils.require_gathered_buffer", lambda *_: gathered)
     # Would gather from ranks that are not there.
     monkeypatch.setattr(started.runner.model, "forward", lambda *args, **kwargs: None)
     warm_up(started.runner)
@@ -686,7 +688,7 @@ def test_a_dry_forward_that_fails_is_said_and_the_rest_is_met_when_it_is_called(
     assert started.rank.warmed == set(found)
     before = len(started.rank.calls)
     dummy_forward(started.runner, 1, DECODE)
-    assert len(started.rank.calls) == before + 2 * 5
+    assert len(started.rank.calls) == before + calls_of_a_forward()
     dummy_forward(started.runner, 1, EXTEND)
     assert started.rank.warmed == set(all_targets())
 
@@ -739,7 +741,7 @@ def test_a_start_without_targets_is_remembered(
 ) -> None:
     batches = observe(runner, monkeypatch)
     monkeypatch.setattr(runner, "device", "cuda")
-    for forwards in (2, 2):
+    for forwards in (len(DRY), len(DRY)):
         rank.connect(runner)
         warm_up(runner)
         assert len(batches) == forwards
@@ -763,13 +765,14 @@ def test_a_forward_that_failed_before_its_first_gemm_does_not_show_that_there_is
 
 @pytest.mark.parametrize("kind", [is_speculative, is_draft])
 def test_a_restart_that_cannot_run_dry_loads_what_the_marker_knows_before_the_first_forward(
-    kind: Callable[[Any, pytest.MonkeyPatch], None],
+    kind: Callable[[Any, pytest.MonkeyPatch, Decide], None],
+    decide: Decide,
     runner: ModelRunner,
     start: Callable[[], Started],
     start_again: Callable[[], Started],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind(runner, monkeypatch)
+    kind(runner, monkeypatch, decide)
     first = start()
     warm_up(first.runner)
     dense()
@@ -780,6 +783,7 @@ def test_a_restart_that_cannot_run_dry_loads_what_the_marker_knows_before_the_fi
     assert ms(again.rank) == representatives_of(target(DENSE))
 
 
+@pytest.mark.release("0.5.12")  # later ones have the other feature themselves
 @pytest.mark.by_plugin  # the patches come in their order
 def test_it_can_run_dry_where_it_is_the_only_feature(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
@@ -826,7 +830,7 @@ def start_five_times(runner: ModelRunner, cache: Path) -> list[Start]:
         DeepGemmModel().install(runner.model, monkeypatch)
         batches = observe(runner, monkeypatch)
         monkeypatch.setattr(runner, "device", "cuda")
-        monkeypatch.setattr(runner, "tp_group", group)
+        monkeypatch.setattr(type(seam()), "tp_group", lambda _seam, _runner: group)
         said: list[str] = []
         handler = logging.Handler(logging.WARNING)
         handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -836,7 +840,7 @@ def start_five_times(runner: ModelRunner, cache: Path) -> list[Start]:
             delivery.start_again()
             for noted in (batches, said, deep_gemm.calls):
                 noted.clear()
-            sglang_compile_utils.update_deep_gemm_config(0, runner.server_args)
+            update_config(sglang_compile_utils, runner)
             group.barrier()
             warm_up(runner)
             mine = [path for path in markers(cache) if json.loads(path.read_text())["launch"]["rank"] == str(rank)]
@@ -883,7 +887,7 @@ def test_two_real_ranks_decide_alike(
     monkeypatch.setenv("SGLANG_DG_CACHE_DIR", str(cache))
     monkeypatch.setenv("DG_JIT_NVCC_COMPILER", str(nvcc.path))
     ranks = run_stages(start_five_times, 2, tiny_model, cache, server_args={"max_running_requests": 16})
-    both, all_loaded = ["DECODE", "EXTEND"], len(loads(*all_targets()))
+    both, all_loaded = [mode.name for mode, _ in DRY], len(loads(*all_targets()))
     for first, again, one_without_marker, one_without_service, one_that_fails in ranks:
         assert first == Start(both, len(all_targets()), all_loaded, [])
         assert again == Start([], len(all_targets()), all_loaded, [])

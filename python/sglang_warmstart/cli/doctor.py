@@ -216,7 +216,7 @@ def _why_not(module: str, error: Exception) -> str:
 
 def _examine_feature(findings: Findings, installation: Installation) -> FeatureState:
     name = installation.feature.name
-    for step in installation.feature.steps:
+    for step in installation.steps:
         if installation.state in (State.BUILT_IN, State.STANDS_ASIDE):
             break
         for module in step.modules:
@@ -236,6 +236,8 @@ def _examine_feature(findings: Findings, installation: Installation) -> FeatureS
         return FeatureState(name, installation.state.value, installation.detail)
     if limit is not None:
         return FeatureState(name, limit.state, f"on this SGLang, {limit.reason}")
+    if installation.hooks.notes:
+        return FeatureState(name, "partly", "; ".join(installation.hooks.notes))
     return FeatureState(name, installation.state.value, installation.detail or installation.feature.gains)
 
 

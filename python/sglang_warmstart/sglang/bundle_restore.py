@@ -37,10 +37,11 @@ def start_restoring(server_args: Any) -> None:
         return
     try:
         from sglang_warmstart.bundle.start import start
-        from sglang_warmstart.sglang.caches import deep_gemm_cache
+        from sglang_warmstart.sglang.caches import deep_gemm_cache, server_environment
 
         # Not the switch's value, for which an empty word is none: an empty key is one that somebody meant to set.
-        lock = start(bundle, os.environ.get(BUNDLE_KEY.name), deep_gemm_cache(os.environ))
+        key, environment = os.environ.get(BUNDLE_KEY.name), server_environment(os.environ)
+        lock = start(bundle, key, deep_gemm_cache(os.environ), environment)
     except Exception as error:
         # Whatever it is, the server starts without.
         logger.warning("warmstart: the bundle is not restored: %s", error)

@@ -58,6 +58,7 @@ class Installation:
     hooks: Hooks
     state: State = State.WAITING
     detail: str = ""
+    steps: tuple[Step, ...] = ()  # those of the feature that this release has a place for
     missing: set[Step] = field(default_factory=set)
 
 

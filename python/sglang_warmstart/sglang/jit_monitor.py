@@ -162,7 +162,7 @@ JIT_MONITORING = Feature(
         "after exact-warmup, which tells the service of the real one",
         f"{COMPILE_UTILS}.deep_gemm_execution_hook": "in mode error only: around every wrapped GEMM, so that one that "
         "is refused says why",
-        **{library.hook: library.why_there for library in LIBRARIES.values() if library.hook},
+        **{target: why for library in LIBRARIES.values() for target, why in library.hooks.items()},
     },
     upstream="none",
     drop_when="upstream reports what is compiled while serving",

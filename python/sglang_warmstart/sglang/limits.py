@@ -27,23 +27,10 @@ class Limit:
 
 
 LIMITS: Mapping[str, tuple[Limit, ...]] = {
-    "exact-warmup": (
-        Limit("0.5.13", "partly", "the dry forwards miss the prefill kernels of DeepEP's mode auto"),
-        Limit("0.5.14", "partly", "there are no dry forwards: each target is warmed when it is first called"),
-    ),
     "bundle-restore": (
         Limit("0.5.18", "partly", "the caches of Triton, FlashInfer and TileLang are restored where they were before"),
     ),
-    "hc-prenorm": (Limit("0.5.14", "no effect", "SGLang's own wrapper has no warm-up"),),
-    "mhc-prewarm": (
-        Limit("0.5.13", "no effect", "SGLang's own method has no caller"),
-        Limit("0.5.14", "works"),
-    ),
     "jit-monitor": (Limit("0.5.18", "partly", "FlashInfer's compiles are not watched"),),
-    "start-up-events": (
-        Limit("0.5.14", "partly", "there is no step for the kernel warm-up"),
-        Limit("0.5.16", "partly", "there are no steps for the kernel warm-up and the memory pool"),
-    ),
 }
 
 

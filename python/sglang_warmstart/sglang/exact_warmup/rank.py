@@ -66,6 +66,7 @@ class Rank:
         sweep: SGLang's own warm-up of (kernel type, n, k, num_groups), with True its fast list, for so many seconds.
         outside_symmetric_memory: SGLang's guard: an allocation inside would be a collective of all GPUs.
         only_plans: targets are recorded for a plan, and no GEMM of them ever runs: each writes zeros.
+        siblings: the targets that a server needs too if it has one: they are warmed with it, all at once.
     """
 
     client: ServiceClient
@@ -79,6 +80,7 @@ class Rank:
     sweep: Callable[[Any, int, int, int, bool, float], None]
     outside_symmetric_memory: Callable[[], AbstractContextManager[None]]
     only_plans: bool = False
+    siblings: Callable[[Target], list[Target]] = lambda _: []
     ledger: Ledger[Key] = field(default_factory=Ledger)
     load_s: float = 0.0  # spent in loading so far
     compiled: int = 0  # kernels, by the service, so far
@@ -182,7 +184,7 @@ class Rank:
         """Warm a target whose first call is under way. A server that serves stalls meanwhile, and a monitor hears."""
         start, compiled = now(), self.compiled
         try:
-            self.warm([target], self._wait_left_s)
+            self.warm(self._with_siblings(target), self._wait_left_s)
         finally:
             seconds = now() - start
             self._wait_left_s -= seconds
@@ -200,11 +202,15 @@ class Rank:
         except UnsupportedCallError:
             return  # its first real call says so
         if self._dry is not None and target not in self._dry:
-            self._dry[target] = None
+            new = self._with_siblings(target)
+            self._dry |= dict.fromkeys(new)
             # The service works on it while this forward goes on. One that is gone is noticed when it is asked:
             # a forward that ends on this rank alone would leave the others in a collective.
             with suppress(ServiceGoneError):
-                self.client.announce([target], self.free_bytes())
+                self.client.announce(new, self.free_bytes())
+
+    def _with_siblings(self, target: Target) -> list[Target]:
+        return [target, *(each for each in self.siblings(target) if self._key_of(each) not in self.ledger.done)]
 
     def _target_of_call(self, gemm: Gemm, arguments: dict[str, Any]) -> Target:
         check_names(gemm, arguments)

@@ -34,6 +34,7 @@ from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank
 from sglang_warmstart.sglang.exact_warmup.unreached import unreached
 from sglang_warmstart.sglang.forward_modes import DUMMY_RUN, takes_forward_mode
+from sglang_warmstart.sglang.hc_prenorm import other_buckets
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
 from sglang_warmstart.sglang.seams import seam
@@ -278,6 +279,7 @@ class ExactWarmup:
             sweep=self._sweep,
             outside_symmetric_memory=outside,
             only_plans=welcome.only_plans,
+            siblings=other_buckets,
         )
 
 

@@ -6,6 +6,17 @@ import re
 from pathlib import Path
 
 
+def has_module(sglang_root: Path, module: str) -> bool:
+    """Whether a release has a module. One that is not SGLang's own counts as there.
+
+    Args:
+        sglang_root: the directory of the package ``sglang``.
+    """
+    package, *names = module.split(".")
+    path = sglang_root.joinpath(*names)
+    return package != "sglang" or path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 def defines(sglang_root: Path, name: str) -> bool:
     """Whether a module defines or imports a name.
 
