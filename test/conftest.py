@@ -35,7 +35,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 # They start whole servers, or import SGLang again and again. Begun last, one of them runs alone at the end.
-LONGEST = ("test_server", "test_deep_gemm_rank", "test_series_of_sglang", "test_plugin", "test_doctor")
+LONGEST = (
+    "test_server",
+    "test_deep_gemm_rank",
+    "test_series_of_sglang",
+    "test_plugin",
+    "test_doctor",
+    "test_deep_gemm_of_the_release",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""What `make test-matrix` installs for a release of SGLang, beside its source: the DeepGEMM that it pins, and a torch."""
+"""What `make test-matrix` installs for a release of SGLang, beside its source: the DeepGEMM that it pins."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kit.arguments import with_values
 from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, calls_of_a_forward, targets_of_a_forward
 from kit.delivery import Delivery, delivery_here
 from kit.fake_nvcc import FakeNvcc
@@ -932,8 +932,7 @@ def launch_schedulers(runner: ModelRunner, device: str) -> str | None:
     """SGLang's own start of its scheduler processes; where they find the service."""
     from sglang.srt.entrypoints.engine import Engine
 
-    server_args = copy.copy(runner.server_args)
-    server_args.device = device
+    server_args = with_values(runner.server_args, device=device)
     result, processes = Engine._launch_scheduler_processes(server_args, None, scheduler)
     result.wait_for_ready()
     for process in processes:

@@ -74,7 +74,7 @@ def test_a_gemm_of_its_wrapper_is_recorded_by_its_library_and_warmed(
     dialect, names = dialects.dialect_of(package), {use.directory for use in found.kernels}
     assert (dialect is dialects.DEEPJIT) is installed_release().since("0.5.20")
     gemms = {dialect.kernel_name(name) for name in names} - {"transpose_fp32"}
-    assert gemms == {"sm90_fp8_gemm_1d2d"}, recording.log
+    assert gemms <= {"sm90_fp8_gemm_1d2d", "sm90_fp8_m_grouped_gemm_masked_1d2d"} and len(gemms) == 1, recording.log
     entries = rank.cache / "cache"
     assert names and all(dialect.is_whole(entries / name) for name in names)
     assert "stub" not in rank.nvcc.runs
