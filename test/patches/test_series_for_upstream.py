@@ -106,5 +106,3 @@ def test_the_last_message_has_the_measured_cost_of_a_call() -> None:
     for name in ("stock, once more", "patched"):
         for ratio in measured["quartiles_of_the_ratio_to_stock"][name]:
             assert f"{ratio:.3f}" in message
-
-
