@@ -1,12 +1,18 @@
 # Everything runs in environments that are made here: .venv (SGLang 0.5.12 with the plugin), .patched (a copy of its
-# SGLang with the patches), .venv-0.5.23, .patched-0.5.23, .venv-lint (no SGLang), and .toolchain (a CUDA compiler).
-# None needs a GPU or an installed CUDA.
+# SGLang with the patches), .venv-0.5.23, .patched-0.5.23, .releases (the source of further releases, which run in these
+# two), .venv-lint (no SGLang), and .toolchain (a CUDA compiler). None needs a GPU or an installed CUDA.
 
 PYTHON ?= python3
 MAIN := 0.5.12
 NEWEST := 0.5.23
+# What the tests run on, in the environment of $(MAIN) and in that of $(NEWEST). Those left out lie between two that are alike.
+RELEASES_OF_MAIN := 0.5.12 0.5.13 0.5.14 0.5.17 0.5.18 0.5.19
+RELEASES_OF_NEWEST := 0.5.21 0.5.23
+RELEASES := $(RELEASES_OF_MAIN) $(RELEASES_OF_NEWEST)
 # Real libraries of each of DeepGEMM's JITs that this torch can load, for recording without a GPU.
 DEEP_GEMMS := 0.1.7 0.2.0 0.2.3.post2 0.2.5
+# FlashInfer's later forms, each as one release of SGLang pins it. The sources of their kernels, 0.4 GB, are not needed.
+FLASHINFERS := 0.6.17 0.7.2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,7 +33,7 @@ BEHAVIOUR := test/sglang test/test_server.py
 # What the patches for 0.5.23 change. They leave the rest to the plugin, which is loaded beside them.
 BESIDE := test/sglang/test_fast_warmup.py test/sglang/test_exact_warmup.py test/sglang/test_deep_gemm_rank.py
 
-.PHONY: help demo test test-patched test-newest test-matrix soak lint clean
+.PHONY: help demo test test-patched test-matrix $(RELEASES:%=matrix-%) soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,20 +48,18 @@ test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 test-patched: .patched/.complete .patched-$(NEWEST)/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12, and with the plugin on a patched 0.5.23
 	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR) $(PARALLEL)
 	PYTHONPATH=$(CURDIR)/.patched-$(NEWEST):$(CURDIR)/python .venv-$(NEWEST)/bin/python -m pytest $(BESIDE) $(PARALLEL)
-
-# Only what depends on the release of SGLang.
-test-newest: .venv-$(NEWEST)/.package .toolchain/.complete ## run the tests that depend on the release on SGLang 0.5.23
-	.venv-$(NEWEST)/bin/python -m pytest test/sglang test/patches test/test_server.py test/test_plugin.py test/cli/test_doctor.py $(PARALLEL)
+	.venv-$(NEWEST)/bin/python -m pytest test/patches $(PARALLEL)
 
 soak: .venv/.package .toolchain/.complete ## run the long searches and the mutants, write test/soak/result.json (hours)
 	.venv/bin/python test/soak/run.py
 
-test-matrix: ## run the tests on SGLang 0.5.12, with the plugin and patched, and on 0.5.23
+# RECORD=--record keeps the results, and makes the tables of docs/compatibility.md of them.
+test-matrix: ## run the tests that depend on the release on all releases (make matrix-0.5.17: on one)
 	@declare -A result=(); failed=0; \
-	for target in test test-patched test-newest; do \
-	  if $(MAKE) $$target; then result[$$target]=passed; else result[$$target]=FAILED; failed=1; fi; \
+	for release in $(RELEASES); do \
+	  if $(MAKE) matrix-$$release; then result[$$release]=passed; else result[$$release]=FAILED; failed=1; fi; \
 	done; \
-	for target in test test-patched test-newest; do echo "make $$target: $${result[$$target]}"; done; \
+	for release in $(RELEASES); do echo "SGLang $$release: $${result[$$release]}"; done; \
 	exit $$failed
 
 lint: .venv-lint/.tools ## check style and types
@@ -64,7 +68,7 @@ lint: .venv-lint/.tools ## check style and types
 	.venv-lint/bin/mypy
 
 clean: ## remove the environments and everything generated
-	rm -rf .venv .patched .venv-$(NEWEST) .patched-$(NEWEST) .venv-lint .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .patched .venv-$(NEWEST) .patched-$(NEWEST) .venv-lint .releases .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find python test -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp in the environment says which step is complete. It is removed before its step and written after it, so an
@@ -111,6 +115,35 @@ $(eval $(call sglang_environment,.venv-$(NEWEST),$(NEWEST),11))
 $(eval $(call plugin_environment,.venv))
 $(eval $(call plugin_environment,.venv-$(NEWEST)))
 
+# release(version, directory of its environment, further stamps)
+# The source of a release, which Python finds before the one in the environment, and the DeepGEMM that it pins. That one
+# is out of Python's sight: `import deep_gemm` is to fail, as it does on a machine without a GPU.
+define release
+.releases/$(1)/.complete: $(2)/.sglang
+	@rm -rf .releases/$(1)
+	@echo "installing SGLang $(1) and its DeepGEMM into .releases: a few seconds, 0.2 GB"
+	@$(2)/bin/python $(PIP) --no-deps --target .releases/$(1) sglang==$(1)
+	@$(2)/bin/python $(PIP) --no-deps --target .releases/$(1)/deep-gemm \
+	  "$$$$(sed -n 's/^Requires-Dist: \(sgl-deep-gemm==[^ ;]*\).*/\1/p' .releases/$(1)/sglang-$(1).dist-info/METADATA)"
+	@touch $$@
+
+matrix-$(1): $(2)/.package .toolchain/.complete .releases/$(1)/.complete $(3)
+	PYTHONPATH=$(CURDIR)/.releases/$(1):$(CURDIR)/python $(2)/bin/python test/matrix/run.py $(RECORD) -- $(PARALLEL)
+endef
+
+# What the DeepGEMM of the older ones fits.
+TORCH_2_11 := .releases/torch-2.11/.complete
+$(foreach each,$(RELEASES_OF_MAIN),$(eval $(call release,$(each),.venv,$(TORCH_2_11))))
+$(foreach each,$(RELEASES_OF_NEWEST),$(eval $(call release,$(each),.venv-$(NEWEST),)))
+
+$(TORCH_2_11): test/kit/torch_without_cuda.py .venv/.sglang
+	@rm -rf $(@D)
+	@echo "installing torch 2.11 without NVIDIA's libraries into .releases: about a minute, 1.2 GB"
+	@.venv/bin/python $(PIP) --no-deps --target $(@D) torch==2.11.0
+	@PYTHONPATH=test .venv/bin/python -c 'import sys; from pathlib import Path; from kit import torch_without_cuda as torch; \
+	  torch.complete(Path(sys.argv[1]))' $(@D)/torch
+	@touch $@
+
 # A copy of the package with the patches, which Python finds before the one in the environment.
 # patched(directory, environment, release)
 define patched
@@ -124,17 +157,22 @@ endef
 $(eval $(call patched,.patched,.venv,$(MAIN)))
 $(eval $(call patched,.patched-$(NEWEST),.venv-$(NEWEST),$(NEWEST)))
 
-# nvcc, NVRTC, DeepGEMM's headers and FlashInfer, for the tests that compile. Not in the environments: `import deep_gemm`
+# nvcc, NVRTC, DeepGEMM's headers, FlashInfer and CuTe DSL, for the tests that compile. Not in the environments: `import deep_gemm`
 # is to fail there, as it does on a machine without a GPU, and so is FlashInfer in a server. Made anew with .venv, since NVRTC's bindings fit one Python; the stamp says
 # which one that is.
-.toolchain/.complete: test/requirements-toolchain.txt test/requirements-flashinfer.txt .venv/.sglang
+.toolchain/.complete: test/requirements-toolchain.txt test/requirements-flashinfer.txt test/requirements-cute-dsl.txt .venv/.sglang
 	@rm -rf .toolchain
-	@echo "installing a CUDA compiler, DeepGEMM's headers and FlashInfer into .toolchain: about 30 seconds, 0.8 GB"
+	@echo "installing a CUDA compiler, DeepGEMM's headers, FlashInfer and CuTe DSL into .toolchain: about a minute, 1.3 GB"
 	@.venv/bin/python $(PIP) --no-deps --target .toolchain -r test/requirements-toolchain.txt
 	@.venv/bin/python $(PIP) --no-deps --target .toolchain/jit -r test/requirements-flashinfer.txt
 	@for each in $(DEEP_GEMMS); do \
 	  .venv/bin/python $(PIP) --no-deps --target .toolchain/deep-gemm/$$each sgl-deep-gemm==$$each; \
 	done
+	@for each in $(FLASHINFERS); do \
+	  .venv/bin/python $(PIP) --no-deps --target .toolchain/flashinfer/$$each flashinfer-python==$$each; \
+	  rm -rf .toolchain/flashinfer/$$each/flashinfer/data; \
+	done
+	@.venv/bin/python $(PIP) --no-deps --target .toolchain/cute-dsl -r test/requirements-cute-dsl.txt
 	@.venv/bin/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' > $@
 
 # With the package, since mypy reads the types of what it depends on.

@@ -21,16 +21,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that is about another release, or about how the plugin gets in."""
-    installed = installed_release().version
-    wanted = [version for marker in item.iter_markers("release") for version in marker.args]
-    if wanted and installed not in wanted:
-        pytest.skip(f"is about SGLang {' and '.join(wanted)}; installed is {installed}")
+    installed = installed_release()
+    for marker in item.iter_markers("release"):
+        since, before = marker.kwargs.get("since"), marker.kwargs.get("before")
+        if marker.args and installed.version not in marker.args:
+            pytest.skip(f"is about SGLang {' and '.join(marker.args)}; installed is {installed.version}")
+        if since and not installed.since(since):
+            pytest.skip(f"is about SGLang from {since} on; installed is {installed.version}")
+        if before and installed.since(before):
+            pytest.skip(f"is about SGLang before {before}; installed is {installed.version}")
     if is_patched() and item.get_closest_marker("by_plugin"):
         pytest.skip("is about the plugin, which is not loaded into a patched SGLang")
 
 
 # They start whole servers, or import SGLang again and again. Begun last, one of them runs alone at the end.
-LONGEST = ("test_server", "test_deep_gemm_rank", "test_series_of_sglang", "test_plugin", "test_doctor")
+LONGEST = (
+    "test_server",
+    "test_deep_gemm_rank",
+    "test_series_of_sglang",
+    "test_plugin",
+    "test_doctor",
+    "test_deep_gemm_of_the_release",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

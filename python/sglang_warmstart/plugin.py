@@ -26,6 +26,7 @@ from sglang_warmstart.sglang.announce import Announcer, logging_is_set_up
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Installation, State, Step, find_built_in
 from sglang_warmstart.sglang.features import chosen_features
+from sglang_warmstart.sglang.seams.source import has_module
 
 COMMON = "sglang.srt.utils.common"
 
@@ -46,8 +47,14 @@ class Plugin:
             if found is not None:
                 installation.state, installation.detail = State.BUILT_IN, found
                 continue
-            installation.missing = set(feature.steps)
-            for step in feature.steps:
+            # What a release lacks, its seam does not need: steps of other releases are left out.
+            installation.steps = tuple(
+                step
+                for step in feature.steps
+                if step.required or all(has_module(sglang_root, module) for module in step.modules)
+            )
+            installation.missing = set(installation.steps)
+            for step in installation.steps:
                 self._when_imported(step.modules, partial(self._run, installation, step))
 
     def summary(self) -> str:

@@ -173,6 +173,35 @@ def test_the_plans_of_all_ranks_become_one_and_the_server_is_stopped(recorded: R
     assert "SGLANG_WARMSTART_BUNDLE" not in environment
 
 
+# What DeepGEMM leaves in its cache when a rank compiles a kernel itself.
+_COMPILES_ITSELF = """
+entry = pathlib.Path(os.environ["SGLANG_DG_CACHE_DIR"], "cache", "kernel.einsum." + "0" * 32)
+entry.mkdir(parents=True)
+for name, text in {files}.items():
+    (entry / name).write_text(text)
+"""
+
+
+def test_what_the_ranks_compile_themselves_is_in_the_plan_of_each(recorded: Recording, tmp_path: Path) -> None:
+    for rank in "01":
+        recorded.plan_of_a_rank(int(rank), plan_of(rank))
+    package = recorded.directory / "deep_gemm"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    flags = f"-O3 -I{package}/include"
+    left = {"kernel.cu": "// einsum", "kernel.cubin": "a cubin", "kernel.cubin.flags": f"{flags}\n/a/socket\n"}
+    server = recorded.directory / "sglang" / "launch_server.py"
+    server.write_text(_SERVER.replace("asked = [0]", f"asked = [0]\n{_COMPILES_ITSELF.format(files=left)}"))
+    mine = tmp_path / "mine"
+    status, _, err = recorded.run("--model-path", "m", "--tp", "2", SGLANG_DG_CACHE_DIR=str(mine))
+    assert status == 0, err
+    plan = plans.decode(recorded.output.read_bytes())
+    (name,) = {name for launch in plan.launches for name in launch.further}
+    assert [launch.further for launch in plan.launches] == [(name,), (name,)]
+    assert (plan.kernels[name].source, plan.flags_of(name, Path("/there"))) == ("// einsum", "-O3 -I/there")
+    assert not mine.exists(), "nothing is compiled into the user's own cache"
+
+
 def test_what_is_not_in_the_plan_is_named_and_the_status_says_so(recorded: Recording) -> None:
     planner = Planner(identity_in(Path("/opt/deep_gemm")), "", "")
     planner.add(identity_in(Path("/opt/deep_gemm")), {"rank": "1", "tp_size": "2", "pp_size": "2"}, [])

@@ -21,7 +21,8 @@ import torch
 from bundles import bundle, elsewhere, record
 from model_targets import model_targets
 from monitoring import monitor, start_up
-from runs import HERE, Run, checkpoint, compiler, kernels_of, outcome, start, warmup_of
+from release_starts import release_starts
+from runs import HERE, Run, checkpoint, helper, kernels_of, outcome, start, warmup_of
 
 
 def prenorm(_model: Path, scratch: Path, _logs: Path) -> dict[str, Any]:
@@ -327,19 +328,6 @@ def is_recorder(pid: int) -> bool:
     return False
 
 
-def helper(*arguments: object, **settings: str) -> dict[str, Any]:
-    """Run exact.py in a process of its own."""
-    environment = {**os.environ, "WARMSTART_REAL_NVCC": compiler(), "CUDA_VISIBLE_DEVICES": "0", **settings}
-    command = [sys.executable, "-W", "ignore", str(HERE / "exact.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        return {"error": f"exact.py {arguments[0]} ended with status {done.returncode}"}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    shown = {key: value for key, value in result.items() if not isinstance(value, list)}
-    print(f"  {arguments[0]}: {shown}", flush=True)
-    return result
-
-
 def compared(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The results of representatives with the kernels of two caches that took turns, and the time of each."""
     rows = []
@@ -381,6 +369,7 @@ CASES: dict[str, tuple[Callable[[Path, Path, Path], dict[str, Any]], int]] = {
     "start_up": (start_up, 1),
     "monitor": (monitor, 1),
     "model_targets": (model_targets, 2),
+    "release_starts": (release_starts, 1),
 }
 
 # What needs something from elsewhere is measured if it is named.
@@ -429,6 +418,7 @@ def main() -> int:
                 failed = True
                 print(f"  failed: {error}", file=sys.stderr, flush=True)
                 continue
+            name = result.pop("name", name)
             checkpoint(name, result)
             print(f"  -> {options.out / name}.json", flush=True)
     return 1 if failed else 0

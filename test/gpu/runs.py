@@ -25,9 +25,13 @@ from kit.process import ServerProcess
 
 HERE = Path(__file__).parent
 INPUT_IDS = [5, 6, 7, 8]
+# The flag has a longer name in later releases.
+GRAPHS = "--cuda-graph-max-bs"
+if importlib.util.find_spec("sglang.srt.model_executor.runner"):
+    GRAPHS = "--cuda-graph-max-bs-decode"
 SERVER = shlex.split(
     "--load-format dummy --skip-tokenizer-init --attention-backend triton --sampling-backend pytorch "
-    "--grammar-backend none --mem-fraction-static 0.6 --max-total-tokens 65536 --cuda-graph-max-bs 8 "
+    f"--grammar-backend none --mem-fraction-static 0.6 --max-total-tokens 65536 {GRAPHS} 8 "
     "--chunked-prefill-size 4096"
 )
 START_LIMIT_S = 900.0
@@ -161,6 +165,19 @@ def warmup_of(run: Run) -> dict[str, Any]:
         result |= {"dry_s": float(exact[2]), "wait_s": float(exact[3]), "load_s": float(exact[4])}
     shown = ("targets", "calls", "warmup_s", "compiler_runs", "compile_cpu_s", "dry_s", "wait_s", "load_s", "ready_s")
     print(f"  {run.name}: { {key: result[key] for key in shown if key in result} }", flush=True)
+    return result
+
+
+def helper(*arguments: object, **settings: str) -> dict[str, Any]:
+    """Run exact.py in a process of its own."""
+    environment = {**os.environ, "WARMSTART_REAL_NVCC": compiler(), "CUDA_VISIBLE_DEVICES": "0", **settings}
+    command = [sys.executable, "-W", "ignore", str(HERE / "exact.py"), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        return {"error": f"exact.py {arguments[0]} ended with status {done.returncode}"}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    shown = {key: value for key, value in result.items() if not isinstance(value, list)}
+    print(f"  {arguments[0]}: {shown}", flush=True)
     return result
 
 

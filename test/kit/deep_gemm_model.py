@@ -41,8 +41,12 @@ def _grouped(m: int, n: int, k: int) -> torch.Tensor:
     return masked(n=n, k=k)[0, :m]
 
 
+def _calls_prenorm() -> bool:
+    return installed_release().version == "0.5.12"
+
+
 def _with_prenorm(m: int, n: int, k: int) -> torch.Tensor:
-    if installed_release().version == "0.5.12":
+    if _calls_prenorm():
         prenorm(m=m, n=n, k=k, num_splits=SPLITS)
     return bf16(m=m, n=n, k=k)
 
@@ -90,9 +94,14 @@ def targets_of_a_forward(extend: bool) -> list[Target]:
     """The targets that a forward calls, in the order of their first calls."""
     qkv, out, gate_up, down = ({"n": n, "k": k} for n, k in (QKV, OUT, GATE_UP, DOWN))
     return [
-        target(PRENORM, num_groups=SPLITS, **qkv),
+        *([target(PRENORM, num_groups=SPLITS, **qkv)] if _calls_prenorm() else []),
         target(BF16, **qkv),
         target(DENSE, lhs_scale="tma", **out),
         target(CONTIGUOUS if extend else MASKED, **gate_up),
         target(DENSE, **down),
     ]
+
+
+def calls_of_a_forward() -> int:
+    """Those of two layers, in which the prenorm comes beside the first GEMM."""
+    return 2 * (len(_GEMMS) + _calls_prenorm())

@@ -5,6 +5,7 @@ Nothing of SGLang is stood in here. DeepGEMM's stand-in computes what the librar
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import torch
 from sglang_warmstart.deepgemm.target import LhsScale, Target
 from torch.overrides import TorchFunctionMode
 
+from kit.release import installed_release
 from kit.standin_library import Jit, kernels_of
 
 _MEMORY = 80 << 30
@@ -57,6 +59,7 @@ class CudaRuntime:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.name = "NVIDIA H200"
         self.multi_processor_count = 132
+        self.capability = (9, 0)
         self.free_memory = _MEMORY
         self.is_capturing = False
         self.synchronizations = 0
@@ -76,8 +79,13 @@ class CudaRuntime:
             monkeypatch.setattr(torch.cuda, name, answer)
 
     def _properties(self, *_: object) -> SimpleNamespace:
+        major, minor = self.capability
         return SimpleNamespace(
-            name=self.name, major=9, minor=0, multi_processor_count=self.multi_processor_count, is_integrated=False
+            name=self.name,
+            major=major,
+            minor=minor,
+            multi_processor_count=self.multi_processor_count,
+            is_integrated=False,
         )
 
     def _synchronize(self, *_: object) -> None:
@@ -294,10 +302,11 @@ def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def install_deep_gemm(monkeypatch: pytest.MonkeyPatch, deep_gemm: DeepGemm | None = None) -> DeepGemm:
     """Let ``import deep_gemm`` find the stand-in, and SGLang's DeepGEMM wrapper run as on a GPU that has it."""
-    from sglang.srt.layers.deep_gemm_wrapper import compile_utils, entrypoint
+    from sglang.srt.layers.deep_gemm_wrapper import compile_utils, configurer, entrypoint
 
     deep_gemm = deep_gemm or DeepGemm()
     monkeypatch.setitem(sys.modules, "deep_gemm", deep_gemm.module)
+    monkeypatch.setattr(configurer, "ENABLE_JIT_DEEPGEMM", True)
     for module in (compile_utils, entrypoint):
         monkeypatch.setattr(module, "ENABLE_JIT_DEEPGEMM", True)
         monkeypatch.setattr(module, "deep_gemm", deep_gemm.module, raising=False)
@@ -318,8 +327,7 @@ class FusedPrenorm:
 
 def install_mhc_kernels(monkeypatch: pytest.MonkeyPatch) -> list[FusedPrenorm]:
     """Record the launches of mHC's fused kernel, and give ``hc_split_sinkhorn`` weights that follow its input."""
-    from sglang.srt.layers import mhc
-
+    mhc = mhc_module()
     launches: list[FusedPrenorm] = []
 
     def fused(*args: Any) -> None:
@@ -347,3 +355,11 @@ def install_mhc_kernels(monkeypatch: pytest.MonkeyPatch) -> list[FusedPrenorm]:
     monkeypatch.setattr(mhc, "mhc_pre_big_fuse_with_norm_tilelang", fused)
     monkeypatch.setattr(mhc, "hc_split_sinkhorn", sinkhorn)
     return launches
+
+
+def mhc_module() -> Any:
+    """SGLang's functions of mHC, which are elsewhere from 0.5.16 on."""
+    release = installed_release().version
+    return importlib.import_module(
+        "sglang.srt.layers.mhc" if release == "0.5.12" else "sglang.kernels.ops.layernorm.mhc"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import multiprocessing
 import os
@@ -11,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from kit.arguments import with_values
+
 
 def launch(server_args: Any, scheduler: Any, device: str = "cuda") -> Any:
     """Start the schedulers, wait until they are ready, and return what SGLang returns of them."""
@@ -18,9 +19,8 @@ def launch(server_args: Any, scheduler: Any, device: str = "cuda") -> Any:
 
     before, engine.mp = engine.mp, multiprocessing.get_context("fork")
     try:
-        server_args = copy.copy(server_args)
-        server_args.device = device
-        result, processes = engine.Engine._launch_scheduler_processes(server_args, None, scheduler)
+        arguments = with_values(server_args, device=device)
+        result, processes = engine.Engine._launch_scheduler_processes(arguments, None, scheduler)
         result.wait_for_ready()
         for process in processes:
             process.join()

@@ -129,6 +129,55 @@ class Recorder:
         return list(record(self._context, order, 120, lambda: False))
 
 
+_EINSUM = """
+import sys
+from sglang_warmstart.deepgemm.nogpu import library
+from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
+
+library.open_device(gpu_of("h200"))
+import deep_gemm
+import torch
+from sglang_warmstart.deepgemm.nogpu.room import CpuRoom
+
+room, (tokens, groups, rank, width) = CpuRoom(), (8, 4, 512, 128)
+x = (
+    room.operand((tokens, groups, rank), torch.float8_e4m3fn),
+    room.touched((tokens, groups, rank // 128), torch.float32),
+)
+y = (
+    room.operand((groups, width, rank), torch.float8_e4m3fn),
+    room.touched((groups, width // 128, rank // 128), torch.float32),
+)
+deep_gemm.fp8_einsum("bhr,hdr->bhd", x, y, room.operand((tokens, groups, width), torch.bfloat16))
+print("it was called")
+"""
+
+
+def call_einsum(cache: str, version: str, compiler: Path, **environment: str) -> None:
+    """Have the library call `fp8_einsum`, as DeepSeek-V4's output projection does, on a cache.
+
+    Args:
+        compiler: what it finds in nvcc's place.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _EINSUM],
+        env=child_environment(
+            {
+                PLACE: str(toolchain().deep_gemm_of(version)),
+                "DG_JIT_CACHE_DIR": cache,
+                "DG_JIT_NVCC_COMPILER": str(compiler),
+                "CUDA_HOME": str(toolchain().cuda_home),
+                **environment,
+            }
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout == "it was called\n", done.stderr
+
+
 _CALL = """
 import json, os, sys
 from pathlib import Path

@@ -3,11 +3,10 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-_STANDINS = Path(__file__).parent / "standins"
 
 
 @dataclass(frozen=True)
@@ -15,40 +14,51 @@ class Release:
     """Everything about one SGLang release that a caller of the kit would otherwise have to branch on."""
 
     version: str
-    standins: tuple[Path, ...]
-    # The prefill graph needs a GPU; the switch that turns it off got a new name.
-    server_args: Mapping[str, object]
-    # How the model's config.json names its dtype: follows the transformers that the release is pinned to.
-    dtype_key: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def since(self, version: str) -> bool:
+        """Whether this is that release or a later one."""
+        return _numbers(self.version) >= _numbers(version)
+
+    @property
+    def standins(self) -> tuple[Path, ...]:
+        """What it imports on every device, and a machine without a GPU does not have."""
+        standins = Path(__file__).parent / "standins"
+        # The later ones look whether there is a sgl_kernel, and would call it.
+        return (standins / "common",) if self.since("0.5.20") else (standins / "common", standins / "sgl_kernel_only")
+
+    @property
+    def server_args(self) -> Mapping[str, object]:
+        """The prefill graph needs a GPU; the switch that turns it off got a new name."""
+        return {"disable_prefill_cuda_graph" if self.since("0.5.14") else "disable_piecewise_cuda_graph": True}
+
+    @property
+    def dtype_key(self) -> str:
+        """How the model's config.json names its dtype: follows the transformers that it runs with."""
+        return "dtype" if self.since("0.5.20") else "torch_dtype"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables without which it does not start here."""
+        return {"SGLANG_CPU_OMP_THREADS_BIND": _one_core_per_stage()} if self.since("0.5.19") else {}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 def _one_core_per_stage() -> str:
-    """Two stages on one NUMA node: 0.5.23 insists on one node per rank unless the cores are given."""
+    """Two stages on one NUMA node: SGLang insists on one node per rank unless the cores are given."""
     cores = sorted(os.sched_getaffinity(0))
     return f"{cores[0]}|{cores[1 % len(cores)]}"
 
 
-SGLANG_0_5_12 = Release(
-    version="0.5.12",
-    standins=(_STANDINS / "common", _STANDINS / "sgl_kernel_only"),
-    server_args={"disable_piecewise_cuda_graph": True},
-    dtype_key="torch_dtype",
-)
-
-SGLANG_0_5_23 = Release(
-    version="0.5.23",
-    standins=(_STANDINS / "common",),
-    server_args={"disable_prefill_cuda_graph": True},
-    dtype_key="dtype",
-    environment={"SGLANG_CPU_OMP_THREADS_BIND": _one_core_per_stage()},
-)
-
-RELEASES: Mapping[str, Release] = {release.version: release for release in (SGLANG_0_5_12, SGLANG_0_5_23)}
+# Those of `make test-matrix`. Between two of them, no release moved anything that a feature touches.
+VERSIONS = ("0.5.12", "0.5.13", "0.5.14", "0.5.17", "0.5.18", "0.5.19", "0.5.21", "0.5.23")
+RELEASES: Mapping[str, Release] = {version: Release(version) for version in VERSIONS}
 
 
 def installed_release() -> Release:
-    """The release of the SGLang that is installed beside the tests."""
+    """The release of the SGLang that the tests run on: installed beside them, or before that on the Python path."""
     try:
         version = importlib.metadata.version("sglang")
     except importlib.metadata.PackageNotFoundError:

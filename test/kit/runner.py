@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit.ports import free_ports
-from kit.release import installed_release
+from kit.release import Release, installed_release
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -28,15 +28,17 @@ def make_runner(
     `server_args` are given to SGLang's ServerArgs on top of what a CPU needs.
     """
     release = installed_release()
-    recipe = _RECIPES[release.version]
-    runner = recipe(
+    runner = _recipe(release)(
         _cpu_server_args(model_path, pp_size, server_args or {}),
         pp_rank,
         free_ports(1)[0] if dist_port is None else dist_port,
     )
+    if release.since("0.5.14"):
+        runner.alloc_memory_pool()
+        runner.init_attention_backends()
     # The one method that the torch_native backend lacks for a dummy run: it has no CUDA graph to fill.
     runner.attn_backend.get_cuda_graph_seq_len_fill_value = lambda: 1
-    if release.version == "0.5.23":
+    if release.since("0.5.14"):
         runner.init_cuda_graphs()  # on CPU: makes `eager_runner`, which owns the dummy run, and no graph
     return runner
 
@@ -45,7 +47,7 @@ def dummy_run(runner: ModelRunner, batch_size: int) -> None:
     """SGLang's own dummy decode forward, at the place where the release has it."""
     import torch
 
-    if installed_release().version == "0.5.12":
+    if not installed_release().since("0.5.14"):
         runner._dummy_run(batch_size=batch_size)
         return
     eager = runner.eager_runner
@@ -74,7 +76,7 @@ def _cpu_server_args(model_path: Path, pp_size: int, extra: Mapping[str, object]
     return ServerArgs(**settings)
 
 
-def _runner_0_5_12(server_args: ServerArgs, pp_rank: int, dist_port: int) -> ModelRunner:
+def _ranks_as_arguments(server_args: ServerArgs, pp_rank: int, dist_port: int) -> ModelRunner:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -93,14 +95,36 @@ def _runner_0_5_12(server_args: ServerArgs, pp_rank: int, dist_port: int) -> Mod
     )
 
 
-def _runner_0_5_23(server_args: ServerArgs, pp_rank: int, dist_port: int) -> ModelRunner:
+def _ranks_in_one(server_args: ServerArgs, pp_rank: int, dist_port: int) -> ModelRunner:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.distributed.parallel_state_wrapper import ParallelState
+    from sglang.srt.layers.moe import initialize_moe_config
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from_context = installed_release().since("0.5.19")
+    if installed_release().since("0.5.17"):
+        from sglang.srt.runtime_context import publish
+
+        # What the scheduler process does before it makes its runner: publish the context that all layers read.
+        publish(server_args, role="scheduler")
+    initialize_moe_config(*([] if from_context else [server_args]))
+    return ModelRunner(
+        model_config=ModelConfig.from_server_args(server_args),
+        mem_fraction_static=_MEM_FRACTION,
+        gpu_id=pp_rank,
+        ps=ParallelState.trivial(pp_rank=pp_rank, pp_size=server_args.pp_size, gpu_id=pp_rank),
+        nccl_port=dist_port,
+        server_args=server_args,
+    )
+
+
+def _ranks_in_the_context(server_args: ServerArgs, pp_rank: int, dist_port: int) -> ModelRunner:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.distributed import bootstrap
     from sglang.srt.layers.moe import initialize_moe_config
     from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.runtime_context import SpawnRanks, publish, spawn_world_rank
 
-    # What the scheduler process does before it makes its runner: publish the context that all layers read.
     server_args.resolve_once()
     world_rank = spawn_world_rank(server_args, tp_rank=0, pp_rank=pp_rank)
     publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=world_rank, dp_rank=None, gpu_id=pp_rank))
@@ -108,19 +132,17 @@ def _runner_0_5_23(server_args: ServerArgs, pp_rank: int, dist_port: int) -> Mod
     bootstrap.init_parallel_runtime(server_args=server_args, device="cpu", dist_port=dist_port)
     bootstrap.init_layer_runtime(model_config=model_config)
     initialize_moe_config()
-    runner = ModelRunner(
+    return ModelRunner(
         model_config=model_config,
         mem_fraction_static=_MEM_FRACTION,
         gpu_id=pp_rank,
         nccl_port=dist_port,
         server_args=server_args,
     )
-    runner.alloc_memory_pool()
-    runner.init_attention_backends()
-    return runner
 
 
-_RECIPES: Mapping[str, Callable[[ServerArgs, int, int], ModelRunner]] = {
-    "0.5.12": _runner_0_5_12,
-    "0.5.23": _runner_0_5_23,
-}
+def _recipe(release: Release) -> Callable[[ServerArgs, int, int], ModelRunner]:
+    """How a scheduler process of this release makes its runner."""
+    if release.since("0.5.21"):
+        return _ranks_in_the_context
+    return _ranks_in_one if release.since("0.5.16") else _ranks_as_arguments

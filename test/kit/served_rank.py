@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from sglang_warmstart.deepgemm.marker import Marker
 from sglang_warmstart.deepgemm.target import Target
 
+from kit.arguments import with_values
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaRuntime, DeepGemm, install_deep_gemm
 from kit.node import Node
@@ -86,11 +86,9 @@ def update_config(
     node_rank: int = 0,
 ) -> None:
     """What SGLang calls in a rank before it loads weights."""
-    if installed_release().version == "0.5.12":
-        server_args = copy.copy(runner.server_args)
-        server_args.chunked_prefill_size, server_args.base_gpu_id = chunked_prefill_size, 0
-        server_args.node_rank = node_rank
-        compile_utils.update_deep_gemm_config(gpu_id, server_args)
+    if not installed_release().since("0.5.19"):
+        settings = {"chunked_prefill_size": chunked_prefill_size, "base_gpu_id": 0, "node_rank": node_rank}
+        compile_utils.update_deep_gemm_config(gpu_id, with_values(runner.server_args, **settings))
         return
     from sglang.srt.runtime_context import get_context
 

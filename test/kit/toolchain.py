@@ -56,9 +56,18 @@ class Toolchain:
         return self.deep_gemm / "include"
 
     @property
-    def flashinfer(self) -> Path:
-        """Where Python finds FlashInfer."""
-        return self.root / "jit"
+    def flashinfers(self) -> dict[str, Path]:
+        """Where Python finds FlashInfer: the release of SGLang 0.5.12, and each later form of its JIT.
+
+        The later ones are without the sources of their kernels.
+        """
+        return {"0.6.11": self.root / "jit", **{each: self.root / "flashinfer" / each for each in ("0.6.17", "0.7.2")}}
+
+    @property
+    def cute_dsl(self) -> tuple[Path, ...]:
+        """Where Python finds CuTe DSL, and what it imports."""
+        place = self.root / "cute-dsl"
+        return place / "nvidia_cutlass_dsl" / "dsl_packages", place, self.root
 
     @property
     def fits_this_python(self) -> bool:

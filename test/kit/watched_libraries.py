@@ -29,6 +29,9 @@ def needs(module: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not there, reason=f"this release of SGLang comes without {module}")
 
 
+# Its libraries are built for one Python, that of the environment that the toolchain was made with.
+needs_cute_dsl = pytest.mark.skipif(not toolchain().fits_this_python, reason="CuTe DSL here is for another Python")
+
 needs_ninja = pytest.mark.skipif(shutil.which("ninja") is None, reason="needs ninja (and a C++ compiler) on the PATH")
 
 # In a module of its own: Triton reads the source of a kernel.
@@ -110,25 +113,27 @@ def run_tvm_ffi(code: str, place: Path, name: str = "run", **environment: str) -
 
 _FLASHINFER = """
 from pathlib import Path
-from flashinfer.jit.core import JitSpec
+from flashinfer.jit import core
+from flashinfer.jit.core import gen_jit_spec
 
 def build():
     source = Path({place!r}) / "add_one.cc"
     if not source.exists():
         source.write_text("extern \\"C\\" int add(int x) {{ return x + 1; }}")
-    spec = JitSpec("add_one", [source], [], [], [], [])
-    spec.build(verbose=False)
+    gen_jit_spec("add_one", [source]).build_and_load()
 """
 
 
-def run_flashinfer(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
-    """``build()`` builds the module ``add_one``."""
+def run_flashinfer(code: str, place: Path, name: str = "run", version: str = "0.6.11", **environment: str) -> Watched:
+    """``build()`` builds the module ``add_one`` as SGLang has FlashInfer do it, and loads it."""
     # It links against these, whatever it builds.
     for library in ("cudart", "cuda"):
         command = ["c++", "-shared", "-x", "c++", "/dev/null", "-o", str(place / f"lib{library}.so")]
         subprocess.run(command, check=True)
+    # A package that all of them import is beside the first.
+    flashinfer = toolchain().flashinfers[version]
     settings = {
-        "PYTHONPATH": python_path(Path(__file__).parents[1], toolchain().flashinfer),
+        "PYTHONPATH": python_path(Path(__file__).parents[1], flashinfer, toolchain().flashinfers["0.6.11"]),
         "LIBRARY_PATH": str(place),
         "FLASHINFER_WORKSPACE_BASE": str(place),
         "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
@@ -136,3 +141,63 @@ def run_flashinfer(code: str, place: Path, name: str = "run", **environment: str
         **environment,
     }
     return run_watched(BEGIN + _FLASHINFER.format(place=str(place)) + code, place / name, settings)
+
+
+# CuTe DSL reads the source of a kernel.
+CUTE_KERNEL = """
+import cutlass.cute as cute
+
+@cute.kernel
+def kernel(a: cute.Tensor):
+    x, _, _ = cute.arch.thread_idx()
+    a[x] = a[x] + 1.0
+
+@cute.jit
+def add_one(a: cute.Tensor):
+    kernel(a).launch(grid=(1, 1, 1), block=(32, 1, 1))
+"""
+_CUTE_DSL = """
+import sys
+sys.path.insert(0, {place!r})
+import torch
+import cutlass.cute as cute
+from cutlass.cute.runtime import from_dlpack
+from cute_under_test import add_one
+
+def compile():
+    cute.compile(add_one, from_dlpack(torch.zeros(32)))
+"""
+
+
+def run_cute_dsl(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
+    """``compile()`` compiles ``add_one`` for a Hopper GPU."""
+    (place / "cute_under_test.py").write_text(CUTE_KERNEL)
+    settings = {
+        "PYTHONPATH": python_path(Path(__file__).parents[1], *toolchain().cute_dsl),
+        "CUTE_DSL_ARCH": "sm_90a",
+        **environment,
+    }
+    return run_watched(BEGIN + _CUTE_DSL.format(place=str(place)) + code, place / name, settings)
+
+
+# A matrix product needs no C++ compiler, which takes a minute here: what is made of the graph is Python.
+_INDUCTOR = """
+import torch
+
+@torch.compile(dynamic=True)
+def add_one(x, y):
+    return torch.mm(x, y)
+
+def compile(size=8):
+    with torch.inference_mode():
+        add_one(torch.ones(size, 16), torch.ones(16, size))
+"""
+
+
+def run_inductor(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
+    """``compile()`` compiles the graph of ``add_one``, of any size."""
+    # torch.compile reads the source of a function.
+    (place / "graph.py").write_text(_INDUCTOR + code)
+    settings = {"TORCHINDUCTOR_CACHE_DIR": str(place / "cache"), **environment}
+    start = f"import runpy; runpy.run_path({str(place / 'graph.py')!r}, {{'serve': serve}})"
+    return run_watched(BEGIN + start, place / name, settings)

@@ -50,12 +50,14 @@ def test_a_listener_that_never_reads_does_not_stop_a_compile(listener: socket.so
     assert time.monotonic() - begin > 2 * compiler_command.SPEAK_LIMIT_S
 
 
-def test_what_is_refused_has_been_compiled(listener: socket.socket, tmp_path: Path) -> None:
+def test_what_is_refused_is_not_compiled(listener: socket.socket, tmp_path: Path) -> None:
     (tmp_path / "ready").touch()
     result = run(tmp_path, "/bin/sh", "-c", f"echo compiled > {tmp_path}/out", refuse="1")
     assert result.returncode == 1
     assert result.stderr.startswith("refused: SGLANG_WARMSTART_JIT_MONITOR=error")
-    assert (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
+    assert b'"begins": "-c"' in listener.recv(4096)
+    assert b'"refused": true' in listener.recv(4096)
     assert run(tmp_path, "/bin/true", refuse="1", ready="not yet").returncode == 0
     # The run's directory is removed only when its start-up is long over.
     assert run(tmp_path, "/bin/true", refuse="1", ready="removed/ready").returncode == 1

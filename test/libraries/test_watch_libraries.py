@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from kit.toolchain import toolchain
 from kit.watched import Watched, run_watched
 from kit.watched_libraries import (
     BEGIN,
     TRITON,
     TRITON_KERNEL,
     needs,
+    needs_cute_dsl,
     needs_ninja,
+    run_cute_dsl,
     run_flashinfer,
+    run_inductor,
     run_tilelang,
     run_triton,
     run_tvm_ffi,
@@ -60,24 +65,82 @@ def test_off_watches_nothing(tmp_path: Path) -> None:
     assert "JIT" not in watched.said
 
 
-@pytest.mark.parametrize(
-    ("run", "call"),
-    [
-        pytest.param(run_triton, "compile(64)", id="triton"),
-        pytest.param(run_tvm_ffi, "compile()", id="tvm-ffi", marks=[needs_ninja, needs("tvm_ffi")]),
-        pytest.param(run_flashinfer, "build()", id="flashinfer", marks=[needs_ninja, needs("tvm_ffi")]),
-    ],
+_NINJA = [needs_ninja, needs("tvm_ffi")]
+_TRITON = pytest.param(run_triton, "compile(64)", id="triton")
+_TVM_FFI = pytest.param(run_tvm_ffi, "compile()", id="tvm-ffi", marks=_NINJA)
+_TILELANG = pytest.param(run_tilelang, "compile()", id="tilelang", marks=needs("tilelang"))
+_CUTE_DSL = pytest.param(run_cute_dsl, "compile()", id="cute-dsl", marks=needs_cute_dsl)
+_INDUCTOR = pytest.param(run_inductor, "compile()", id="inductor")
+# Its form of before 0.6.17, and both later ones.
+_FLASHINFER, _FLASHINFER_0_6_17, _FLASHINFER_0_7 = (
+    pytest.param(partial(run_flashinfer, version=version), "build()", id=f"flashinfer {version}", marks=_NINJA)
+    for version in toolchain().flashinfers
 )
-def test_a_compile_is_refused_in_the_call_that_needs_it(
+
+
+def _built(place: Path) -> list[Path]:
+    """What a compiler has left below a directory."""
+    made = {".o", ".so", ".cubin", ".py"}
+    ours = {"libcuda.so", "libcudart.so", "kernels_under_test.py", "cute_under_test.py", "code.py", "graph.py"}
+    return [path for path in place.rglob("*") if path.suffix in made and path.name not in ours]
+
+
+@pytest.mark.parametrize(
+    ("run", "call"), [_TRITON, _TVM_FFI, _FLASHINFER, _FLASHINFER_0_7, _TILELANG, _CUTE_DSL, _INDUCTOR]
+)
+def test_a_compile_is_refused_before_it_begins_in_the_call_that_needs_it(
     run: Callable[..., Watched], call: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    library = request.node.callspec.id
-    code = f"serve()\ntry: {call}\nexcept RuntimeError as error: print('refused:', error)"
+    library = request.node.callspec.id.split()[0]
+    code = f"serve()\ntry: {call}\nexcept Exception as error: print('refused:', error)"
     watched = run(code, tmp_path, **{MONITOR: "error"})
     assert watched.status == 0, watched.said
-    assert f"refused: JIT while serving: {library} compiled add_one" in watched.said
+    # Some put it into an error of their own, and break its lines.
+    said = " ".join(watched.said.partition("refused:")[2].split())
+    assert f"JIT while serving: {library} needs " in said
+    assert f"refused before it was compiled: {MONITOR}=error; " in said
+    assert f"bundle pack --include {library}" in said
     (event,) = [each for each in watched.of(library) if each.kind == "jit"]
-    assert (event.name, event.phase) == ("add_one", "serving")
+    assert "add_one" in event.name
+    assert (event.phase, event.error) == ("serving", f"refused before it was compiled: {MONITOR}=error")
+    assert _built(tmp_path) == []
+
+
+@pytest.mark.parametrize(("run", "call"), [_TRITON, _TVM_FFI, _FLASHINFER_0_7])
+def test_what_a_cache_has_is_not_refused(
+    run: Callable[..., Watched], call: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    library = request.node.callspec.id.split()[0]
+    first = run(call, tmp_path, "first", **{MONITOR: "error"})
+    assert first.status == 0, first.said
+    assert [(each.kind, each.phase) for each in first.of(library)] == [("jit", "startup")]
+    assert _built(tmp_path) != []
+    again = run(f"serve()\n{call}", tmp_path, "again", **{MONITOR: "error"})
+    assert again.status == 0, again.said
+    assert "JIT" not in again.said.replace("Building JIT module", "")
+    assert [each.kind for each in again.of(library) if not each.cached] == []
+
+
+@pytest.mark.parametrize(("run", "call"), [_FLASHINFER_0_6_17, _CUTE_DSL])
+def test_what_is_compiled_while_serving_is_an_event_and_a_warning(
+    run: Callable[..., Watched], call: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    library = request.node.callspec.id.split()[0]
+    watched = run(f"serve()\n{call}", tmp_path)
+    assert watched.status == 0, watched.said
+    (event,) = watched.of(library)
+    assert (event.kind, event.phase, event.error) == ("jit", "serving", "")
+    assert "add_one" in event.name and event.seconds > 0.01
+    assert f"WARNING warmstart: JIT while serving: {library} compiled {event.name}" in watched.said
+
+
+def test_a_graph_is_named_after_the_function_that_it_is_of(tmp_path: Path) -> None:
+    # The second size needs no other code: dynamic=True.
+    watched = run_inductor("serve()\ncompile(8)\ncompile(16)", tmp_path)
+    (event,) = watched.of("inductor")
+    assert event.name == "add_one (graph.py:6)"
+    assert event.shape.count("(") == 2 and "16" not in event.shape
+    assert f"WARNING warmstart: JIT while serving: inductor compiled {event.name} for {event.shape} in" in watched.said
 
 
 @needs("tilelang")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -664,3 +665,50 @@ def test_a_deep_gemm_whose_jit_is_not_known_is_left_alone_with_one_line(
     hello = msgspec.structs.replace(place.hello(), deep_gemm=str(package))
     welcome = node.client().hello(hello)
     assert welcome.problem == f"the JIT of the DeepGEMM in {package} is not known to this version"
+
+
+# Further kernels
+
+
+def leave_a_kernel(place: Place, name: str, owner: object) -> str:
+    """What DeepGEMM leaves in its cache when a rank of the service ``owner`` compiles a kernel itself."""
+    directory = f"kernel.{name}.{'0' * 32}"
+    source = f"// {name}"
+    place.cache.publish(directory, source, cubin_of(source, FLAGS))
+    (place.cache.path(directory) / "kernel.cubin.flags").write_text(f"{FLAGS}\n{owner}\n")
+    return directory
+
+
+def test_what_a_rank_has_compiled_itself_is_in_its_marker_and_that_of_another_server_is_not(
+    place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with Node(tmp_path_factory.mktemp("mortal"), DG_JIT_WITH_LINEINFO="1") as node:
+        asked, other = target(), {"model": "DeepSeek-V3", "rank": "1"}
+        clients = [place.rank(node), place.rank(node, place.hello(launch=other))]
+        for client in clients:
+            warm(client, asked)
+        # A rank that has no targets yet is not taken for one that has none.
+        place.rank(node, place.hello(launch={"model": "another", "rank": "0"}))
+        mine = leave_a_kernel(place, "mine", node.socket)
+        leave_a_kernel(place, "theirs", "/another/service.sock")
+        node.end()
+        assert node.left() == []
+    markers = [msgspec.json.decode(path.read_bytes(), type=Marker) for path in place.cache.own.glob("markers/*/*.json")]
+    assert [[each.directory for each in marker.further] for marker in markers] == [[mine], [mine]]
+    assert all({each.target for each in marker.targets} == {asked} for marker in markers)
+    assert all(mine in {file.directory for file in marker.files} for marker in markers)
+
+
+def test_a_further_kernel_that_is_gone_does_not_keep_a_restart_from_its_targets(
+    place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with Node(tmp_path_factory.mktemp("mortal"), DG_JIT_WITH_LINEINFO="1") as node:
+        warm(place.rank(node), target())
+        gone = leave_a_kernel(place, "gone", node.socket)
+        node.end()
+        assert node.left() == []
+    shutil.rmtree(place.cache.path(gone))
+    with Node(tmp_path_factory.mktemp("mortal"), DG_JIT_WITH_LINEINFO="1") as node:
+        answer = place.rank(node).restore()
+    assert (answer.known, answer.notes) == (True, ())
+    assert [each.target for each in answer.targets] == [target()]

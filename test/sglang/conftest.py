@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -92,16 +94,60 @@ def runner(tiny_model: Path) -> Iterator[ModelRunner]:
 
 
 @pytest.fixture
-def set_attn_tp_size(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def set_attn_tp_size(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Lets SGLang count more attention TP ranks than there are. Nothing may be sent to them."""
     from sglang.srt.distributed import parallel_state
 
     def set_size(size: int) -> None:
+        if not hasattr(runner, "kernel_warmup"):
+            from sglang.srt.runtime_context import get_parallel
+
+            monkeypatch.setattr(type(get_parallel()), "attn_tp_size", size, raising=False)
+            return
         group = copy.copy(parallel_state.get_attn_tp_group())  # the only group there is: CP has the same one
         group.world_size = size
         monkeypatch.setattr(parallel_state, "_ATTN_TP", group)
 
     return set_size
+
+
+@pytest.fixture
+def set_cp_alignment(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets SGLang pad batches for context-parallel ranks that are not there."""
+
+    def set_alignment(size: int) -> None:
+        if hasattr(runner, "kernel_warmup") and hasattr(runner, "attn_cp_size"):
+            monkeypatch.setattr(runner, "attn_cp_size", size)
+        for name in ("sglang.srt.layers.cp.padding", "sglang.srt.layers.utils.cp_utils"):
+            with suppress(ImportError):
+                padding = importlib.import_module(name)
+                if hasattr(padding, "get_cp_padding_align_size"):
+                    monkeypatch.setattr(padding, "get_cp_padding_align_size", lambda: size)
+
+    return set_alignment
+
+
+@pytest.fixture
+def decide(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Lets SGLang decide on other arguments. From 0.5.19 on they are in a context of the process."""
+    with ExitStack() as stack:
+
+        def decide(**arguments: object) -> None:
+            if not hasattr(runner.server_args, "resolved_dict"):
+                for name, value in arguments.items():
+                    monkeypatch.setattr(runner.server_args, name, value)
+                return
+            from sglang.srt import runtime_context
+
+            for name, value in arguments.items():
+                for group in ("disagg", "spec", "parallel"):
+                    with suppress(ValueError):
+                        stack.enter_context(getattr(runtime_context, f"get_{group}")().override(**{name: value}))
+                        break
+                else:
+                    raise ValueError(f"no group has {name}")
+
+        yield decide
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -19,9 +21,9 @@ import sglang_warmstart
 import torch
 from kit import wrapped_gemms
 from kit.delivery import Delivery, delivered
-from kit.gpu_standins import CudaRuntime
+from kit.gpu_standins import CudaRuntime, mhc_module
 from kit.node import Node
-from kit.release import installed_release, is_patched
+from kit.release import is_patched
 from kit.served_rank import ServedRank, compiled_for, representatives_of
 from kit.standin_library import TAKEN_GPU
 from kit.toolchain import toolchain
@@ -36,6 +38,7 @@ from kit.wrapped_gemms import (
     PRENORM,
     K,
     bf16,
+    bf16_contiguous,
     bf16_masked,
     block_32,
     dense,
@@ -49,7 +52,10 @@ from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 from sglang_warmstart.deepgemm import gemms
 from sglang_warmstart.deepgemm.dialects import DEEPJIT
+from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
+from sglang_warmstart.deepgemm.record.way import WITHOUT_GPU
 from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.sglang import hc_prenorm
 from sglang_warmstart.sglang.exact_warmup import rank as ranks
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
 from sglang_warmstart.sglang.exact_warmup.rank import Rank, WarmupError
@@ -60,11 +66,6 @@ if TYPE_CHECKING:
 
 FEATURE = "exact-warmup"
 STRICT = "SGLANG_WARMSTART_STRICT"
-
-on_0_5_12 = pytest.mark.release("0.5.12")
-
-# SGLang's own prenorm of 0.5.23 does not pass the hook.
-HOOKED = [kernel_type for kernel_type in CALLS if kernel_type != PRENORM or installed_release().version == "0.5.12"]
 
 # In a tuple: as a name of this module the plugin would replace it.
 SGLANG_MAYBE_COMPILE = (sglang_compile_utils._maybe_compile_deep_gemm_one_type_all,)
@@ -78,6 +79,12 @@ def delivery() -> Iterator[Delivery]:
     """Started anew for each test: a process that is a rank stays one."""
     with delivered() as delivery:
         yield delivery
+
+
+@pytest.fixture(autouse=True)
+def no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang has not imported its rule for the number of splits, whatever another test has imported."""
+    monkeypatch.setattr(hc_prenorm, "_RULE_IN", ())
 
 
 @pytest.fixture
@@ -157,7 +164,7 @@ def test_the_first_call_with_smaller_blocks_becomes_a_target_too(
     assert ms(started) == [*representatives_of(expected), 5, 5]
 
 
-@pytest.mark.parametrize("kernel_type", HOOKED)
+@pytest.mark.parametrize("kernel_type", CALLS)
 def test_no_m_of_a_target_compiles_anything_afterwards(kernel_type: str, started: ServedRank) -> None:
     CALLS[kernel_type]()
     before = started.nvcc.runs
@@ -166,7 +173,7 @@ def test_no_m_of_a_target_compiles_anything_afterwards(kernel_type: str, started
     assert started.nvcc.runs == before
 
 
-@pytest.mark.parametrize("kernel_type", HOOKED)
+@pytest.mark.parametrize("kernel_type", CALLS)
 def test_the_second_call_goes_straight_to_deep_gemm(kernel_type: str, started: ServedRank) -> None:
     CALLS[kernel_type]()
     before = len(started.calls)
@@ -439,17 +446,18 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @pytest.mark.usefixtures("held")
-def test_what_is_not_ready_in_time_goes_to_sglangs_own_sweep(
+def test_what_is_not_ready_in_time_compiles_on_first_use(
     impatient: float, started: ServedRank, warnings: Callable[[], list[str]]
 ) -> None:
     begin = time.monotonic()
     for _ in range(2):
         assert dense().unique().tolist() == [K]
     assert impatient <= time.monotonic() - begin < impatient + 10
-    assert ms(started) == [*SWEPT, 5, 5]
-    (line,) = warnings()
+    assert ms(started) == [5, 5]
+    line, first_use = warnings()
     assert f"<{DENSE}> N=384 K={K}" in line
     assert "not ready" in line
+    assert "compiles on first use" in first_use
 
 
 def test_all_waits_of_one_forward_have_one_limit_and_the_next_has_its_own(
@@ -460,41 +468,130 @@ def test_all_waits_of_one_forward_have_one_limit_and_the_next_has_its_own(
 ) -> None:
     monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=0.0))
     rank.connect(runner)
-    assert dense().unique().tolist() == [K]
-    assert ms(rank) == [*SWEPT, 5]
+    for _ in range(2):
+        assert dense().unique().tolist() == [K]
+    assert ms(rank) == [5, 5], "no sweep: the other ranks would wait for it"
     assert rank.warmed == set()
     (line,) = warnings()
     assert DENSE in line and "no time is left in this forward" in line
     with suppress(Exception):  # there is no batch: it begins, and ends there
         runner.forward(None)
-    bf16()
-    assert rank.warmed == {target(BF16)}
+    dense()
+    assert rank.warmed == {target(DENSE)}
 
 
-def test_a_deep_gemm_with_deepjit_is_recorded_without_the_gpu_and_warmed(
+def test_strict_a_target_that_finds_no_time_is_raised(
+    rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STRICT, "1")
+    monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=0.0))
+    rank.connect(runner)
+    with pytest.raises(WarmupError, match="no time is left in this forward"):
+        dense()
+
+
+def test_sglangs_own_sweep_ends_with_the_time_of_the_forward(
+    impatient: float,
+    started: ServedRank,
+    compile_utils: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    warnings: Callable[[], list[str]],
+) -> None:
+    started.nvcc.on_each_kernel(FAILING_KERNEL)
+    monkeypatch.setattr(compile_utils, "_BUILTIN_M_LIST", list(range(1, 1000)))
+    gemm = started.deep_gemm.module.fp8_gemm_nt
+
+    @functools.wraps(gemm)
+    def slow(*args: Any, **kwargs: Any) -> None:
+        time.sleep(impatient / 10)
+        gemm(*args, **kwargs)
+
+    monkeypatch.setattr(started.deep_gemm.module, "fp8_gemm_nt", slow)
+    begin = time.monotonic()
+    assert dense().unique().tolist() == [K]
+    assert time.monotonic() - begin < 5 * impatient
+    swept = ms(started)
+    assert swept[:-1] == list(range(1, len(swept))) and 2 < len(swept) < 20
+    assert "ends after" in warnings()[-1]
+
+
+@dataclass(frozen=True)
+class WithDeepJit:
+    """A rank that has started on a GPU. What it calls is a stand-in; its service asks the real library for kernels."""
+
+    rank: ServedRank
+    node: Node
+
+    def expect(self, called: Target, *kernels: str) -> None:
+        """See that a call has become a target, and that all its kernels, of these kinds, are in the cache."""
+        (marker,) = self.rank.markers
+        (found,) = marker.targets
+        assert found.target == called
+        names = {use.directory for use in found.kernels}
+        assert {name.partition(".")[0] for name in names} == set(kernels)
+        assert all(DEEPJIT.is_whole(self.rank.cache / "cache" / name) for name in names)
+        assert "stub" not in self.rank.nvcc.runs
+        assert set(ms(self.rank)[:-1]) == {use.m for use in found.kernels}, "SGLang has swept"
+
+
+@pytest.fixture
+def with_deepjit(
+    request: pytest.FixtureRequest,
     cuda: CudaRuntime,
     runner: ModelRunner,
     compile_utils: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:
-    monkeypatch.delenv(STRICT, raising=False)
+) -> Iterator[WithDeepJit]:
+    """On an H200, or on the GPU that a test names. In strict mode: nothing is left to SGLang."""
+    monkeypatch.setenv(STRICT, "1")
     monkeypatch.setenv("CUDA_HOME", str(toolchain().cuda_home))
-    with Node(tmp_path, library="") as node:
+    gpu = gpu_of(getattr(request, "param", "h200"))
+    cuda.name, cuda.multi_processor_count, cuda.capability = gpu.name, gpu.num_sms, gpu.capability
+    # Where that was not compared with a GPU, the service would record on one.
+    library = "" if gpu.capability == (9, 0) else WITHOUT_GPU
+    with Node(tmp_path, library=library) as node:
         rank = ServedRank(tmp_path, node, cuda, monkeypatch)
-        # What the rank itself calls is a stand-in; what the service asks for kernels is the real library.
+        rank.deep_gemm.num_sms = gpu.num_sms
         package = toolchain().deep_gemm_of("0.2.3.post2")
         monkeypatch.setattr(rank.deep_gemm.module, "__file__", str(package / "__init__.py"))
         rank.connect(runner)
-        assert dense().unique().tolist() == [K]
-        assert "targets are recorded without the GPU" in node.log
-    (marker,) = rank.markers
-    (found,) = marker.targets
-    assert found.target == target(DENSE)
-    names = {use.directory for use in found.kernels}
-    assert {name.partition(".")[0] for name in names} == {"sm90_fp8_gemm_1d2d", "transpose_fp32"}
-    assert all(DEEPJIT.is_whole(rank.cache / "cache" / name) for name in names)
-    assert "stub" not in rank.nvcc.runs
+        yield WithDeepJit(rank, node)
+
+
+@pytest.mark.parametrize(
+    ("call", "called", "kernels"),
+    [
+        (dense, target(DENSE), ["sm90_fp8_gemm_1d2d", "transpose_fp32"]),
+        (bf16_contiguous, target(BF16_CONTIGUOUS), ["sm90_m_grouped_bf16_gemm_contiguous"]),
+        (bf16_masked, target(BF16_MASKED), ["sm90_bf16_m_grouped_gemm_masked"]),
+        (partial(prenorm, n=24, num_splits=4), target(PRENORM, n=24, num_groups=4), ["sm90_tf32_hc_prenorm_gemm"]),
+    ],
+    ids=["dense", "contiguous bf16", "masked bf16", "prenorm"],
+)
+def test_a_deep_gemm_with_deepjit_is_recorded_without_the_gpu_and_warmed(
+    call: Callable[[], torch.Tensor], called: Target, kernels: list[str], with_deepjit: WithDeepJit
+) -> None:
+    assert call().unique().tolist() == [K]
+    assert "targets are recorded without the GPU" in with_deepjit.node.log
+    with_deepjit.expect(called, *kernels)
+
+
+@pytest.mark.release("0.5.23")
+@pytest.mark.parametrize("with_deepjit", ["b200"], indirect=True)
+@pytest.mark.parametrize(
+    ("call", "called"),
+    [
+        (block_32, target("GEMM_NT_F8F8BF16_BLOCK32", num_sms=148, recipe=(1, 32, 32))),
+        (mxfp8, target(DENSE, num_sms=148, function="fp8_fp4_gemm_nt", recipe_a=(1, 32), recipe_b=(1, 32))),
+    ],
+    ids=["block 32", "MXFP8"],
+)
+def test_smaller_blocks_are_recorded_by_the_real_library_of_the_newest_release(
+    call: Callable[[], torch.Tensor], called: Target, with_deepjit: WithDeepJit
+) -> None:
+    assert call().unique().tolist() == [K]
+    with_deepjit.expect(called, "sm100_fp8_fp4_gemm_1d1d", "transpose_and_pack_fp32_into_ue8m0")
 
 
 def test_what_took_no_time_leaves_time_for_others(started: ServedRank, warnings: Callable[[], list[str]]) -> None:
@@ -697,7 +794,6 @@ def test_strict_a_service_that_has_gone_is_raised(
 # mHC's prenorm
 
 
-@on_0_5_12
 @pytest.mark.parametrize(("num_splits", "num_groups"), [(None, 0), (1, 1), (16, 16)])
 def test_the_first_prenorm_of_a_bucket_becomes_a_target(
     num_splits: int | None, num_groups: int, started: ServedRank
@@ -709,7 +805,6 @@ def test_the_first_prenorm_of_a_bucket_becomes_a_target(
     assert {call.num_splits for call in started.deep_gemm.calls} == {num_splits}
 
 
-@on_0_5_12
 @pytest.mark.by_plugin
 @pytest.mark.parametrize("num_splits", [None, 1, 16])
 def test_a_prenorm_that_is_routed_becomes_the_same_target(num_splits: int | None, started: ServedRank) -> None:
@@ -728,7 +823,6 @@ def test_a_prenorm_that_is_routed_becomes_the_same_target(num_splits: int | None
     assert ms(started) == [*representatives_of(expected), 5]
 
 
-@on_0_5_12
 def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank) -> None:
     for _ in range(2):
         prenorm(num_splits=4)
@@ -739,6 +833,41 @@ def test_later_prenorms_of_a_bucket_go_straight_to_deep_gemm(started: ServedRank
     assert len(started.calls) == before + 2
     prenorm(num_splits=8)
     assert started.warmed == {target(PRENORM, num_groups=4), target(PRENORM, num_groups=8)}
+
+
+@pytest.fixture
+def buckets(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], set[int]]:
+    """SGLang's own rule, imported as a server with such a model has it: the buckets of k, as it gives them."""
+    module = mhc_module()
+    monkeypatch.setattr(hc_prenorm, "_RULE_IN", (module.__name__,))
+    return lambda k: {module._compute_num_split_for_mhc_pre(m, k) for m in range(1, wrapped_gemms.M_MAX + 1)}
+
+
+@pytest.mark.by_plugin
+def test_the_first_prenorm_of_a_model_warms_all_its_buckets_at_once(
+    started: ServedRank, buckets: Callable[[int], set[int]]
+) -> None:
+    k = 4096
+    there = buckets(k)
+    assert len(there) > 10
+    assert prenorm(k=k, num_splits=4).unique().tolist() == [k]
+    assert {each.num_groups for each in started.warmed} == there
+    assert started.nvcc.compiled == compiled_for(*started.warmed)
+    before, calls = started.nvcc.runs, len(started.calls)
+    for num_splits in there:
+        prenorm(k=k, num_splits=num_splits)
+    assert started.nvcc.runs == before
+    assert len(started.calls) == calls + len(there), "each is loaded, and called alone"
+
+
+@pytest.mark.by_plugin
+@pytest.mark.parametrize("num_splits", [None, 3])
+def test_a_prenorm_that_sglangs_rule_does_not_lead_to_has_no_other_buckets(
+    num_splits: int | None, started: ServedRank, buckets: Callable[[int], set[int]]
+) -> None:
+    assert 3 not in buckets(K)
+    prenorm(num_splits=num_splits)
+    assert started.warmed == {target(PRENORM, num_groups=num_splits or 0)}
 
 
 # Where it is not to be

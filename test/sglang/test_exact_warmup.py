@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
@@ -18,16 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, targets_of_a_forward
+from kit.arguments import with_values
+from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, calls_of_a_forward, targets_of_a_forward
 from kit.delivery import Delivery, delivery_here
 from kit.fake_nvcc import FakeNvcc
 from kit.gpu_standins import CudaOnCpu, CudaRuntime, DeepGemm, install_deep_gemm
 from kit.node import Node, wait_until
-from kit.release import installed_release
-from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_of
+from kit.served_rank import SERVICE, ServedRank, compiled_for, representatives_of, update_config
 from kit.stages import run_stages
 from kit.standin_library import Jit
 from kit.toolchain import toolchain
+from kit.warm_up import autotuned_is, dummy_forward, warm_up
 from kit.wrapped_gemms import BF16, DENSE, MASKED, K, bf16, dense, masked, overlapped, target
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as sglang_compile_utils
 from sglang.srt.layers.deep_gemm_wrapper import entrypoint
@@ -42,6 +42,7 @@ from sglang_warmstart.node.launch import ServiceProcess, start_service
 from sglang_warmstart.node.protocol import Hello, Welcome
 from sglang_warmstart.sglang.exact_warmup import warmup as exact_warmup
 from sglang_warmstart.sglang.exact_warmup.rank import Rank
+from sglang_warmstart.sglang.seams import seam
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -56,8 +57,9 @@ PP_PARALLEL = "SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP"
 DECODE, EXTEND = ForwardMode.DECODE, ForwardMode.EXTEND
 SWEPT = [1, 2, 3]
 
-# Later releases have no ModelRunner.kernel_warmup: targets are met there when they are first called.
-with_discovery = pytest.mark.release("0.5.12")
+# From 0.5.18 on, experts lay out their tokens in one of two ways, and an extend forward runs with each.
+LAYOUTS = len(seam().layouts())
+DRY = [(DECODE, 1), *[(EXTEND, 1)] * LAYOUTS]
 
 
 @pytest.fixture(autouse=True)
@@ -328,8 +330,7 @@ def test_where_sglang_does_not_warm_deep_gemm_nothing_is_asked_and_nothing_is_ch
     swept = switch_off(monkeypatch)
     rank.connect(runner)
     monkeypatch.setattr(runner, "device", "cuda")
-    if installed_release().version == "0.5.12":
-        runner.kernel_warmup()
+    warm_up(runner)
     dense()
     assert hellos == []
     assert ms(rank) == [*swept, 5]
@@ -391,14 +392,13 @@ def loads(*targets: Target) -> list[int]:
     return [m for each in targets for m in representatives_of(each)]
 
 
-@with_discovery
 def test_two_dry_forwards_find_all_targets_and_one_batch_warms_them(
     start: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     started = start()
-    started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+    warm_up(started.runner)
+    assert started.forwards == DRY
     assert started.rank.warmed == set(all_targets())
     assert started.rank.nvcc.compiled == compiled_for(*all_targets())
     assert ms(started.rank) == loads(*all_targets()), "each representative once, and no call of a dry forward"
@@ -407,7 +407,6 @@ def test_two_dry_forwards_find_all_targets_and_one_batch_warms_them(
     assert len([line for line in lines(caplog, logging.INFO) if "found by dry forwards" in line]) == 1
 
 
-@with_discovery
 def test_what_a_rank_does_before_the_first_forward_is_written_down(
     start: Callable[[], Started], tmp_path: Path
 ) -> None:
@@ -416,7 +415,7 @@ def test_what_a_rank_does_before_the_first_forward_is_written_down(
     heard: list[events.Event] = []
     log.listeners.append(heard.append)
     try:
-        start().runner.kernel_warmup()
+        warm_up(start().runner)
     finally:
         events.close_log()
     # The plugin has one for all of it.
@@ -428,7 +427,6 @@ def test_what_a_rank_does_before_the_first_forward_is_written_down(
     assert waited.at + waited.seconds <= loaded.at
 
 
-@with_discovery
 def test_kernels_compile_while_the_forward_goes_on(start: Callable[[], Started]) -> None:
     started, compiled = start(), []
 
@@ -436,27 +434,25 @@ def test_kernels_compile_while_the_forward_goes_on(start: Callable[[], Started])
         compiled.append(wait_until(lambda: started.rank.nvcc.compiled))
 
     with started.runner.model.model.layers[1].register_forward_pre_hook(wait_for_a_compiler):
-        started.runner.kernel_warmup()
-    assert compiled == [True, True]
+        warm_up(started.runner)
+    assert compiled == [True] * len(DRY)
 
 
-@with_discovery
 def test_the_wait_for_all_targets_takes_nothing_from_that_of_forwards(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(exact_warmup, "Rank", partial(Rank, _wait_left_s=0.0))
     started = start()
     started.rank.nvcc.on_each_kernel("sleep 0.2")
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert started.rank.warmed == set(all_targets())
     assert lines(caplog) == []
     started.rank.deep_gemm.calls.clear()
     dense()
     assert "no time is left" in lines(caplog)[0]
-    assert ms(started.rank) == [*SWEPT, 5]
+    assert ms(started.rank) == [5]
 
 
-@with_discovery
 def test_a_service_that_goes_ends_no_forward_of_this_rank_alone(
     start: Callable[[], Started],
     monkeypatch: pytest.MonkeyPatch,
@@ -467,49 +463,43 @@ def test_a_service_that_goes_ends_no_forward_of_this_rank_alone(
         monkeypatch.setenv(SERVICE, str(mortal.socket))
         started = start()
         os.kill(mortal.service, signal.SIGKILL)
-        started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+        warm_up(started.runner)
+    assert started.forwards == DRY
     first, *others = lines(caplog)
     assert "the marker cannot be read: the service" in first
     assert len(others) == len(all_targets())
     assert all("is left to SGLang" in line and "the service" in line for line in others)
 
 
-@with_discovery
 def test_nothing_is_compiled_or_asked_afterwards(start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch) -> None:
     started = start()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     before, loaded = started.rank.nvcc.runs, len(started.rank.calls)
     monkeypatch.setattr(ServiceClient, "warm", None)  # whoever asks now, fails
     for batch_size in (1, 7, 16):
         for mode in (DECODE, EXTEND):
-            started.runner._dummy_run(batch_size, forward_mode_override=mode)
+            dummy_forward(started.runner, batch_size, mode)
     assert started.rank.nvcc.runs == before
-    # Two layers of four GEMMs and a prenorm each.
-    assert len(started.rank.calls) == loaded + 6 * 2 * 5
+    assert len(started.rank.calls) == loaded + 6 * calls_of_a_forward()
 
 
-@with_discovery
 def test_it_comes_before_anything_else_in_kernel_warmup(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, seen = start(), []
-    monkeypatch.setattr(started.runner, "_should_run_flashinfer_autotune", lambda: True)
-    monkeypatch.setattr(
-        started.runner, "_flashinfer_autotune", lambda: seen.append((started.forwards[:], ms(started.rank)))
-    )
-    started.runner.kernel_warmup()
-    assert seen == [([(DECODE, 1), (EXTEND, 1)], loads(*all_targets()))]
+    autotuned_is(lambda: seen.append((started.forwards[:], ms(started.rank))), started.runner, monkeypatch)
+    warm_up(started.runner)
+    assert seen == [(DRY, loads(*all_targets()))]
 
 
-@with_discovery
+@pytest.mark.release("0.5.12")
 def test_the_forwards_of_a_pipeline_stage_still_run_and_compile_nothing(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = start()
     monkeypatch.setenv(PP_PARALLEL, "1")
     monkeypatch.setattr(started.runner, "pp_size", 2)
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     dry, both = [(DECODE, 1), (EXTEND, 1)], [(DECODE, 16), (EXTEND, 16)]
     assert started.forwards == [*dry, *dry, *both]
     assert started.rank.nvcc.compiled == compiled_for(*all_targets())
@@ -534,58 +524,54 @@ def start_again(
         yield start_again
 
 
-@with_discovery
 def test_a_restart_loads_the_representatives_and_does_nothing_else(
     start: Callable[[], Started], start_again: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    start().runner.kernel_warmup()
+    warm_up(start().runner)
     dense(n=768)  # met while it serves
     started = start_again()
     compiled, forwards = started.rank.nvcc.runs, len(started.batches)
     caplog.clear()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert len(started.batches) == forwards
     assert started.rank.nvcc.runs == compiled
     everything = [*all_targets(), target(DENSE, n=768)]
     assert sorted(ms(started.rank)) == sorted(loads(*everything))
-    assert "7 targets restored from the marker, 0 kernels compiled" in caplog.text
+    assert f"{len(everything)} targets restored from the marker, 0 kernels compiled" in caplog.text
     before = len(started.rank.calls)
     dense(n=768)
     assert len(started.rank.calls) == before + 1
 
 
-@with_discovery
-def test_a_start_with_other_arguments_looks_for_its_targets_and_finds_their_kernels(
+def test_another_launch_looks_for_its_targets_and_finds_their_kernels(
     start: Callable[[], Started], start_again: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = start()
-    started.runner.kernel_warmup()
-    monkeypatch.setattr(started.runner.server_args, "tp_size", 8)
+    warm_up(started.runner)
+    monkeypatch.setenv("SGLANG_SOMETHING_THAT_MAY_MATTER", "1")
     started = start_again()
-    started.runner.kernel_warmup()
-    assert started.forwards == 2 * [(DECODE, 1), (EXTEND, 1)]
+    warm_up(started.runner)
+    assert started.forwards == 2 * DRY
     assert [len(marker.targets) for marker in started.rank.markers] == 2 * [len(all_targets())]
     assert started.rank.nvcc.compiled == compiled_for(*all_targets()), "all that it needs has been there"
 
 
-@with_discovery
 def test_a_damaged_kernel_is_made_again(
     start: Callable[[], Started], start_again: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = start()
-    first.runner.kernel_warmup()
+    warm_up(first.runner)
     cubin = sorted((first.rank.cache / "cache").glob("kernel.*/kernel.cubin"))[0]
     cubin.write_bytes(cubin.read_bytes()[:-1])
     started = start_again()
-    started.runner.kernel_warmup()
-    assert started.forwards == 2 * [(DECODE, 1), (EXTEND, 1)]
+    warm_up(started.runner)
+    assert started.forwards == 2 * DRY
     assert sum(started.rank.nvcc.compiled.values()) == sum(compiled_for(*all_targets()).values()) + 1
     (line,) = lines(caplog)
     assert "the marker is not used" in line and cubin.parent.name in line
 
 
-@with_discovery
 @pytest.mark.parametrize(
     ("disaggregation_mode", "is_generation", "modes"),
     [
@@ -600,43 +586,47 @@ def test_a_node_finds_the_targets_of_the_modes_that_it_serves(
     is_generation: bool,
     modes: list[ForwardMode],
     start: Callable[[], Started],
+    decide: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started = start()
-    monkeypatch.setattr(started.runner.server_args, "disaggregation_mode", disaggregation_mode)
+    decide(disaggregation_mode=disaggregation_mode)
     monkeypatch.setattr(started.runner, "is_generation", is_generation)
-    started.runner.kernel_warmup()
-    assert started.forwards == [(mode, 1) for mode in modes]
+    warm_up(started.runner)
+    assert started.forwards == [each for each in DRY if each[0] in modes]
     assert started.rank.warmed == {each for mode in modes for each in targets_of_a_forward(extend=mode == EXTEND)}
 
 
-def is_speculative(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+Decide = Callable[..., None]
+
+
+def is_speculative(runner: Any, monkeypatch: pytest.MonkeyPatch, decide: Decide) -> None:
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-    # With this one a dummy forward of 0.5.12 would run on a CPU, in the mode that verifies.
+    # With this one a dummy forward would run on a CPU, in the mode that verifies.
     monkeypatch.setattr(runner, "spec_algorithm", SpeculativeAlgorithm.NGRAM)
-    monkeypatch.setattr(runner.server_args, "speculative_num_draft_tokens", 2)
+    decide(speculative_num_draft_tokens=2)
 
 
-def is_draft(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def is_draft(runner: Any, monkeypatch: pytest.MonkeyPatch, _decide: Decide) -> None:
     monkeypatch.setattr(runner, "is_draft_worker", True)
 
 
-def has_no_gpu(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def has_no_gpu(runner: Any, monkeypatch: pytest.MonkeyPatch, _decide: Decide) -> None:
     monkeypatch.setattr(runner, "device", "cpu")
 
 
-@with_discovery
 @pytest.mark.parametrize("kind", [is_speculative, is_draft, has_no_gpu])
 def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
-    kind: Callable[[Any, pytest.MonkeyPatch], None],
+    kind: Callable[[Any, pytest.MonkeyPatch, Decide], None],
+    decide: Decide,
     start: Callable[[], Started],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     started = start()
-    kind(started.runner, monkeypatch)
-    started.runner.kernel_warmup()
+    kind(started.runner, monkeypatch, decide)
+    warm_up(started.runner)
     assert started.forwards == []
     assert started.rank.warmed == set()
     assert lines(caplog) == []
@@ -644,17 +634,15 @@ def test_where_dry_forwards_cannot_run_targets_are_met_when_they_are_called(
     assert started.rank.warmed == {target(DENSE)}
 
 
-@with_discovery
 def test_no_forward_is_left_to_be_one_that_extends(start: Callable[[], Started]) -> None:
     from sglang.srt.layers.dp_attention import get_is_extend_in_batch
 
     started = start()
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     assert started.forwards[-1] == (EXTEND, 1)
     assert get_is_extend_in_batch() is False
 
 
-@with_discovery
 @pytest.mark.parametrize(
     ("cp_size", "tp_size", "gathered", "smallest"),
     [(1, 4, False, 1), (1, 4, True, 4), (2, 1, False, 2), (2, 3, True, 6)],
@@ -666,16 +654,17 @@ def test_the_batch_is_the_smallest_that_all_ranks_can_split(
     smallest: int,
     start: Callable[[], Started],
     set_attn_tp_size: Callable[[int], None],
+    set_cp_alignment: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started = start()
     set_attn_tp_size(tp_size)
-    monkeypatch.setattr(started.runner, "attn_cp_size", cp_size)
-    monkeypatch.setattr(started.runner.server_args, "moe_dense_tp_size", 1 if gathered else None)
+    set_cp_alignment(cp_size)
+    monkeypatch.setattr("sglang.srt.utils.require_gathered_buffer", lambda *_: gathered)
     # Would gather from ranks that are not there.
     monkeypatch.setattr(started.runner.model, "forward", lambda *args, **kwargs: None)
-    started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, smallest), (EXTEND, smallest)]
+    warm_up(started.runner)
+    assert started.forwards == [(mode, smallest) for mode, _ in DRY]
 
 
 def failing_layer(runner: Any) -> Any:
@@ -685,13 +674,12 @@ def failing_layer(runner: Any) -> Any:
     return runner.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(fail)
 
 
-@with_discovery
 def test_a_dry_forward_that_fails_is_said_and_the_rest_is_met_when_it_is_called(
     start: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     started = start()
     with failing_layer(started.runner):
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
     assert entrypoint.deep_gemm is started.rank.deep_gemm.module
     (line,) = lines(caplog)
     assert "a dry forward failed" in line and "this layer knows no dummy batch" in line
@@ -699,32 +687,30 @@ def test_a_dry_forward_that_fails_is_said_and_the_rest_is_met_when_it_is_called(
     found = targets_of_a_forward(extend=False)
     assert started.rank.warmed == set(found)
     before = len(started.rank.calls)
-    started.runner._dummy_run(1, forward_mode_override=DECODE)
-    assert len(started.rank.calls) == before + 2 * 5
-    started.runner._dummy_run(1, forward_mode_override=EXTEND)
+    dummy_forward(started.runner, 1, DECODE)
+    assert len(started.rank.calls) == before + calls_of_a_forward()
+    dummy_forward(started.runner, 1, EXTEND)
     assert started.rank.warmed == set(all_targets())
 
 
-@with_discovery
 def test_strict_a_dry_forward_that_fails_is_raised(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(STRICT, "1")
     started = start()
     with failing_layer(started.runner), pytest.raises(RuntimeError, match="a dry forward failed") as raised:
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
     assert "this layer knows no dummy batch" in str(raised.value.__cause__)
     assert entrypoint.deep_gemm is started.rank.deep_gemm.module
 
 
-@with_discovery
 def test_a_target_that_does_not_compile_is_left_to_sglang_when_it_is_called_and_the_others_are_warm(
     start: Callable[[], Started], caplog: pytest.LogCaptureFixture
 ) -> None:
     started = start()
     # k = 64 and 128 have the same kernels, apart from the transposition that "tma" does without.
     started.rank.nvcc.on_each_kernel('if grep -q standin_transpose "$source"; then exit 2; fi')
-    started.runner.kernel_warmup()
+    warm_up(started.runner)
     failing = [each for each in all_targets() if each.lhs_scale == "k"]
     assert started.rank.warmed == set(all_targets()) - set(failing)
     assert len(lines(caplog)) == len(failing)
@@ -740,7 +726,6 @@ def test_a_target_that_does_not_compile_is_left_to_sglang_when_it_is_called_and_
     assert ms(started.rank) == [*first, 5, 64, 5]
 
 
-@with_discovery
 def test_strict_a_target_that_does_not_compile_ends_the_start(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -748,18 +733,17 @@ def test_strict_a_target_that_does_not_compile_ends_the_start(
     started = start()
     started.rank.nvcc.on_each_kernel('if grep -q standin_transpose "$source"; then exit 2; fi')
     with pytest.raises(RuntimeError, match="cannot be warmed"):
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
 
 
-@with_discovery
 def test_a_start_without_targets_is_remembered(
     rank: ServedRank, runner: ModelRunner, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = observe(runner, monkeypatch)
     monkeypatch.setattr(runner, "device", "cuda")
-    for forwards in (2, 2):
+    for forwards in (len(DRY), len(DRY)):
         rank.connect(runner)
-        runner.kernel_warmup()
+        warm_up(runner)
         assert len(batches) == forwards
         assert [marker.targets for marker in rank.markers] == [()]
         delivery.start_again()
@@ -769,38 +753,37 @@ def test_a_start_without_targets_is_remembered(
     assert rank.warmed == {target(DENSE)}
 
 
-@with_discovery
 def test_a_forward_that_failed_before_its_first_gemm_does_not_show_that_there_is_none(
     rank: ServedRank, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "device", "cuda")
     rank.connect(runner)
     with failing_layer(runner):
-        runner.kernel_warmup()
+        warm_up(runner)
     assert rank.markers == []
 
 
-@with_discovery
 @pytest.mark.parametrize("kind", [is_speculative, is_draft])
 def test_a_restart_that_cannot_run_dry_loads_what_the_marker_knows_before_the_first_forward(
-    kind: Callable[[Any, pytest.MonkeyPatch], None],
+    kind: Callable[[Any, pytest.MonkeyPatch, Decide], None],
+    decide: Decide,
     runner: ModelRunner,
     start: Callable[[], Started],
     start_again: Callable[[], Started],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind(runner, monkeypatch)
+    kind(runner, monkeypatch, decide)
     first = start()
-    first.runner.kernel_warmup()
+    warm_up(first.runner)
     dense()
     again = start_again()
     for _ in range(2):  # the runner of the target model, and that of the draft model
-        again.runner.kernel_warmup()
+        warm_up(again.runner)
     assert again.forwards == []
     assert ms(again.rank) == representatives_of(target(DENSE))
 
 
-@with_discovery
+@pytest.mark.release("0.5.12")  # later ones have the other feature themselves
 @pytest.mark.by_plugin  # the patches come in their order
 def test_it_can_run_dry_where_it_is_the_only_feature(
     start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
@@ -814,7 +797,7 @@ def test_it_can_run_dry_where_it_is_the_only_feature(
     hooks.undo()
     try:
         started = start()
-        started.runner.kernel_warmup()
+        warm_up(started.runner)
         assert started.rank.warmed == set(all_targets())
     finally:
         for step in parallel.feature.steps:
@@ -847,7 +830,7 @@ def start_five_times(runner: ModelRunner, cache: Path) -> list[Start]:
         DeepGemmModel().install(runner.model, monkeypatch)
         batches = observe(runner, monkeypatch)
         monkeypatch.setattr(runner, "device", "cuda")
-        monkeypatch.setattr(runner, "tp_group", group)
+        monkeypatch.setattr(type(seam()), "tp_group", lambda _seam, _runner: group)
         said: list[str] = []
         handler = logging.Handler(logging.WARNING)
         handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -857,9 +840,9 @@ def start_five_times(runner: ModelRunner, cache: Path) -> list[Start]:
             delivery.start_again()
             for noted in (batches, said, deep_gemm.calls):
                 noted.clear()
-            sglang_compile_utils.update_deep_gemm_config(0, runner.server_args)
+            update_config(sglang_compile_utils, runner)
             group.barrier()
-            runner.kernel_warmup()
+            warm_up(runner)
             mine = [path for path in markers(cache) if json.loads(path.read_text())["launch"]["rank"] == str(rank)]
             marked = sum(len(json.loads(path.read_text())["targets"]) for path in mine)
             modes = [batch.forward_mode.name for batch in batches]
@@ -895,7 +878,6 @@ def markers(cache: Path) -> list[Path]:
     return sorted(cache.glob("warmstart/markers/*/*.json"))
 
 
-@with_discovery
 def test_two_real_ranks_decide_alike(
     node: Node, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -905,7 +887,7 @@ def test_two_real_ranks_decide_alike(
     monkeypatch.setenv("SGLANG_DG_CACHE_DIR", str(cache))
     monkeypatch.setenv("DG_JIT_NVCC_COMPILER", str(nvcc.path))
     ranks = run_stages(start_five_times, 2, tiny_model, cache, server_args={"max_running_requests": 16})
-    both, all_loaded = ["DECODE", "EXTEND"], len(loads(*all_targets()))
+    both, all_loaded = [mode.name for mode, _ in DRY], len(loads(*all_targets()))
     for first, again, one_without_marker, one_without_service, one_that_fails in ranks:
         assert first == Start(both, len(all_targets()), all_loaded, [])
         assert again == Start([], len(all_targets()), all_loaded, [])
@@ -950,8 +932,7 @@ def launch_schedulers(runner: ModelRunner, device: str) -> str | None:
     """SGLang's own start of its scheduler processes; where they find the service."""
     from sglang.srt.entrypoints.engine import Engine
 
-    server_args = copy.copy(runner.server_args)
-    server_args.device = device
+    server_args = with_values(runner.server_args, device=device)
     result, processes = Engine._launch_scheduler_processes(server_args, None, scheduler)
     result.wait_for_ready()
     for process in processes:
@@ -1076,17 +1057,16 @@ def planned(plan: Plan) -> set[Target]:
     return {each.target for launch in plan.launches for each in launch.targets}
 
 
-@with_discovery
 def test_the_targets_of_dry_forwards_come_into_the_plan_and_no_gemm_ever_runs(
     planning: tuple[Started, Callable[[], Plan]], caplog: pytest.LogCaptureFixture
 ) -> None:
     started, plan = planning
-    started.runner.kernel_warmup()
-    assert started.forwards == [(DECODE, 1), (EXTEND, 1)]
+    warm_up(started.runner)
+    assert started.forwards == DRY
     assert planned(plan()) == set(all_targets())
     # What follows at a start-up: forwards that are not dry, and more of them.
     for mode in (DECODE, EXTEND):
-        started.runner._dummy_run(7, forward_mode_override=mode)
+        dummy_forward(started.runner, 7, mode)
     assert started.rank.calls == []
     assert started.rank.nvcc.runs == {"stub": 1}
     assert started.rank.markers == []

@@ -26,7 +26,7 @@ REFUSAL = TypeError("bf16_gemm_nt(): incompatible function arguments.\nInvoked w
 
 def update_config(compile_utils: ModuleType, chunked_prefill_size: int, gpu_id: int = 0, base_gpu_id: int = 0) -> None:
     """SGLang's own call when a model runner starts."""
-    if installed_release().version == "0.5.12":
+    if not installed_release().since("0.5.19"):
         from sglang.srt.server_args import ServerArgs
 
         arguments = ServerArgs("dummy", chunked_prefill_size=chunked_prefill_size, base_gpu_id=base_gpu_id)

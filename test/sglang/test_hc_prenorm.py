@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from enum import IntEnum
 from types import ModuleType
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from kit.deepseek_v4 import tiny_deepseek_v4
-from kit.gpu_standins import DeepGemm, FusedPrenorm, install_mhc_kernels
+from kit.gpu_standins import DeepGemm, FusedPrenorm, install_mhc_kernels, mhc_module
 from kit.prenorm import K, N, Prenorm
 from sglang.srt.layers.deep_gemm_wrapper import compile_utils as imported_compile_utils
 
 FEATURE = "hc-prenorm"
 
-pytestmark = pytest.mark.release("0.5.12")
-
+# A tiny model is built of this release alone.
+on_0_5_12 = pytest.mark.release("0.5.12")
 
 # In a tuple: the plugin replaces the class wherever a module holds it by a name.
 SGLANG_KERNEL_TYPES: tuple[type[IntEnum]] = (imported_compile_utils.DeepGemmKernelType,)
@@ -186,6 +187,7 @@ def hc_pre(layer: Any, num_tokens: int = 100) -> tuple[torch.Tensor, torch.Tenso
     return x, y
 
 
+@on_0_5_12
 def test_the_layer_without_tilelang_reaches_the_wrapper(
     layer: Any, launches: list[FusedPrenorm], compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +204,8 @@ def test_the_layer_without_tilelang_reaches_the_wrapper(
     torch.testing.assert_close(through_deep_gemm, through_torch, rtol=2e-2, atol=2e-2)
 
 
-def test_mhc_pre_reaches_the_wrapper(
+@on_0_5_12
+def test_the_layer_with_tilelang_reaches_the_wrapper(
     layer: Any,
     launches: list[FusedPrenorm],
     deep_gemm: DeepGemm,
@@ -218,6 +221,62 @@ def test_mhc_pre_reaches_the_wrapper(
     torch.testing.assert_close(launch.gemm_out.sum(0), x.flatten(1).float() @ layer.hc_attn_fn.T, rtol=1e-3, atol=1e-2)
 
 
+HC_MULT, HIDDEN = 4, 256
+
+
+def of_mhc(num_tokens: int) -> dict[str, Any]:
+    """The arguments that mHC's functions have in common, in a model of narrow layers."""
+    mixes = HC_MULT * (2 + HC_MULT)
+    return {
+        "residual": torch.randn(num_tokens, HC_MULT, HIDDEN).bfloat16(),
+        "fn": torch.randn(mixes, HC_MULT * HIDDEN),
+        "hc_scale": torch.ones(3),
+        "hc_base": torch.zeros(mixes),
+        "rms_eps": 1e-6,
+        "hc_pre_eps": 1e-6,
+        "hc_sinkhorn_eps": 1e-6,
+        "hc_post_mult_value": 2.0,
+        "sinkhorn_repeat": 20,
+        "norm_weight": torch.ones(HIDDEN),
+        "norm_eps": 1e-6,
+    }
+
+
+def test_mhc_pre_reaches_the_wrapper(
+    deep_gemm: DeepGemm, deepseek_v4: ModuleType, compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_OPT_DEEPGEMM_HC_PRENORM", "1")
+    launches, given = install_mhc_kernels(monkeypatch), of_mhc(100)
+    with contextlib.suppress(AttributeError):  # 0.5.12's call sites are routed by a layer
+        deepseek_v4.DeepseekV4DecoderLayer(object(), 0)
+    mhc_module().mhc_pre(**given)
+    (launch,) = launches
+    key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, 24, HC_MULT * HIDDEN, launch.num_splits)
+    assert targets(compile_utils) == {key: True}
+    expected = given["residual"].flatten(1).float() @ given["fn"].T
+    torch.testing.assert_close(launch.gemm_out.sum(0), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.release("0.5.23")
+def test_what_later_releases_call_of_deep_gemm_itself_is_routed_by_a_layer(
+    deep_gemm: DeepGemm, deepseek_v4: ModuleType, compile_utils: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_OPT_DEEPGEMM_HC_PRENORM", "1")
+    launches, given = install_mhc_kernels(monkeypatch), of_mhc(100)
+    module = mhc_module()
+    monkeypatch.setattr(module, "mhc_post_tilelang", lambda *args: args[4].copy_(args[1]))
+    mixed = {"post_layer_mix": torch.ones(100, HC_MULT), "comb_res_mix": torch.ones(100, HC_MULT, HC_MULT)}
+    x = torch.ones(100, HIDDEN).bfloat16()
+    module.mhc_fused_post_pre(x=x, **mixed, **given)
+    assert targets(compile_utils) == {}, "no model with mHC is there yet"
+    with contextlib.suppress(AttributeError):
+        deepseek_v4.DeepseekV4DecoderLayer(object(), 0)
+    module.mhc_fused_post_pre(x=x, **mixed, **given)
+    key = (compile_utils.DeepGemmKernelType.TF32_HC_PRENORM_GEMM, 24, HC_MULT * HIDDEN, launches[1].num_splits)
+    assert targets(compile_utils) == {key: True}
+
+
+@on_0_5_12
 def test_the_nextn_layer_is_the_same_class() -> None:
     from sglang.srt.models import deepseek_v4, deepseek_v4_nextn
 

@@ -182,8 +182,9 @@ def test_a_compile_is_refused_with_the_same_words(
     assert line == f"warmstart: {refused.value}"
     assert "gemm_nt_f8f8bf16(lhs: (5, 512), " in line
     assert isinstance(refused.value.__cause__, RuntimeError)
-    # It was compiled, to say how long that takes, and is not used.
+    assert line.endswith(" says why it is not at work") and "refused before it was compiled" in line
     assert not (rank.cache / "cache").exists()
+    assert rank.nvcc.compiled == {}
 
 
 @refusing

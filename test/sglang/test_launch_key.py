@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sglang_warmstart.sglang.arguments import decided, defaults
+from sglang_warmstart.sglang.arguments import defaults
 from sglang_warmstart.sglang.exact_warmup.launch import IMMATERIAL_ARGUMENTS, is_material, launch_of
+from sglang_warmstart.sglang.seams import seam
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -31,13 +32,13 @@ ONLY_IN_0_5_23 = frozenset(_LATER.split())
 
 @pytest.mark.release("0.5.12")
 def test_each_name_of_the_list_is_an_argument(runner: ModelRunner) -> None:
-    assert not IMMATERIAL_ARGUMENTS - ONLY_IN_0_5_23 - decided(runner.server_args).keys()
+    assert not IMMATERIAL_ARGUMENTS - ONLY_IN_0_5_23 - seam().decided(runner.server_args).keys()
 
 
 @pytest.mark.release("0.5.23")
 def test_each_name_of_the_later_release_is_an_argument_there(runner: ModelRunner) -> None:
-    assert not ONLY_IN_0_5_23 - decided(runner.server_args).keys()
-    assert decided(runner.server_args)["device"] == "cpu"
+    assert not ONLY_IN_0_5_23 - seam().decided(runner.server_args).keys()
+    assert seam().decided(runner.server_args)["device"] == "cpu"
 
 
 @pytest.mark.release("0.5.12")

@@ -48,6 +48,7 @@ class Hooks:
         self._warn = warn
         self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
         self.notes: list[str] = []  # what its user is to know, once there is a log
+        self.lacking: list[str] = []  # those of the notes that say what does not work of it here
         self._undo: list[Callable[[], None]] = []
         self._life = _Life()
 
@@ -100,6 +101,15 @@ class Hooks:
 
         self._replace_function(owner, name, raw, cast(FunctionType, wrapper))
 
+    def wrap_any(self, owner: Owner, name: str, around: Around) -> None:
+        """As ``wrap``, whatever the function takes: ``around`` does nothing with it but hand it on.
+
+        Raises:
+            StandsAsideError: the function is missing or is ours already.
+        """
+        _, original = self._function(owner, name)
+        self.wrap(owner, name, around, ", ".join(inspect.signature(original).parameters))
+
     def guarded(self, target: str, around: Around, original: Callable[..., Any]) -> Callable[..., Any]:
         """``around(original, ...)``, guarded: for what SGLang calls by another way than a wrapped function.
 
@@ -132,6 +142,11 @@ class Hooks:
             raise StandsAsideError(_dotted(owner, name), f"expected a function or class, found {type(old).__name__}")
         _mark(value, self.feature)
         self._set(owner, name, old, value)
+
+    def lacks(self, line: str) -> None:
+        """Note what does not work of the feature on this release: in the log, and by ``doctor``."""
+        self.lacking.append(line)
+        self.notes.append(line)
 
     def made(self, target: str, undo: Callable[[], None]) -> None:
         """Note a change that none of the methods above makes, and how to take it back."""

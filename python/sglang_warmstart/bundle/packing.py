@@ -18,7 +18,7 @@ from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.dialects import UnknownJitError
 from sglang_warmstart.deepgemm.dialects.dialect import CUBIN, SOURCE
 from sglang_warmstart.deepgemm.identity import build_hash, distribution_of, headers_hash
-from sglang_warmstart.deepgemm.marker import Marker, Markers, TargetKernels
+from sglang_warmstart.deepgemm.marker import Marker, Markers
 from sglang_warmstart.deepgemm.plan import Plan, PlanError, Planner, merged
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.libraries.cached import LibraryCache
@@ -93,22 +93,32 @@ def _plan_of(cache: KernelCache, markers: list[Marker], notes: list[str]) -> Pla
         for each in marker.targets:
             try:
                 found.append(
-                    (each.target, [_recorded(cache, marker, each, use.directory, use.m) for use in each.kernels])
+                    (each.target, [_recorded(cache, marker, each.flags, use.directory, use.m) for use in each.kernels])
                 )
             except (OSError, PlanError) as error:
                 planner.leave_out(str(each.target), str(error))
                 notes.append(f"{each.target} is left out: {error}")
-        planner.add(identity, marker.launch, found)
+        planner.add(identity, marker.launch, found, _further(cache, marker, notes))
     return planner.plan()
 
 
-def _recorded(cache: KernelCache, marker: Marker, each: TargetKernels, directory: str, m: int) -> RecordedKernel:
+def _further(cache: KernelCache, marker: Marker, notes: list[str]) -> list[RecordedKernel]:
+    found = []
+    for each in marker.further:
+        try:
+            found.append(_recorded(cache, marker, (each.flags,), each.directory, 0))
+        except (OSError, PlanError) as error:
+            notes.append(f"a further kernel is left out: {error}")
+    return found
+
+
+def _recorded(cache: KernelCache, marker: Marker, known: Iterable[str], directory: str, m: int) -> RecordedKernel:
     file = next(file for file in marker.files if file.directory == directory)
     if cache.describe(directory) != file:
         raise PlanError(f"{directory} is not what it was")
     entry = cache.path(directory)
     try:
-        flags = cache.dialect.flags_of(entry, marker.identity.compiler, each.flags)
+        flags = cache.dialect.flags_of(entry, marker.identity.compiler, known)
     except (ValueError, KeyError) as error:
         raise PlanError(f"{directory}: its flags cannot be read: {error}") from error
     if flags is None:

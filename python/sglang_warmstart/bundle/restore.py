@@ -267,8 +267,12 @@ def mark(
         lacking = len(targets) - len(complete)
         key = launch.launch if not lacking else {**launch.launch, **_PARTIAL}
         known = _known(markers, key)
-        if fresh := [each for each in complete if each.target not in known]:
-            markers.add(key, fresh)
+        fresh = [each for each in complete if each.target not in known]
+        further = [
+            each for each in plan.further_of(launch, deep_gemm / "include", names) if has_good(cache, each.directory)
+        ]
+        if fresh or further:
+            markers.add(key, fresh, further)
         marked.targets += len(complete)
         marked.launches += not lacking
         if lacking:

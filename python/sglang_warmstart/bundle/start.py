@@ -6,6 +6,7 @@ This module imports nothing that opens bundles. That process does (:mod:`.at_lau
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 from sglang_warmstart.base import processes
@@ -18,13 +19,14 @@ WAIT_LIMIT_S = 150.0
 _PROGRAM = "sglang_warmstart.bundle.at_launch"
 
 
-def start(bundle: str, key: str | None, cache: Path) -> Path:
+def start(bundle: str, key: str | None, cache: Path, environment: Mapping[str, str]) -> Path:
     """Begin to restore a bundle in a process that ends with this one.
 
     Args:
         bundle: a path or URL.
         key: path of the public key that must have signed it, or None.
         cache: root of DeepGEMM's cache.
+        environment: the server's. It says where the caches of other libraries are.
 
     Returns:
         A file that is locked until that process has ended.
@@ -37,7 +39,7 @@ def start(bundle: str, key: str | None, cache: Path) -> Path:
         _PROGRAM,
         lambda directory: [*arguments, "--directory", str(directory)],
         # Not among the arguments, which everybody can read: a URL may have a password in it.
-        {BUNDLE.name: bundle},
+        {**environment, BUNDLE.name: bundle},
     )
     return started.directory / ALIVE
 

@@ -25,7 +25,7 @@ from sglang_warmstart.libraries.cached import LibraryCache
 from sglang_warmstart.libraries.collect import collect
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.table import parse_include
-from sglang_warmstart.sglang.caches import deep_gemm_cache
+from sglang_warmstart.sglang.caches import deep_gemm_cache, server_environment
 
 app = typer.Typer(
     help="Bundles: compiled kernels in one file. A bundle is native code: use only bundles from people you trust.",
@@ -40,7 +40,7 @@ _Signer = Annotated[
         "--require-signature", metavar="PUBKEY", help="Refuse the bundle unless this Ed25519 key (PEM) has signed it."
     ),
 ]
-_CACHE_HELP = "DeepGEMM's cache. Default: SGLANG_DG_CACHE_DIR, else ~/.cache/deep_gemm."
+_CACHE_HELP = "DeepGEMM's cache. Default: where a server with this environment has it."
 _Cache = Annotated[Path | None, typer.Option(help=_CACHE_HELP)]
 
 
@@ -102,7 +102,7 @@ def unpack(
     What is there and good is kept. A server may be using the cache. Exit status 0 when it was restored, 2 when it is
     damaged, hostile, not signed by that key, or for another DeepGEMM or compiler: then nothing has been written.
     """
-    place = place_of(os.environ, cache or deep_gemm_cache(os.environ), deep_gemm)
+    place = place_of(_environment(), cache or deep_gemm_cache(os.environ), deep_gemm)
     key = _key(signer)
     with source.opened(bundle) as stream:
         restored = restore(stream, place, key)
@@ -155,13 +155,14 @@ def pack(
         else:
             sources = _of_bundle(base, _key(signer), Path(directory))
         plan, cubins, caches, notes = sources.plan, sources.cubins, sources.caches, sources.notes
+        environment = _environment() if wanted else {}
         for library in wanted:
-            collected = collect(library, os.environ)
+            collected = collect(library, environment)
             notes += collected.notes
             if collected.cache.files:
                 caches[library.name] = (collected.cache, collected.contents)
             else:
-                notes.append(f"{library.name}: nothing in {library.root(os.environ) or 'a cache of its own'}")
+                notes.append(f"{library.name}: nothing in {library.root(environment) or 'a cache of its own'}")
         contents = packing.contents_of(plan, cubins, failed=sources.failed, caches=caches.values())
         archive.write(output, contents.manifest, contents.open, sign=private_key.sign if private_key else None)
     for note in notes:
@@ -203,6 +204,14 @@ def _of_bundle(place: str, signer: PublicKey | None, directory: Path) -> _Source
             for cache in manifest.caches
         },
     )
+
+
+def _environment() -> dict[str, str]:
+    """That of a server which is started here."""
+    try:
+        return server_environment(os.environ)
+    except OSError as error:
+        raise BundleError(str(error)) from error
 
 
 def _wanted(include: str | None) -> tuple[Library, ...]:

@@ -33,7 +33,6 @@ from sglang_warmstart.deepgemm.compiler import CompileJob, CompilerError, Kind
 from sglang_warmstart.libraries.deep_gemm import installed_dialect
 from sglang_warmstart.sglang.feature import Installation, State
 from sglang_warmstart.sglang.features import FEATURES, chosen_features
-from sglang_warmstart.sglang.limits import limit_of
 
 ENTRY_POINT_GROUP = "sglang.srt.plugins"
 CONFIGURER = "sglang.srt.layers.deep_gemm_wrapper.configurer"
@@ -216,7 +215,7 @@ def _why_not(module: str, error: Exception) -> str:
 
 def _examine_feature(findings: Findings, installation: Installation) -> FeatureState:
     name = installation.feature.name
-    for step in installation.feature.steps:
+    for step in installation.steps:
         if installation.state in (State.BUILT_IN, State.STANDS_ASIDE):
             break
         for module in step.modules:
@@ -232,9 +231,8 @@ def _examine_feature(findings: Findings, installation: Installation) -> FeatureS
     if installation.state is State.STANDS_ASIDE:
         findings.problems.append(f"{name} stands aside: {installation.detail}")
         return FeatureState(name, installation.state.value, installation.detail)
-    limit = limit_of(name, plugin.sglang_version())
-    if limit is not None:
-        return FeatureState(name, limit.state, f"on this SGLang, {limit.reason}")
+    if installation.hooks.lacking:
+        return FeatureState(name, "partly", "; ".join(installation.hooks.lacking))
     return FeatureState(name, installation.state.value, installation.detail or installation.feature.gains)
 
 
@@ -272,7 +270,6 @@ _COLOURS = {
     State.BUILT_IN.value: "cyan",
     State.WAITING.value: "yellow",
     "partly": "yellow",
-    "no effect": "red",
     State.STANDS_ASIDE.value: "red",
     "off": "red",
 }

@@ -25,10 +25,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sglang_warmstart.base.switches import BUNDLE, PLANS, PRECOMPILE, STRICT, WARMSTART
+from sglang_warmstart.base.switches import BUNDLE, JIT_MONITOR, PLANS, PRECOMPILE, STRICT, WARMSTART
+from sglang_warmstart.bundle import toolchain
 from sglang_warmstart.cli.compile import held_off, interruptible
 from sglang_warmstart.cli.ending import EXIT_FAILED, command, read_plans, write_plan
+from sglang_warmstart.deepgemm import further
+from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.plan import Plan, PlanError
+from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
 
 # With every cache of Triton and FlashInfer cold, a start takes minutes.
 _START_LIMIT_S = 1800.0
@@ -38,7 +42,9 @@ _LAST_LINES = 15
 _PORTS = (15000, 32000)
 
 # What decides whether there is anything to record; the rest is the user's.
-_SWITCHES = {WARMSTART.name: "1", PRECOMPILE.name: "1", STRICT.name: "0"}
+_SWITCHES = {WARMSTART.name: "1", PRECOMPILE.name: "1", STRICT.name: "0", JIT_MONITOR.name: "warn"}
+# The server's own cache: what DeepGEMM compiles into it is what the plan lacks.
+_KERNELS = "kernels"
 
 
 class ServerError(Exception):
@@ -78,7 +84,7 @@ def record(
     ):
         try:
             _start_and_stop(arguments, Path(directory), kept, Console(stderr=True), limit_s)
-            plan = _plan_in(Path(directory), kept)
+            plan = _with_further(_plan_in(Path(directory), kept), Path(directory, _KERNELS))
             failed = bool(silent := _silent_ranks(plan))
         except ServerError as error:
             typer.echo(str(error), err=True)
@@ -152,7 +158,7 @@ def _free_port() -> int:
 def _environment(environment: Mapping[str, str], plans: Path) -> dict[str, str]:
     # What a bundle would bring need not be recorded, and is to be.
     kept = {name: value for name, value in environment.items() if name != BUNDLE.name}
-    return {**kept, **_SWITCHES, PLANS: str(plans)}
+    return {**kept, **_SWITCHES, PLANS: str(plans), DEEP_GEMM_CACHE: str(plans / _KERNELS)}
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, console: Console, limit_s: float) -> None:
@@ -191,6 +197,14 @@ def _plan_in(directory: Path, log: Path) -> Plan:
             + "\n".join(said[-_LAST_LINES:])
         )
     return read_plans(found)
+
+
+def _with_further(plan: Plan, root: Path) -> Plan:
+    """A plan with what the server's ranks have compiled themselves in a cache that nobody else has used."""
+    deep_gemm = toolchain.installed_deep_gemm()
+    cache = plan.cache_in(root)
+    found = further.compiled_in(cache, further.names_in(cache))
+    return plan if deep_gemm is None else plans.with_further(plan, found, deep_gemm / "include")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -28,6 +28,9 @@ def show_plan(plan: Plan, console: Console, cubins: Iterable[str] | None = None)
     _line(console, f"{what}; recorded {plan.made}")
     for launch in plan.launches:
         _show_launch(plan, launch, console, None if cubins is None else set(cubins))
+    if further := {name for launch in plan.launches for name in launch.further}:
+        names = ", ".join(map(short_name, sorted(further)))
+        _line(console, f"{len(further)} further kernels, of calls that are no target: {names}")
     for each in plan.left_out:
         _line(console, f"left out: {each.target}: {each.reason}", "yellow")
     targets = sum(len(launch.targets) for launch in plan.launches)
@@ -112,6 +115,7 @@ def bundle_as_json(manifest: Manifest, packed_bytes: int) -> dict[str, Any]:
                 "num_sms": launch.num_sms,
                 "launch": launch.launch,
                 "targets": [{"target": str(each.target), "kernels": len(each.kernels)} for each in launch.targets],
+                "further": len(launch.further),
             }
             for launch in plan.launches
         ],

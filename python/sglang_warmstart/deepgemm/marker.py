@@ -43,6 +43,17 @@ class TargetKernels(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
 
 
+class FurtherKernel(msgspec.Struct, frozen=True, order=True):
+    """A kernel that belongs to no target (:mod:`.further`).
+
+    Args:
+        flags: the compiler's.
+    """
+
+    directory: str
+    flags: str
+
+
 def targets_kernels(target: Target, kernels: Iterable[RecordedKernel]) -> TargetKernels:
     """A target with what was recorded for it."""
     recorded = list(kernels)
@@ -58,6 +69,7 @@ class Marker(msgspec.Struct, frozen=True):
         launch: what a rank of a server was started with, as far as it decides which targets there are.
         targets: with the kernels of each.
         files: of all those kernels.
+        further: kernels that belong to no target.
     """
 
     format: int
@@ -65,6 +77,12 @@ class Marker(msgspec.Struct, frozen=True):
     launch: Launch
     targets: tuple[TargetKernels, ...]
     files: tuple[KernelFile, ...]
+    further: tuple[FurtherKernel, ...] = ()
+
+    @property
+    def of_targets(self) -> set[str]:
+        """The names of the targets' kernels."""
+        return {use.directory for each in self.targets for use in each.kernels}
 
 
 class MarkerError(Exception):
@@ -94,7 +112,9 @@ class Markers:
         return next(filter(Path.is_file, paths), paths[0])
 
     def load(self, launch: Launch) -> Marker | None:
-        """The marker of a launch, all of whose kernels are in the cache as they were. None if there is none.
+        """The marker of a launch, all of whose targets' kernels are in the cache as they were. None if there is none.
+
+        A further kernel may be gone: whoever calls it compiles it again.
 
         Raises:
             MarkerError: it is there and cannot be used. It has been set aside, and broken kernels too.
@@ -108,7 +128,10 @@ class Markers:
             raise MarkerError(f"{error}; it is set aside as {_aside(path)}") from error
         if marker.launch != launch:
             raise MarkerError(f"{path}: of another launch; it is set aside as {_aside(path)}")
-        defects = self._defects(marker.files)
+        of_targets = marker.of_targets
+        defects = self._defects(file for file in marker.files if file.directory in of_targets)
+        # What is broken of the others is moved out of the way too.
+        self._defects(file for file in marker.files if file.directory not in of_targets)
         if defects:
             raise MarkerError(f"{path}: {defects[0]}{_and_more(defects)}; it is set aside as {_aside(path)}")
         return marker
@@ -132,30 +155,53 @@ class Markers:
             except (OSError, MarkerError):
                 continue
 
-    def add(self, launch: Launch, finished: Iterable[TargetKernels]) -> None:
+    def add(
+        self,
+        launch: Launch,
+        finished: Iterable[TargetKernels],
+        further: Iterable[FurtherKernel] = (),
+        *,
+        if_there: bool = False,
+    ) -> bool:
         """Add targets, maybe none, to the marker of a launch. Those that it has are replaced.
 
+        Args:
+            further: kernels of no target, which are added too.
+            if_there: leave it if there is none. A marker without targets would say that the launch has none.
+
+        Returns:
+            Whether there is one now.
+
         Raises:
-            OSError: the cache cannot be written, or a kernel is not there.
+            OSError: the cache cannot be written, or a target's kernel is not there.
         """
         path = self.path(launch)
         with self.cache.locks.held(f"marker-{path.parent.name}-{path.stem}", LOCK_S):
+            known: dict[Target, TargetKernels] = {}
+            others: dict[str, FurtherKernel] = {}
             try:
-                known = {each.target: each for each in self._read(path).targets}
+                before = self._read(path)
+                known = {each.target: each for each in before.targets}
+                others = {each.directory: each for each in before.further}
             except (FileNotFoundError, MarkerError):
-                known = {}
+                if if_there:
+                    return False
             known |= {each.target: each for each in finished}
-            directories = {use.directory for each in known.values() for use in each.kernels}
+            others |= {each.directory: each for each in further}
+            others = {name: each for name, each in others.items() if self.cache.has(name)}
+            directories = {use.directory for each in known.values() for use in each.kernels} | others.keys()
             marker = Marker(
                 format=FORMAT,
                 identity=self.identity,
                 launch=launch,
                 targets=tuple(known[target] for target in sorted(known)),
                 files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
+                further=tuple(others[name] for name in sorted(others)),
             )
             files.write_atomically(
                 self.directory / path.name, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1)
             )
+        return True
 
     def _read(self, path: Path) -> Marker:
         data = path.read_bytes()
@@ -167,7 +213,7 @@ class Markers:
             raise MarkerError(f"{path}: of format {marker.format}, expected {FORMAT}")
         if marker.identity.digest != self.identity.digest:
             raise MarkerError(f"{path}: of another GPU, DeepGEMM, compiler or setting")
-        named = {use.directory for each in marker.targets for use in each.kernels}
+        named = marker.of_targets | {each.directory for each in marker.further}
         if named != {file.directory for file in marker.files}:
             raise MarkerError(f"{path}: damaged: its targets and its files do not agree")
         return marker

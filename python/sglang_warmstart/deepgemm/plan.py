@@ -15,7 +15,7 @@ import msgspec
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.dialects import Dialect, UnknownJitError, named
 from sglang_warmstart.deepgemm.identity import Identity
-from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
+from sglang_warmstart.deepgemm.marker import FurtherKernel, Launch, TargetKernels
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.target import KernelUse, Target
 
@@ -56,6 +56,7 @@ class PlannedLaunch(msgspec.Struct, frozen=True, kw_only=True):
         gpu, num_sms, capability, settings: as of :class:`Identity`.
         launch: what the rank was started with, as far as it decides which targets there are.
         targets: with the plan's names of their kernels, and without flags: the kernels have them.
+        further: the plan's names of kernels that belong to no target.
     """
 
     gpu: str
@@ -64,6 +65,7 @@ class PlannedLaunch(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str]
     launch: Launch
     targets: tuple[TargetKernels, ...]
+    further: tuple[str, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +153,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             for each in launch.targets
         ]
 
+    def further_of(self, launch: PlannedLaunch, include: Path, directories: Mapping[str, str]) -> list[FurtherKernel]:
+        """The same of the kernels that belong to no target."""
+        return [FurtherKernel(directories[name], self.flags_of(name, include)) for name in launch.further]
+
 
 class Planner:
     """Makes a plan of one build of DeepGEMM and one compiler.
@@ -171,8 +177,14 @@ class Planner:
         self._launches: list[PlannedLaunch] = []
         self._left_out: list[LeftOut] = []
 
-    def add(self, identity: Identity, launch: Launch, targets: Iterable[tuple[Target, list[RecordedKernel]]]) -> None:
-        """Add a launch and the kernels of its targets."""
+    def add(
+        self,
+        identity: Identity,
+        launch: Launch,
+        targets: Iterable[tuple[Target, list[RecordedKernel]]],
+        further: Iterable[RecordedKernel] = (),
+    ) -> None:
+        """Add a launch, the kernels of its targets, and those that belong to no target."""
         planned = [
             TargetKernels(target, tuple(sorted(KernelUse(kernel.m, self._name(kernel)) for kernel in kernels)))
             for target, kernels in targets
@@ -185,6 +197,7 @@ class Planner:
                 settings=identity.settings,
                 launch=launch,
                 targets=tuple(sorted(planned, key=lambda each: each.target)),
+                further=tuple(sorted({self._name(kernel) for kernel in further})),
             )
         )
 
@@ -209,12 +222,42 @@ class Planner:
         )
 
     def _name(self, kernel: RecordedKernel) -> str:
-        flags = kernel.flags.replace(self._include, INCLUDE)
-        if flags not in self._flags:
-            self._flags.append(flags)
-        name = self._dialect.directory_of(kernel.directory, self._identity.compiler, flags, kernel.source)
-        self._kernels[name] = PlannedKernel(self._flags.index(flags), kernel.source)
-        return name
+        return _put(kernel, self._include, self._dialect, self._identity.compiler, self._flags, self._kernels)
+
+
+def _put(
+    kernel: RecordedKernel,
+    include: str,
+    dialect: Dialect,
+    compiler: str,
+    lines: list[str],
+    kernels: dict[str, PlannedKernel],
+) -> str:
+    """Put a kernel into a plan's lines of flags and kernels. Returns the plan's name for it."""
+    flags = kernel.flags.replace(include, INCLUDE)
+    if flags not in lines:
+        lines.append(flags)
+    name = dialect.directory_of(kernel.directory, compiler, flags, kernel.source)
+    kernels[name] = PlannedKernel(lines.index(flags), kernel.source)
+    return name
+
+
+def with_further(plan: Plan, further: Iterable[RecordedKernel], include: Path) -> Plan:
+    """A plan whose launches all have further kernels, too.
+
+    Args:
+        include: where DeepGEMM's headers are.
+    """
+    flags, kernels = list(plan.flags), dict(plan.kernels)
+    names = {_put(each, str(include), plan.dialect, plan.compiler, flags, kernels) for each in further}
+    return msgspec.structs.replace(
+        plan,
+        flags=tuple(flags),
+        kernels=dict(sorted(kernels.items())),
+        launches=tuple(
+            msgspec.structs.replace(each, further=tuple(sorted({*each.further, *names}))) for each in plan.launches
+        ),
+    )
 
 
 def merged(plans: Mapping[str, Plan]) -> Plan:
@@ -313,15 +356,22 @@ def check(plan: Plan) -> None:
             for use in each.kernels:
                 if use.directory not in plan.kernels:
                     raise PlanError(f"{each.target} needs {use.directory}, which is not in the plan")
+        for name in launch.further:
+            if name not in plan.kernels:
+                raise PlanError(f"a further kernel, {name}, is not in the plan")
 
 
 def _united(first: PlannedLaunch, second: PlannedLaunch) -> PlannedLaunch:
     targets = {each.target: each for each in (*first.targets, *second.targets)}
-    return msgspec.structs.replace(first, targets=tuple(targets[target] for target in sorted(targets)))
+    return msgspec.structs.replace(
+        first,
+        targets=tuple(targets[target] for target in sorted(targets)),
+        further=tuple(sorted({*first.further, *second.further})),
+    )
 
 
 def _key(launch: PlannedLaunch) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(launch, targets=()), order="deterministic")
+    return msgspec.json.encode(msgspec.structs.replace(launch, targets=(), further=()), order="deterministic")
 
 
 def _brief(value: str) -> str:

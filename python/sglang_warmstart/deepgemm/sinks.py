@@ -13,8 +13,9 @@ from sglang_warmstart.base import files
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.identity import Identity, distribution_of, headers_hash
 from sglang_warmstart.deepgemm.ledger import Entry
-from sglang_warmstart.deepgemm.marker import Launch, Markers, TargetKernels
+from sglang_warmstart.deepgemm.marker import FurtherKernel, Launch, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import Planner
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.target import Target
 
 
@@ -41,6 +42,13 @@ class Sink(Protocol):
 
     def keep(self, finished: Sequence[Entry]) -> None:
         """Add targets that are done, maybe none.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+
+    def further(self, kernels: Sequence[RecordedKernel]) -> bool:
+        """Add kernels of no target (:mod:`.further`). Returns whether that is done with, or to be tried again.
 
         Raises:
             OSError: they cannot be written.
@@ -75,6 +83,11 @@ class LaunchMarker:
     def keep(self, finished: Sequence[Entry]) -> None:
         """See :class:`Sink`."""
         self.markers.add(self.launch, [each.kernels for each in finished if each.kernels is not None])
+
+    def further(self, kernels: Sequence[RecordedKernel]) -> bool:
+        """See :class:`Sink`. They wait for the targets."""
+        found = [FurtherKernel(each.directory, each.flags) for each in kernels]
+        return self.markers.add(self.launch, (), found, if_there=True)
 
     def leave(self, target: str, reason: str) -> None:
         """A marker does not say it: the next start tries again."""
@@ -114,6 +127,10 @@ class RankPlan:
                 self._kept[entry.kernels.target] = entry
                 self._left_out.pop(str(entry.kernels.target), None)
             self._write()
+
+    def further(self, kernels: Sequence[RecordedKernel]) -> bool:
+        """``record`` itself takes them from the cache, once the server has ended."""
+        return True
 
     def leave(self, target: str, reason: str) -> None:
         """See :class:`Sink`."""

@@ -33,7 +33,7 @@ from sglang_warmstart.base.private_directory import make_directory, remove_aband
 from sglang_warmstart.deepgemm.compiler import CompilerError, find_path
 from sglang_warmstart.libraries import deep_gemm_front as compiler_command
 from sglang_warmstart.libraries.deep_gemm import DeepGemm, installed_dialect
-from sglang_warmstart.libraries.monitor import JitWhileServingError
+from sglang_warmstart.libraries.monitor import REFUSED, JitWhileServingError
 
 COMPILER = "DG_JIT_NVCC_COMPILER"
 
@@ -179,7 +179,7 @@ class DeepGemmWatch:
                 words["seconds"],
                 library=DeepGemm.name,
                 shape=f"{call.function}({call.shape})" if call.function else "",
-                error=f"the compiler's exit status is {words['status']}" if words["status"] else "",
+                error=_error_of(words),
                 remedy=remedy_of(call, self._exact),
             )
         except JitWhileServingError as error:
@@ -195,6 +195,12 @@ class DeepGemmWatch:
             self._socket.close()
             remove_directory(self._directory)
             self._alive.close()
+
+
+def _error_of(words: dict[str, Any]) -> str:
+    if words.get("refused"):
+        return REFUSED
+    return f"the compiler's exit status is {words['status']}" if words["status"] else ""
 
 
 def remedy_of(call: Call, exact: bool) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-from sglang_warmstart.base.hooks import Hooks, class_of
+from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.libraries import machine, ninja
 from sglang_warmstart.libraries.library import Library, covered_by_forward_or_bundle
 from sglang_warmstart.libraries.machine import Environment
@@ -43,8 +43,10 @@ class FlashInfer(Library):
     distributions = ("flashinfer-python",)
     left_out = ("*/cached_ops/tmp", "*/flashinfer_jit.log", *ninja.LEFT_OUT)
     module = "flashinfer.jit.core"
-    hook = "flashinfer.jit.core.JitSpec.build"
-    why_there = "FlashInfer has no hook; this is called once per module that is loaded"
+    hooks: ClassVar[Mapping[str, str]] = {
+        "flashinfer.jit.core.run_ninja": "FlashInfer has no hook; called once per module that is loaded, if the "
+        "package has not brought it compiled"
+    }
     remedy = covered_by_forward_or_bundle(name)
 
     def root(self, environment: Environment) -> Path | None:
@@ -71,10 +73,15 @@ class FlashInfer(Library):
         }
 
     def watch(self, hooks: Hooks, module: ModuleType) -> None:
-        """See :class:`Library`. Source: ``JitSpec.build`` in FlashInfer's ``jit/core.py``."""
+        """See :class:`Library`.
 
-        def build(original: Callable[..., Any], spec: Any, *args: Any, **kwargs: Any) -> Any:
-            with ninja.building(self, str(spec.name), Path(spec.build_dir)):
-                return original(spec, *args, **kwargs)
+        Source: ``run_ninja`` in FlashInfer's ``jit/cpp_ext.py``. Not the ``build`` of a module: its class is another
+        from 0.6.17 on. What FlashInfer has of CuTe DSL's kernels is watched there (:mod:`.cute_dsl`).
+        """
 
-        hooks.wrap(class_of(module, "JitSpec"), "build", build, "self, verbose", "self, verbose, need_lock")
+        def run_ninja(original: Callable[..., Any], workdir: Path, ninja_file: Path, *args: Any, **kwargs: Any) -> Any:
+            # The directory has the module's name.
+            with ninja.building(self, workdir.name, workdir, ninja_file):
+                return original(workdir, ninja_file, *args, **kwargs)
+
+        hooks.wrap(module, "run_ninja", run_ninja, "workdir, ninja_file, verbose")

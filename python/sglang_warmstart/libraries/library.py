@@ -26,7 +26,7 @@ class Library(ABC):
             elsewhere. A star stands for slashes too; what is below such a path is left out as well.
         in_files: whether a bundle carries the cache as files. Where not, the object says how it does.
         module: to be imported before ``watch``; empty where no hook in a module shows what is compiled.
-        hook, why_there: what ``watch`` changes, by full dotted name, and why there.
+        hooks: what ``watch`` changes, by full dotted name, and why there.
         remedy: what would have covered a compile while serving.
 
     Building ahead of need will be two more methods here: one that writes down what a start has compiled so that it can
@@ -39,8 +39,7 @@ class Library(ABC):
     left_out: ClassVar[tuple[str, ...]] = ()
     in_files: ClassVar[bool] = True
     module: ClassVar[str] = ""
-    hook: ClassVar[str] = ""
-    why_there: ClassVar[str] = ""
+    hooks: ClassVar[Mapping[str, str]] = {}
     remedy: ClassVar[str]
 
     @abstractmethod
@@ -55,7 +54,9 @@ class Library(ABC):
         """All that has to be the same for the cache to be found again. Imports none of the libraries."""
 
     def watch(self, hooks: Hooks, module: ModuleType) -> None:
-        """From now on, record what it compiles (an event ``jit``) and what it finds in its cache (``load``).
+        """From now on, record what it compiles (an event ``jit``) and, where that shows, what its cache has (``load``).
+
+        What is to be refused is refused before it is compiled (:mod:`.monitor`).
 
         Args:
             module: the imported ``self.module``.

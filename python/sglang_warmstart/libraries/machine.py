@@ -23,7 +23,7 @@ import msgspec
 Environment = Mapping[str, str]
 
 NOT_INSTALLED = "not installed"
-_NINJA_LIMIT_S = 10
+_PROGRAM_LIMIT_S = 10
 
 
 def host() -> dict[str, str]:
@@ -89,6 +89,15 @@ def home(environment: Environment) -> Path | None:
         return None
 
 
+def expanded(path: str, environment: Environment) -> Path | None:
+    """A path whose "~" is the user's home; None if that is not known. "~somebody" is taken as it is."""
+    first, _, rest = path.partition("/")
+    if first != "~":
+        return Path(path)
+    directory = home(environment)
+    return None if directory is None else directory / rest
+
+
 def resolved(path: Path) -> Path | None:
     """A path without links; None if it leads nowhere (a loop, or a relative one in a directory that is gone)."""
     try:
@@ -149,18 +158,20 @@ def ninja_key(environment: Environment) -> dict[str, str]:
         # The headers of a toolkit in /usr are the system's.
         "CUDA's headers": "the system's" if home == Path("/usr") else _newest(home / "include"),
         "CXX": f"{compiler} ({found.resolve() if found else 'not there'})",
-        "ninja": _ninja_version(environment),
+        # Another version may have another form of the log, and would begin anew.
+        "ninja": program_version("ninja", environment),
         **host(),
     }
 
 
-def _ninja_version(environment: Environment) -> str:
-    # Another version may have another form of the log, and would begin anew.
-    ninja = which("ninja", environment)
-    if ninja is None:
+def program_version(program: str, environment: Environment) -> str:
+    """What a program says of itself for ``--version``."""
+    found = which(program, environment)
+    if found is None:
         return "not there"
+    command = [str(found), "--version"]
     try:
-        done = subprocess.run([ninja, "--version"], capture_output=True, text=True, timeout=_NINJA_LIMIT_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROGRAM_LIMIT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return "not there"
-    return done.stdout.strip()
+    return " ".join(done.stdout.split())

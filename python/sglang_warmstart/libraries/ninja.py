@@ -1,7 +1,7 @@
 """What FlashInfer and tvm-ffi share: both let ninja build a library, and neither has a hook for that.
 
 Both run ninja whenever they load a kernel, even if nothing has to be built. So a compile shows only by changed object
-files. Neither is called again for a kernel that a process has loaded.
+files, and what ninja would build, by asking ninja. Neither is called again for a kernel that a process has loaded.
 
 Neither cache can be moved. ninja compiles again what it finds out of date, even if the library is there. It finds it up
 to date if the commands are the same, including all paths and flags; if ``.ninja_log``, ``.ninja_deps`` and the objects
@@ -12,6 +12,7 @@ newer. pip gives a header the time of its installation. The time of ``build.ninj
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,26 @@ from pathlib import Path
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import emit, now
 from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.monitor import is_refusing, refuse
+
+_ASK_LIMIT_S = 60
 
 LEFT_OUT = ("*.o.d", "*.recompact", "*.lock")
 
 
 @contextmanager
-def building(library: Library, name: str, directory: Path) -> Iterator[None]:
-    """Record whether what happens inside builds something in a directory.
+def building(library: Library, name: str, directory: Path, file: Path) -> Iterator[None]:
+    """Record whether ninja, run inside, builds something in a directory; refuse what is not to be built.
 
     Args:
         name: of the module that is built.
+        file: ninja's, as it will be run.
+
+    Raises:
+        JitWhileServingError: it was refused. Nothing was built.
     """
+    if is_refusing() and _has_work(directory, file):
+        refuse(library, name)
     at, before = now(), _built(directory)
     failure = ""
     try:
@@ -43,6 +53,16 @@ def building(library: Library, name: str, directory: Path) -> Iterator[None]:
             emit("jit", name, at, seconds, library=library.name, error=failure, remedy=library.remedy)
         else:
             emit("load", name, at, seconds, library=library.name, cached=True)
+
+
+def _has_work(directory: Path, file: Path) -> bool:
+    """Whether ninja would build something. If it does not answer, no: what it builds then is refused afterwards."""
+    command = ["ninja", "-n", "-C", str(directory), "-f", str(file.resolve())]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_LIMIT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return "ninja: no work to do." not in said
 
 
 def _built(directory: Path) -> dict[str, int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sglang_warmstart.libraries.cute_dsl import CuteDsl
 from sglang_warmstart.libraries.deep_gemm import DeepGemm
 from sglang_warmstart.libraries.flashinfer import FlashInfer
+from sglang_warmstart.libraries.inductor import Inductor
 from sglang_warmstart.libraries.library import Library
+from sglang_warmstart.libraries.sglang_jit import SglangJit
 from sglang_warmstart.libraries.tilelang import TileLang
 from sglang_warmstart.libraries.triton import Triton
 from sglang_warmstart.libraries.tvm_ffi import TvmFfi
@@ -19,6 +22,9 @@ LIBRARIES: Mapping[str, Library] = {
         FlashInfer(),
         TileLang(),
         TvmFfi(),
+        SglangJit(),
+        CuteDsl(),
+        Inductor(),
     )
 }
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.libraries import machine
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import NOT_INSTALLED, Environment
+from sglang_warmstart.libraries.monitor import compiling
 
 
 class TileLang(Library):
@@ -32,8 +32,9 @@ class TileLang(Library):
     # Python sources that are written each time, and a library that torch builds.
     left_out = ("tmp", "py-cache", "sparse_compressor", "*.lock")
     module = "tilelang.jit.kernel"
-    hook = "tilelang.jit.kernel.JITKernel.__init__"
-    why_there = "TileLang has no hook; it compiles here what its cache does not have"
+    hooks: ClassVar[Mapping[str, str]] = {
+        "tilelang.jit.kernel.JITKernel.__init__": "TileLang has no hook; it compiles here what its cache does not have"
+    }
     remedy = (
         "mhc-prewarm would have if this is mHC's and its token count lies within a prefill chunk, or TileLang's cache "
         "out of a bundle (bundle pack --include tilelang)"
@@ -82,7 +83,7 @@ class TileLang(Library):
             if cached:
                 original(*args, **kwargs)
                 return
-            with timed("jit", name, library=self.name, shape=shape, remedy=self.remedy):
+            with compiling(self, name, shape):
                 original(*args, **kwargs)
 
         hooks.wrap(cls, "__init__", __init__, "self, func")

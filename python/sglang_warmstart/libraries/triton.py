@@ -8,17 +8,20 @@ whether Triton's cache had the kernel.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.events import emit, now
-from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.libraries import machine
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import Environment
+from sglang_warmstart.libraries.monitor import is_refusing, refuse
 
 _LISTENER = "triton.knobs.compilation.listener"
 
@@ -38,8 +41,11 @@ class Triton(Library):
     distributions = ("triton", "pytorch-triton")  # the second comes with nightly builds of torch
     left_out = ("*/tmp.pid_*", "*.tmp.pid_*", "*/lock", "*.lock")
     module = "triton"
-    hook = _LISTENER
-    why_there = "Triton's own hook, called after each compile"
+    hooks: ClassVar[Mapping[str, str]] = {
+        _LISTENER: "Triton's own hook, called after each compile",
+        "triton.compiler.compiler.ASTSource.make_ir": "the first step of a compile that Triton's cache does not spare: "
+        "here it is refused",
+    }
     remedy = (
         "a forward of this shape before the server is ready would have (SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP runs larger "
         "ones), or Triton's cache out of a bundle (bundle pack --include triton)"
@@ -77,6 +83,27 @@ class Triton(Library):
                 compilation.listener = before
 
         hooks.made(_LISTENER, undo)
+        try:
+            self._refuse_early(hooks)
+        except StandsAsideError as error:
+            hooks.notes.append(f"the JIT monitor refuses {self.name}'s kernels only once they are compiled: {error}")
+
+    def _refuse_early(self, hooks: Hooks) -> None:
+        """Refuse a kernel before it is compiled. What the listener hears of is compiled by then."""
+        source = class_of(importlib.import_module("triton.compiler.compiler"), "ASTSource")
+        signature = inspect.signature(vars(source)["make_ir"])
+
+        def make_ir(original: Callable[..., Any], src: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_refusing():
+                name, shape = "a kernel", ""
+                with contextlib.suppress(Exception):  # what it is told differs between releases
+                    name = str(src.name)
+                    shape = shape_of(src, vars(signature.bind(src, *args, **kwargs).arguments["options"]))
+                refuse(self, name, shape)
+            return original(src, *args, **kwargs)
+
+        others = "options, codegen_fns, module_map, context"
+        hooks.wrap(source, "make_ir", make_ir, f"self, target, {others}", f"self, {others}")
 
     def _listen(
         self,

@@ -1,14 +1,14 @@
-"""tvm-ffi, with which SGLang builds its own JIT kernels (``sglang/jit_kernel``): watched where it runs ninja.
+"""tvm-ffi, with which SGLang up to 0.5.17 builds its own JIT kernels (``sglang/jit_kernel``).
 
-Its cache cannot be moved (see :mod:`.ninja`).
+It is watched where it runs ninja. Its cache cannot be moved (see :mod:`.ninja`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.libraries import machine, ninja
@@ -29,8 +29,10 @@ class TvmFfi(Library):
     distributions = ("apache-tvm-ffi",)
     left_out = ("*/lock", *ninja.LEFT_OUT)
     module = "tvm_ffi.cpp.extension"
-    hook = "tvm_ffi.cpp.extension.build_ninja"
-    why_there = "tvm-ffi has no hook; called once per module; SGLang's own JIT kernels are built here"
+    hooks: ClassVar[Mapping[str, str]] = {
+        "tvm_ffi.cpp.extension.build_ninja": "tvm-ffi has no hook; called once per module; up to 0.5.17, SGLang's own "
+        "JIT kernels are built here"
+    }
     remedy = covered_by_forward_or_bundle(name)
 
     def root(self, environment: Environment) -> Path | None:
@@ -41,11 +43,8 @@ class TvmFfi(Library):
         named = environment.get("TVM_FFI_CACHE_DIR", "~/.cache/tvm-ffi")
         if named == "":
             return None
-        first, _, rest = named.partition("/")
-        if first != "~":
-            return machine.resolved(Path(named))
-        home = machine.home(environment)
-        return None if home is None else machine.resolved(home / rest)
+        path = machine.expanded(named, environment)
+        return None if path is None else machine.resolved(path)
 
     def key(self, environment: Environment) -> dict[str, str]:
         """Source: ``tvm_ffi/cpp/extension.py`` and ``sglang/jit_kernel/utils.py``, whose kernels use these headers."""
@@ -64,7 +63,8 @@ class TvmFfi(Library):
 
         def build_ninja(original: Callable[..., Any], build_dir: str, *args: Any, **kwargs: Any) -> Any:
             # The directory is named after the module, with a hash of all that goes into it.
-            with ninja.building(self, Path(build_dir).name.rpartition("_")[0], Path(build_dir)):
+            directory = Path(build_dir)
+            with ninja.building(self, directory.name.rpartition("_")[0], directory, directory / "build.ninja"):
                 return original(build_dir, *args, **kwargs)
 
         hooks.wrap(module, "build_ninja", build_ninja, "build_dir")

@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
 from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.base.switches import COMPILER
 from sglang_warmstart.deepgemm import compiler as compilers
-from sglang_warmstart.deepgemm import stub
+from sglang_warmstart.deepgemm import further, stub
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
 from sglang_warmstart.deepgemm.dialects import UnknownJitError, dialect_of
@@ -57,6 +58,8 @@ CHILDREN_MAX = 16
 CHILDREN_SHARE = 0.5
 
 _PARENT_CHECK_S = 0.25
+# How often the cache is looked through for kernels that ranks have compiled themselves.
+_LOOK_S = 15.0
 
 logger = logging.getLogger("sglang.warmstart.service")
 
@@ -73,6 +76,9 @@ class Workshop:
     way: asyncio.Future[Way] | None = None
     ledger: Ledger[Target] = field(default_factory=Ledger)
     under_way: dict[Target, asyncio.Task[Entry]] = field(default_factory=dict)
+    askers: list[Asker] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)  # entries of the cache
+    further: list[RecordedKernel] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Asker:
     sink: Sink
     notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # its marker
+    told: set[str] = field(default_factory=set)  # further kernels that the sink has
 
 
 class Service:
@@ -203,7 +210,9 @@ class Service:
         if self._plans is not None:
             name = f"{identity.digest}-{shop.markers.path(hello.launch).stem}.json"
             sink = RankPlan(self._plans / name, identity, hello.launch)
-        return Asker(hello, shop, sink), Welcome(only_plans=not sink.compiles)
+        rank = Asker(hello, shop, sink)
+        shop.askers.append(rank)
+        return rank, Welcome(only_plans=not sink.compiles)
 
     def _get_ready(self, rank: Asker) -> None:
         task = asyncio.create_task(self._prepare_to_record(rank))
@@ -217,6 +226,28 @@ class Service:
             way = await self._way(rank)
             self._stub(rank)
             self.prepare(way, rank.hello.deep_gemm)
+
+    async def look_for_further(self, service: Path) -> None:
+        """From time to time keep the kernels that the ranks of this service have compiled themselves."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await asyncio.to_thread(self.keep_further, service)
+
+    def keep_further(self, service: Path) -> None:
+        """Keep them now: in the markers of all ranks that share the cache, whichever has called them first."""
+        for shop in list(self._workshops.values()):
+            cache = shop.markers.cache
+            new = {name for name in further.names_in(cache) - shop.seen if cache.has(name)}
+            shop.seen |= new
+            shop.further += further.compiled_in(cache, new, service)
+            for rank in list(shop.askers):
+                if untold := [each for each in shop.further if each.directory not in rank.told]:
+                    try:
+                        if rank.sink.further(untold):
+                            rank.told.update(each.directory for each in untold)
+                    except Exception as error:
+                        # Whatever the cache is like: the kernels are in it, and the service goes on.
+                        logger.warning("%s: %s", rank.sink.complaint, first_line(error))
 
     async def _wait_for_restoring(self) -> None:
         if self._restoring is not None:
@@ -493,12 +524,15 @@ async def run(service: Service, path: Path, parent: int) -> int:
     except OSError as error:
         print(f"warmstart service: {path} cannot be served: {error.strerror or error}", file=sys.stderr)
         return 1
+    looking = asyncio.create_task(service.look_for_further(path))
     while not stop.is_set() and os.getppid() == parent:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(stop.wait(), _PARENT_CHECK_S)
     # Not to wait for its connections: a rank that waits for an answer keeps its own open.
     server.close()
+    looking.cancel()
     service.stop()
+    service.keep_further(path)
     return 0
 
 

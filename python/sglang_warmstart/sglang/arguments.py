@@ -1,19 +1,11 @@
-"""The server's arguments, with the values that SGLang has decided on."""
+"""The defaults of SGLang's server arguments."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-
-
-def decided(server_args: Any) -> Mapping[str, Any]:
-    """The arguments by name. From 0.5.19 on the object itself has only what the user gave."""
-    given = not hasattr(server_args, "resolved_dict")
-    found: Mapping[str, Any] = vars(server_args) if given else server_args.resolved_dict()
-    return found
 
 
 def defaults(kind: type) -> dict[str, Any]:

@@ -72,7 +72,10 @@ ATTN_TP_GATHER = Feature(
     },
     upstream="#26047",
     drop_when="SGLang 0.5.13 and later have it",
-    built_in_as=(f"{SERVER_ARGS}:{FIELD}", f"sglang.srt.arg_groups.fields.parallel:{FIELD}"),
+    built_in_as=(
+        f"{SERVER_ARGS}:{FIELD} called in {COMMON}",
+        f"sglang.srt.arg_groups.fields.parallel:{FIELD} called in {COMMON}",
+    ),
     steps=(
         Step((COMMON,), install_requirement),
         Step((SERVER_ARGS,), install_argument),

@@ -14,11 +14,11 @@ from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import BUNDLE, BUNDLE_KEY, RESTORING, SERVICE
-from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
+from sglang_warmstart.sglang.seams import seam
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -32,15 +32,16 @@ def start_restoring(server_args: Any) -> None:
     # Here and not above: no rank needs these, and a server without a bundle does not either.
     from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
 
-    on_gpu = decided(server_args)["device"] == "cuda"
+    on_gpu = seam().decided(server_args)["device"] == "cuda"
     if not on_gpu or not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
         return
     try:
         from sglang_warmstart.bundle.start import start
-        from sglang_warmstart.sglang.caches import deep_gemm_cache
+        from sglang_warmstart.sglang.caches import deep_gemm_cache, server_environment
 
         # Not the switch's value, for which an empty word is none: an empty key is one that somebody meant to set.
-        lock = start(bundle, os.environ.get(BUNDLE_KEY.name), deep_gemm_cache(os.environ))
+        key, environment = os.environ.get(BUNDLE_KEY.name), server_environment(os.environ)
+        lock = start(bundle, key, deep_gemm_cache(os.environ), environment)
     except Exception as error:
         # Whatever it is, the server starts without.
         logger.warning("warmstart: the bundle is not restored: %s", error)

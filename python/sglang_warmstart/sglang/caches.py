@@ -1,16 +1,21 @@
-"""Where SGLang's caches of compiled kernels are. It depends on the installed release."""
+"""Where a server's caches of compiled kernels are. It depends on the installed release of SGLang."""
 
 from __future__ import annotations
 
 import importlib.util
-import os.path
+import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 ENVIRON = "sglang.srt.environ"
 DEEP_GEMM_CACHE = "SGLANG_DG_CACHE_DIR"
+# In 0.5.20 and later, the root of SGLang's cache of CuTe DSL's kernels.
+CUTE_DSL_CACHE = "SGLANG_CUTE_AOT_CACHE_DIR"
 # In 0.5.18 and later, the root of all caches.
 ALL_CACHES = "SGLANG_CACHE_DIR"
 
@@ -39,6 +44,66 @@ def deep_gemm_cache(environment: Mapping[str, str]) -> Path:
     return _expanded("~/.cache/deep_gemm")
 
 
+def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment that a server which is started with this one gives to its JIT libraries.
+
+    From 0.5.18 on, SGLang names directories below ``SGLANG_CACHE_DIR`` to most of them as soon as it is imported, if
+    nobody else has named any. Which libraries these are, and where, SGLang's own source says.
+
+    Raises:
+        OSError: SGLang is installed, and does not say.
+    """
+    if environment is os.environ and (environ := sys.modules.get(ENVIRON)) is not None:
+        # It has done so. What is left are its own caches, which it looks for only when it uses them.
+        return {**_own_caches(environ), **environment}
+    source = _source_of_environ()
+    if source is None or f"def {_DEFAULTS}(" not in source.read_text(encoding="utf-8"):
+        return dict(environment)
+    return {**_asked(source, environment), **environment}
+
+
+def _own_caches(environ: ModuleType) -> dict[str, str]:
+    switch = getattr(environ.envs, CUTE_DSL_CACHE, None)
+    return {} if switch is None else {CUTE_DSL_CACHE: switch.get()}
+
+
+# In 0.5.18 and later: a function that says which variables SGLang sets, and to what.
+_DEFAULTS = "third_party_cache_defaults"
+
+# Run in a process of its own: the module reads its environment, and may change it. Importing SGLang takes seconds.
+_ASK = f"""
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("environ", sys.argv[1])
+environ = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(environ)
+caches = environ.{_DEFAULTS}()
+switch = getattr(environ.envs, "{CUTE_DSL_CACHE}", None)
+print(json.dumps(caches if switch is None else {{**caches, "{CUTE_DSL_CACHE}": switch.get()}}))
+"""
+_ASK_LIMIT_S = 60
+
+
+def _asked(source: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    command = [sys.executable, "-W", "ignore", "-c", _ASK, str(source)]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_ASK_LIMIT_S, check=True
+        )
+        caches: dict[str, str] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise OSError(f"SGLang does not say where its caches are: {source}: {error}") from error
+    return caches
+
+
+def _source_of_environ() -> Path | None:
+    package = importlib.util.find_spec("sglang")
+    for directory in (package.submodule_search_locations or ()) if package else ():
+        path = Path(directory, "srt", "environ.py")
+        if path.is_file():
+            return path
+    return None
+
+
 def _expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises where there is no home)
 
@@ -53,9 +118,7 @@ def _is_below_one_root() -> bool:
     if environ is not None:
         switch = vars(getattr(environ, "Envs", object)).get(DEEP_GEMM_CACHE)
         return callable(getattr(switch, "default", None))
-    package = importlib.util.find_spec("sglang")
-    for directory in (package.submodule_search_locations or ()) if package else ():
-        path = Path(directory, "srt", "environ.py")
-        if path.is_file():
-            return bool(re.search(rf"\b{DEEP_GEMM_CACHE} = \w+\(\s*lambda\b", path.read_text(encoding="utf-8")))
-    return False
+    source = _source_of_environ()
+    return source is not None and bool(
+        re.search(rf"\b{DEEP_GEMM_CACHE} = \w+\(\s*lambda\b", source.read_text(encoding="utf-8"))
+    )

@@ -18,6 +18,7 @@ from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
+from sglang_warmstart.sglang.seams import seam
 
 COMPILE_UTILS = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
 ENTRYPOINT = "sglang.srt.layers.deep_gemm_wrapper.entrypoint"
@@ -71,7 +72,7 @@ def install_m_list(hooks: Hooks, compile_utils: ModuleType) -> None:
         from sglang.srt.environ import envs
 
         original(gpu_id, *args, **kwargs)  # which rank compiles stays SGLang's own decision
-        size = chunked_prefill_size(compile_utils, *args, **kwargs)
+        size = seam().chunked_prefill_size(compile_utils, *args, **kwargs)
         fast = envs.SGLANG_JIT_DEEPGEMM_FAST_WARMUP.get()
         setattr(compile_utils, M_LIST, fast_m_list(size) if fast else list(full_m_list(size)))
 
@@ -88,12 +89,6 @@ def install_m_list(hooks: Hooks, compile_utils: ModuleType) -> None:
         raise StandsAsideError(f"{COMPILE_UTILS}.{M_LIST}", "not there")
     hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
     hooks.wrap(compile_utils, COMPILE_ONE, compile_one_type_all, COMPILE_ONE_PARAMETERS)
-
-
-def chunked_prefill_size(compile_utils: ModuleType, server_args: Any = None) -> int:
-    """Tokens in a prefill chunk: from the server's arguments, which 0.5.23 keeps in its runtime context."""
-    size: int = (server_args or compile_utils.get_schedule()).chunked_prefill_size
-    return size
 
 
 def install_sanity_check(hooks: Hooks, entrypoint: ModuleType) -> None:

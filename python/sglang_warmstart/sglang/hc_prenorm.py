@@ -1,22 +1,26 @@
 """F3: DeepSeek-V4's mHC prenorm GEMM goes through DeepGEMM's warm-up.
 
-SGLang calls ``deep_gemm.tf32_hc_prenorm_gemm`` directly, so nothing warms it. Here it gets a kernel type of its own.
-Its kernel depends on (n, k, num_splits) and not on M. So one M warms a split bucket, and the list of Ms is not walked
-while serving.
+Its kernel depends on (n, k, num_splits) and not on M. SGLang 0.5.12 calls ``deep_gemm.tf32_hc_prenorm_gemm`` directly,
+so nothing warms it. The wrapper of 0.5.13 walks the whole list of Ms for each split bucket. That of 0.5.14 and later
+warms nothing. Ours takes their place: one M warms a bucket, and a bucket that is met tells all others of the model.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from sglang_warmstart.base.errors import StandsAsideError, passing
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.sglang.fast_warmup import COMPILE_ONE, COMPILE_ONE_PARAMETERS, COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 DEEPSEEK_V4 = "sglang.srt.models.deepseek_v4"
+# Where SGLang's rule for the number of splits is, in later releases and in earlier ones.
+_RULE_IN, _RULE = ("sglang.kernels.ops.layernorm.mhc", "sglang.srt.layers.mhc"), "_compute_num_split_for_mhc_pre"
 # Where the function that `deep_gemm` exports stays reachable once the module's attribute is ours.
 DIRECT = "__warmstart_direct__"
 KERNEL_TYPE = "TF32_HC_PRENORM_GEMM"
@@ -66,6 +72,22 @@ class HcPrenormWarmupExecutor:
         out = self.fn.new_empty((*leading, self.fn.shape[0]))
         sqrsum = self.fn.new_empty(leading)
         entrypoint.tf32_hc_prenorm_gemm.direct()(self.x[:m], self.fn, out, sqrsum, num_splits=self.num_splits)
+
+
+def other_buckets(target: Target) -> list[Target]:
+    """The targets of a prenorm's other split buckets. The number of tokens of a forward decides which of them it needs.
+
+    Empty for other GEMMs, for a prenorm without splits, and where SGLang's rule does not lead to this bucket.
+    """
+    if target.kernel_type != KERNEL_TYPE or not target.num_groups:
+        return []
+    rules = (getattr(sys.modules.get(name), _RULE, None) for name in _RULE_IN)
+    rule: Callable[[int, int], int] | None = next(filter(None, rules), None)
+    buckets = set() if rule is None else {rule(num_tokens, target.k) for num_tokens in target.m_values}
+    if target.num_groups not in buckets:
+        return []
+    others = sorted(buckets - {target.num_groups})
+    return [msgspec.structs.replace(target, num_groups=num_splits) for num_splits in others]
 
 
 def exported_gemm() -> Callable[..., None]:
@@ -151,7 +173,12 @@ def hc_prenorm_wrapper(
 
 
 def extended_kernel_types(kernel_types: type[IntEnum]) -> type[IntEnum]:
-    """``kernel_types`` with one more member. Members of the old and of the new class are equal, and hash alike."""
+    """``kernel_types`` with one more member. Members of the old and of the new class are equal, and hash alike.
+
+    SGLang 0.5.13 has the member.
+    """
+    if KERNEL_TYPE in kernel_types.__members__:
+        return kernel_types
     members = [(member.name, member.value) for member in kernel_types]
     members.append((KERNEL_TYPE, max(kernel_types) + 1))
     extended = IntEnum(kernel_types.__name__, members, module=kernel_types.__module__)  # type: ignore[misc]
@@ -161,8 +188,8 @@ def extended_kernel_types(kernel_types: type[IntEnum]) -> type[IntEnum]:
 def install_kernel_type(hooks: Hooks, compile_utils: ModuleType, entrypoint: ModuleType) -> None:
     """Give the warm-up machinery the kernel type, its executor and its memory estimate; add the wrapper."""
     kernel_types = class_of(compile_utils, "DeepGemmKernelType")
-    if not issubclass(kernel_types, IntEnum) or KERNEL_TYPE in kernel_types.__members__:
-        raise StandsAsideError(f"{COMPILE_UTILS}.DeepGemmKernelType", f"no IntEnum without {KERNEL_TYPE}")
+    if not issubclass(kernel_types, IntEnum):
+        raise StandsAsideError(f"{COMPILE_UTILS}.DeepGemmKernelType", "no IntEnum")
     extended = extended_kernel_types(kernel_types)
     hc_prenorm = extended[KERNEL_TYPE]
 
@@ -192,11 +219,13 @@ def install_kernel_type(hooks: Hooks, compile_utils: ModuleType, entrypoint: Mod
     guard = functools.partial(hooks.guarded, f"deep_gemm.{GEMM}")
     wrapper = hc_prenorm_wrapper(entrypoint, hc_prenorm, direct, guard)
     executors = class_of(compile_utils, "_BaseWarmupExecutor")
-    hooks.replace(compile_utils, "DeepGemmKernelType", extended)
+    if extended is not kernel_types:
+        hooks.replace(compile_utils, "DeepGemmKernelType", extended)
     hooks.wrap(executors, "create", create, "kernel_type, kwargs")
     hooks.wrap(executors, "get_memory_requirement", get_memory_requirement, "kernel_type, max_m, n, k, num_groups")
     hooks.wrap(compile_utils, COMPILE_ONE, compile_one_type_all, COMPILE_ONE_PARAMETERS)
-    hooks.add(entrypoint, GEMM, wrapper)
+    put = hooks.replace if hasattr(entrypoint, GEMM) else hooks.add
+    put(entrypoint, GEMM, wrapper)
 
 
 def install_routing(hooks: Hooks, entrypoint: ModuleType, deepseek_v4: ModuleType) -> None:
@@ -219,7 +248,10 @@ def install_routing(hooks: Hooks, entrypoint: ModuleType, deepseek_v4: ModuleTyp
                 route_hc_prenorm(hooks, entrypoint, deep_gemm)
         original(self, *args, **kwargs)
 
-    hooks.wrap(class_of(deepseek_v4, "DeepseekV4DecoderLayer"), "__init__", init, "self, config, layer_id")
+    layer = class_of(deepseek_v4, "DeepseekV4DecoderLayer")
+    # In 0.5.23 it is one of two classes: what constructs a layer may be inherited, and only hand its arguments on.
+    owner = next(each for each in layer.__mro__ if "__init__" in vars(each))
+    hooks.wrap(owner, "__init__", init, "self, config, layer_id", "self")
 
 
 def route_hc_prenorm(hooks: Hooks, entrypoint: ModuleType, deep_gemm: ModuleType) -> None:
@@ -244,19 +276,19 @@ HC_PRENORM = Feature(
     name="hc-prenorm",
     gains="DeepSeek-V4's mHC prenorm GEMM is part of the warm-up",
     hooks={
-        f"{COMPILE_UTILS}.DeepGemmKernelType": "a kernel type of its own; the class is made anew with one more member",
+        f"{COMPILE_UTILS}.DeepGemmKernelType": "a kernel type of its own; the class is made anew with one more member, "
+        "where it has none",
         f"{COMPILE_UTILS}._BaseWarmupExecutor.create": "the executor of that type",
         f"{COMPILE_UTILS}._BaseWarmupExecutor.get_memory_requirement": "its memory estimate",
         f"{COMPILE_UTILS}.{COMPILE_ONE}": "one M instead of the list, since the kernel does not depend on M",
-        f"{ENTRYPOINT}.{GEMM}": "the wrapper, beside those of the other GEMMs",
+        f"{ENTRYPOINT}.{GEMM}": "the wrapper, beside those of the other GEMMs; replaced where SGLang has one",
         f"{DEEPSEEK_V4}.DeepseekV4DecoderLayer.__init__": "tells that such a model has been chosen",
         f"deep_gemm.{GEMM}": "all call sites take it from the module inside the function; replaced when the first such "
         "layer is built",
     },
     upstream="follow-up of #25810",
-    drop_when="upstream warms the prenorm GEMM per split bucket; left alone where the wrapper is there, in 0.5.13 as "
-    "first written, in 0.5.23 without a warm-up",
-    built_in_as=(f"{ENTRYPOINT}:{GEMM}",),
+    drop_when="upstream warms the prenorm GEMM per split bucket",
+    built_in_as=(f"{ENTRYPOINT}:_HC_PRENORM_GEMMS",),  # by a patch of the series
     steps=(
         Step((COMPILE_UTILS, ENTRYPOINT), install_kernel_type),
         Step((ENTRYPOINT, DEEPSEEK_V4), install_routing, required=False),

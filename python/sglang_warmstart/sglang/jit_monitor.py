@@ -19,9 +19,9 @@ from sglang_warmstart.libraries.deep_gemm import DeepGemm
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.sglang.envs import ENVIRON, declare
-from sglang_warmstart.sglang.exact_warmup.hooks import server_arguments
 from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.seams import seam
 from sglang_warmstart.sglang.start_up_events import SCHEDULER
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _watching(library: Library, install: Callable[[Hooks, ModuleType], None]) ->
         try:
             install(hooks, module)
         except StandsAsideError as error:
-            hooks.notes.append(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
+            hooks.lacks(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
 
     return install_watch
 
@@ -100,7 +100,7 @@ def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
         from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
 
         try:
-            further = server_arguments(*args, **kwargs).node_rank > 0
+            further = seam().server_arguments(*args, **kwargs).node_rank > 0
             watch = DeepGemmWatch(
                 log, os.environ, refuse=refuse and not further, exact=is_wanted() and SERVICE in os.environ
             )
@@ -162,7 +162,7 @@ JIT_MONITORING = Feature(
         "after exact-warmup, which tells the service of the real one",
         f"{COMPILE_UTILS}.deep_gemm_execution_hook": "in mode error only: around every wrapped GEMM, so that one that "
         "is refused says why",
-        **{library.hook: library.why_there for library in LIBRARIES.values() if library.hook},
+        **{target: why for library in LIBRARIES.values() for target, why in library.hooks.items()},
     },
     upstream="none",
     drop_when="upstream reports what is compiled while serving",

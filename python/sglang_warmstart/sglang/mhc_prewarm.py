@@ -16,7 +16,7 @@ from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.hc_prenorm import DEEPSEEK_V4
-from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+from sglang_warmstart.sglang.seams.seam import MODEL_RUNNER
 
 if TYPE_CHECKING:
     import torch
@@ -163,11 +163,12 @@ def install_representatives(hooks: Hooks, mhc: ModuleType) -> None:
 
 
 def install_methods(hooks: Hooks, deepseek_v4: ModuleType) -> None:
-    """Add the methods to the decoder layer, the model and its wrapper."""
+    """Add the methods to the decoder layer, the model and its wrapper. The layer of 0.5.13 has its own."""
     layer = class_of(deepseek_v4, "DeepseekV4DecoderLayer")
     wrapper = class_of(deepseek_v4, "DeepseekV4ForCausalLM")
-    hooks.add(layer, "prewarm_mhc_token_counts", prewarm_token_counts)
-    hooks.add(layer, BUCKETS, prewarm_buckets_of_layer)
+    if not hasattr(layer, BUCKETS):
+        hooks.add(layer, "prewarm_mhc_token_counts", prewarm_token_counts)
+        hooks.add(layer, BUCKETS, prewarm_buckets_of_layer)
     hooks.add(class_of(deepseek_v4, "DeepseekV4Model"), BUCKETS, prewarm_buckets_of_stage)
     hooks.add(wrapper, BUCKETS, prewarm_buckets_of_wrapper)
     hooks.add(wrapper, "kernel_warmup", kernel_warmup_of_model)
@@ -204,11 +205,12 @@ MHC_PREWARM = Feature(
         f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "calls the model's own warm-up after autotune",
     },
     upstream="#25810",
-    drop_when="SGLang 0.5.12.post1 and later have it",
+    drop_when="SGLang 0.5.12.post1, 0.5.14 and later have it; 0.5.13 has the methods of a layer, and nobody calls them",
     built_in_as=(
-        f"{MHC}:get_mhc_pre_token_count_representatives",
-        f"{DEEPSEEK_V4}:{BUCKETS}",
-        "sglang.kernels.ops.layernorm.mhc:get_mhc_pre_token_count_representatives",
+        f"{DEEPSEEK_V4}:{BUCKETS} called in {DEEPSEEK_V4}",
+        f"{MHC}:_prewarm_mhc_pre called in {MHC}",
+        f"{MHC}:prewarm_mhc_pre called in {DEEPSEEK_V4}",
+        f"sglang.kernels.ops.layernorm.mhc:prewarm_mhc_pre called in {DEEPSEEK_V4}",
     ),
     steps=(
         Step((MODEL_RUNNER,), install_call),

@@ -17,12 +17,13 @@ from sglang_warmstart.base.errors import passing
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import PP_PARALLEL
-from sglang_warmstart.sglang.dummy_run_edits import FORWARD_MODES
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.forward_modes import FORWARD_MODES
+from sglang_warmstart.sglang.seams import seam
+from sglang_warmstart.sglang.seams.seam import MODEL_RUNNER
 
 COMPILE_UTILS = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
-MODEL_RUNNER = "sglang.srt.model_executor.model_runner"
 
 # Rows of one tile of the GEMMs whose split count follows the batch size.
 BLOCK_M = 64
@@ -71,15 +72,12 @@ def decode_limit_of_scratch(elements_per_request: int) -> int:
 def batch_sizes_of(model_runner: Any) -> list[int]:
     """The dummy batch sizes of a rank, from its GPU's SM count, its alignment and its request pool."""
     import torch
-    from sglang.srt.layers.dp_attention import get_attention_tp_size
-    from sglang.srt.utils import require_gathered_buffer
 
     n_sms = torch.cuda.get_device_properties(model_runner.device).multi_processor_count
-    gathered = require_gathered_buffer(model_runner.server_args)
     return pp_warmup_batch_sizes(
         n_sms,
-        attn_cp_size=model_runner.attn_cp_size,
-        gathered_tp_size=get_attention_tp_size() if gathered else 1,
+        attn_cp_size=seam().cp_alignment(model_runner),
+        gathered_tp_size=seam().gathered_tp_size(model_runner),
         capacity=model_runner.req_to_token_pool.size,
     )
 
@@ -103,7 +101,7 @@ def forward_modes_of(model_runner: Any) -> list[Any]:
     """The modes of the forwards that this node runs when it serves: DECODE, EXTEND, or both."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    disaggregation_mode = model_runner.server_args.disaggregation_mode
+    disaggregation_mode = seam().disaggregation_mode(model_runner)
     modes = []
     # In disaggregated serving a node has room for the batches of its own half only.
     if model_runner.is_generation and disaggregation_mode != "prefill":
@@ -183,7 +181,7 @@ def install_warmup(hooks: Hooks, compile_utils: ModuleType, model_runner: Module
 
     hooks.add(compile_utils, "pp_parallel_deep_gemm_warmup", pp_parallel_deep_gemm_warmup)
     runner_class = class_of(model_runner, "ModelRunner")
-    FORWARD_MODES.install(hooks, runner_class)
+    FORWARD_MODES.install(hooks, model_runner)
     hooks.wrap(runner_class, "kernel_warmup", kernel_warmup, "self")
 
 

@@ -12,32 +12,17 @@ from typing import Any
 
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.events import close_log, emit, log_of_process, now, open_log, timed
+from sglang_warmstart.base.guard import Around
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import EVENTS, METRICS
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.feature import Feature, Step
-from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
 from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, around_the_launch
+from sglang_warmstart.sglang.seams import SEAMS, seam
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 SCHEDULER = "sglang.srt.managers.scheduler"
-
-RUNNER = f"{MODEL_RUNNER}.ModelRunner"
-_OWNERS = {"init_memory_pool": f"{MODEL_RUNNER}_kv_cache_mixin.ModelRunnerKVCacheMixin"}
-
-# The steps of a rank's start-up: method of ModelRunner -> what it is called. A release has some of them.
-STEPS = {
-    "init_torch_distributed": "distributed",
-    "load_model": "load weights",
-    "init_memory_pool": "memory pool",
-    "init_attention_backend": "attention backend",
-    "init_attention_backends": "attention backend",
-    "kernel_warmup": "kernel warm-up",
-    "init_device_graphs": "CUDA graphs",
-    "init_cuda_graphs": "CUDA graphs",
-    "init_piecewise_cuda_graphs": "piecewise CUDA graphs",
-}
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -98,7 +83,7 @@ def install_run(hooks: Hooks, engine: ModuleType) -> None:
         return launched
 
     around_the_launch(hooks, engine, launch_scheduler_processes)
-    hooks.wrap(cls, "_launch_subprocesses", launch_subprocesses, *_its_parameters(cls, "_launch_subprocesses"))
+    hooks.wrap_any(cls, "_launch_subprocesses", launch_subprocesses)
     hooks.also_undo(close_log)
 
 
@@ -139,33 +124,26 @@ def install_rank(hooks: Hooks, scheduler: ModuleType) -> None:
             log.begin_serving()
         original(self)
 
-    hooks.wrap(cls, "__init__", __init__, *_its_parameters(cls, "__init__"))
+    hooks.wrap_any(cls, "__init__", __init__)
     hooks.wrap(cls, "run_event_loop", run_event_loop, "self")
 
 
-def install_steps(hooks: Hooks, model_runner: ModuleType) -> None:
+def install_steps(hooks: Hooks, module: ModuleType) -> None:
     """Record how long each step of a rank's start-up takes."""
-    cls = class_of(model_runner, "ModelRunner")
-    # Some come from a class that it is made of.
-    owners = {name: owner for owner in reversed(cls.__mro__) for name in STEPS if name in vars(owner)}
-    if not owners:
-        raise StandsAsideError(RUNNER, f"none of {', '.join(STEPS)} is there")
-    for name, owner in owners.items():
-        _record_step(hooks, owner, name)
+    for (where, owner, method), name in seam().steps.items():
+        if where == module.__name__:
+            try:
+                hooks.wrap_any(class_of(module, owner), method, _timed(name))
+            except StandsAsideError as error:
+                hooks.lacks(f'start-up-events has no step "{name}": {error}')
 
 
-def _record_step(hooks: Hooks, cls: type, name: str) -> None:
+def _timed(name: str) -> Around:
     def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with timed("step", STEPS[name]):
+        with timed("step", name):
             return original(*args, **kwargs)
 
-    hooks.wrap(cls, name, step, *_its_parameters(cls, name))
-
-
-def _its_parameters(cls: type, name: str) -> tuple[str, ...]:
-    """What a method takes: nothing is done with what it is given."""
-    method = vars(cls).get(name)
-    return (", ".join(inspect.signature(getattr(method, "__func__", method)).parameters) if method else "",)
+    return step
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
@@ -185,6 +163,8 @@ def _labels(arguments: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
+_STEPS = {module for each in SEAMS for module, _, _ in each.steps}
+
 START_UP_EVENTS = Feature(
     name="start-up-events",
     gains="what each second of a start-up went to, as events for `sglang-warmstart report`, and metrics",
@@ -196,7 +176,7 @@ START_UP_EVENTS = Feature(
         f"{HTTP_SERVER}._wait_and_warmup": "when it ends, the server is ready",
         f"{SCHEDULER}.Scheduler.__init__": "the first thing in a rank that knows which one it is",
         f"{SCHEDULER}.Scheduler.run_event_loop": "further nodes have nobody else who says that they are ready",
-        **{f"{_OWNERS.get(name, RUNNER)}.{name}": f"the step: {step}" for name, step in STEPS.items()},
+        **{".".join(place): f"the step: {name}" for each in reversed(SEAMS) for place, name in each.steps.items()},
     },
     upstream="none",
     drop_when="upstream says what its start-up goes to",
@@ -205,6 +185,6 @@ START_UP_EVENTS = Feature(
         Step((ENGINE,), install_run, required=False),
         Step((HTTP_SERVER,), install_ready, required=False),
         Step((SCHEDULER,), install_rank, required=False),
-        Step((MODEL_RUNNER,), install_steps, required=False),
+        *(Step((name,), install_steps, required=False) for name in sorted(_STEPS)),
     ),
 )

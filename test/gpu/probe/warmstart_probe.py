@@ -5,6 +5,7 @@ how many tokens, DeepGEMM warm-ups with their Ms, dummy forwards.
 """
 
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -74,9 +75,11 @@ def register() -> None:
     runner = "sglang.srt.model_executor.model_runner.ModelRunner"
     graphs = "sglang.srt.model_executor.cuda_graph_runner"
     compile_one = "sglang.srt.layers.deep_gemm_wrapper.compile_utils._compile_deep_gemm_one_type_all"
+    HookRegistry.register(compile_one, timed("warmup", describe_warmup), HookType.AROUND)
+    if importlib.util.find_spec("sglang.srt.model_executor.runner") is not None:
+        return  # from 0.5.14 on all else has moved
     HookRegistry.register(f"{runner}.kernel_warmup", rank_known, HookType.BEFORE)
     HookRegistry.register(f"{graphs}.get_batch_sizes_to_capture", planned, HookType.AFTER)
     HookRegistry.register(f"{graphs}.CudaGraphRunner.capture_one_batch_size", capture, HookType.AROUND)
-    HookRegistry.register(compile_one, timed("warmup", describe_warmup), HookType.AROUND)
     HookRegistry.register(f"{runner}._dummy_run", timed("dummy_run", describe_dummy), HookType.AROUND)
     HookRegistry.register(f"{runner}.kernel_warmup", timed("kernel_warmup", lambda self: {}), HookType.AROUND)

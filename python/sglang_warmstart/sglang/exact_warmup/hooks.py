@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.hooks import Hooks, check_parameters, class_of
 from sglang_warmstart.base.switches import COMPILER
-from sglang_warmstart.sglang.dummy_run_edits import FORWARD_MODES
 from sglang_warmstart.sglang.envs import ENVIRON, declare
-from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT, chunked_prefill_size
+from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.forward_modes import FORWARD_MODES
 from sglang_warmstart.sglang.hc_prenorm import DIRECT
-from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
 from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
+from sglang_warmstart.sglang.seams import SEAMS, seam
 
 if TYPE_CHECKING:
     from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
 
+EXECUTORS = "_BaseWarmupExecutor"
 MAYBE_COMPILE = "_maybe_compile_deep_gemm_one_type_all"
 
 
@@ -59,52 +60,53 @@ class _Installed:
 
         def update_deep_gemm_config(update: Callable[..., None], gpu_id: int, *args: Any, **kwargs: Any) -> None:
             update(gpu_id, *args, **kwargs)
-            exact.connect(server_arguments(*args, **kwargs), chunked_prefill_size(compile_utils, *args, **kwargs))
+            chunk = seam().chunked_prefill_size(compile_utils, *args, **kwargs)
+            exact.connect(seam().server_arguments(*args, **kwargs), chunk)
 
         hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
         guard = functools.partial(hooks.guarded, f"{COMPILE_UTILS}.{MAYBE_COMPILE}")
         hooks.replace(compile_utils, MAYBE_COMPILE, exact.around(original, guard))
         hooks.also_undo(exact.forget)
 
-    def forwards(self, hooks: Hooks, model_runner: ModuleType) -> None:
+        def create(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return exact.bounded(original(*args, **kwargs))
+
+        hooks.wrap(class_of(compile_utils, EXECUTORS), "create", create, "kernel_type, kwargs")
+
+    def forwards(self, hooks: Hooks, module: ModuleType) -> None:
         """Tell the rank when a forward begins: the time that it may take in one is bounded."""
 
-        def forward(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+        def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             rank = None if self.exact is None else self.exact.rank
             if rank is not None:
                 rank.begin_forward()
-            return original(runner, *args, **kwargs)
+            return original(*args, **kwargs)
 
-        hooks.wrap(class_of(model_runner, "ModelRunner"), "forward", forward, "self, forward_batch")
+        for _, owner, method in (each for each in seam().forwards if each[0] == module.__name__):
+            try:
+                hooks.wrap_any(class_of(module, owner), method, forward)
+            except StandsAsideError as error:
+                hooks.lacks(f"exact-warmup does not see where a forward begins: {error}")
 
-    def discovery(self, hooks: Hooks, model_runner: ModuleType) -> None:
+    def discovery(self, hooks: Hooks, module: ModuleType) -> None:
         """Warm all targets of the rank before anything else runs a forward."""
-        runner_class = class_of(model_runner, "ModelRunner")
-        if "kernel_warmup" not in vars(runner_class):
-            return  # a later release: each target is met when it is first called
-        try:
-            FORWARD_MODES.install(hooks, runner_class)
-        except StandsAsideError as error:
-            hooks.notes.append(f"exact-warmup runs no dry forwards, and warms targets on their first call: {error}")
+        if module.__name__ != seam().warm_up_module:
+            return
 
-        def kernel_warmup(original: Callable[..., None], runner: Any) -> None:
+        def warm(model_runner: Any, runner: Any) -> None:
             if self.exact is not None:
-                self.exact.warm(runner)
-            original(runner)
+                self.exact.warm(model_runner, runner)
 
-        hooks.wrap(runner_class, "kernel_warmup", kernel_warmup, "self")
-
-
-def server_arguments(server_args: Any = None) -> Any:
-    """The server's arguments, which 0.5.23 keeps in its runtime context."""
-    if server_args is None:
-        from sglang.srt.runtime_context import get_server_args
-
-        return get_server_args()
-    return server_args
+        try:
+            FORWARD_MODES.install(hooks, module)
+            seam().hook_warm_up(hooks, module, warm)
+        except StandsAsideError as error:
+            hooks.lacks(f"exact-warmup runs no dry forwards, and warms targets on their first call: {error}")
 
 
 INSTALLED = _Installed()
+_FORWARDS = {module for each in SEAMS for module, _, _ in each.forwards}
+_WARM_UPS = {each.warm_up_module for each in SEAMS}
 
 EXACT_WARMUP = Feature(
     name="exact-warmup",
@@ -116,11 +118,22 @@ EXACT_WARMUP = Feature(
         "the service is ready when it asks",
         f"{COMPILE_UTILS}.{MAYBE_COMPILE}": "all wrapped GEMMs pass it, on every rank; replaced, not wrapped, since "
         "it is on the path of every call",
-        f"{MODEL_RUNNER}.ModelRunner.forward": "the time that a target may take is bounded for each forward",
-        f"{MODEL_RUNNER}.ModelRunner._dummy_run": "a dry forward needs to be told its mode; the same edit as "
-        "pp-parallel-warmup's, made once for both",
-        f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "after memory is measured and before any forward: the marker is "
-        "read, or dry forwards find the targets, and all are warmed at once",
+        f"{COMPILE_UTILS}.{EXECUTORS}.create": "SGLang's own warm-up, where a target is left to it, ends with the "
+        "time of the forward",
+        **dict.fromkeys(
+            (".".join(place) for each in reversed(SEAMS) for place in each.forwards),
+            "the time that a target may take is bounded for each forward, and for each graph that is captured",
+        ),
+        **dict.fromkeys(
+            (each.dummy_run for each in reversed(SEAMS)),
+            "a dry forward is to be of a mode, and an extend forward is to choose kernels as a prefill does; the same "
+            "edit as pp-parallel-warmup's, made once for both",
+        ),
+        **dict.fromkeys(
+            (name for each in reversed(SEAMS) for name in each.warm_up),
+            "after memory is measured and before any forward: the marker is read, or dry forwards find the targets, "
+            "and all are warmed at once",
+        ),
     },
     upstream="none",
     drop_when="upstream compiles each distinct kernel once, in parallel, before it serves",
@@ -129,7 +142,7 @@ EXACT_WARMUP = Feature(
         Step((ENVIRON,), install_switch),
         Step((COMPILE_UTILS, ENTRYPOINT), INSTALLED.hooks),
         Step((ENGINE,), install_service, required=False),
-        Step((MODEL_RUNNER,), INSTALLED.forwards, required=False),
-        Step((MODEL_RUNNER,), INSTALLED.discovery, required=False),
+        *(Step((name,), INSTALLED.forwards, required=False) for name in sorted(_FORWARDS)),
+        *(Step((name,), INSTALLED.discovery, required=False) for name in sorted(_WARM_UPS)),
     ),
 )

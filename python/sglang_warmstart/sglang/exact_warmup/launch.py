@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang_warmstart.deepgemm.marker import Launch
-from sglang_warmstart.sglang.arguments import decided, defaults
+from sglang_warmstart.sglang.arguments import defaults
+from sglang_warmstart.sglang.seams import seam
 
 # Said also where they are 1: people tell ranks apart by them.
 _SIZES = ("tp_size", "pp_size", "ep_size")
@@ -123,7 +124,7 @@ def launch_of(server_args: Any, rank: int, environment: Mapping[str, str]) -> La
     """
     import sglang
 
-    arguments, usual = decided(server_args), defaults(type(server_args))
+    arguments, usual = seam().decided(server_args), defaults(type(server_args))
     launch = {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=_stable)
         for name, value in arguments.items()

@@ -63,9 +63,10 @@ class Rank:
         free_bytes: of the GPU's memory.
         kernel_types: SGLang's members of them, by name.
         ledger: what has become of each GEMM.
-        sweep: SGLang's own warm-up of (kernel type, n, k, num_groups); with True its fast list.
+        sweep: SGLang's own warm-up of (kernel type, n, k, num_groups), with True its fast list, for so many seconds.
         outside_symmetric_memory: SGLang's guard: an allocation inside would be a collective of all GPUs.
         only_plans: targets are recorded for a plan, and no GEMM of them ever runs: each writes zeros.
+        siblings: the targets that a server needs too if it has one: they are warmed with it, all at once.
     """
 
     client: ServiceClient
@@ -76,15 +77,17 @@ class Rank:
     strict: bool
     free_bytes: Callable[[], int]
     kernel_types: Mapping[str, Any]
-    sweep: Callable[[Any, int, int, int, bool], None]
+    sweep: Callable[[Any, int, int, int, bool, float], None]
     outside_symmetric_memory: Callable[[], AbstractContextManager[None]]
     only_plans: bool = False
+    siblings: Callable[[Target], list[Target]] = lambda _: []
     ledger: Ledger[Key] = field(default_factory=Ledger)
     load_s: float = 0.0  # spent in loading so far
     compiled: int = 0  # kernels, by the service, so far
     _dry: dict[Target, None] | None = None  # the targets that were met, in order; None while calls are real
     _awaited: Key | None = None
     _wait_left_s: float = FORWARD_WAIT_S
+    _postponed: int = 0  # calls in this forward that found no time
 
     def __post_init__(self) -> None:
         self._leave_the_door()
@@ -103,8 +106,7 @@ class Rank:
             self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
             self._sweep_if_left(key)
         elif self._wait_left_s <= 0:
-            self._leave(key, "no time is left in this forward")
-            self._sweep_if_left(key)
+            self._leave_to_the_next_forward(key)
         else:
             # The next call is the one that has this key, and it has all that selects a kernel.
             self._awaited = key
@@ -113,11 +115,31 @@ class Rank:
     def begin_forward(self) -> None:
         """A forward begins, and with it the time that targets may take in it."""
         self._wait_left_s = FORWARD_WAIT_S
+        self._postponed = 0
+
+    def _leave_to_the_next_forward(self, key: Key) -> None:
+        if self.strict:
+            raise WarmupError(f"{_name(key)} cannot be warmed: no time is left in this forward")
+        self._postponed += 1
+        if self._postponed == 1:
+            logger.warning(
+                "warmstart: no time is left in this forward: %s and what else is new in it compile when they are used, "
+                "and are warmed in the next one",
+                _name(key),
+            )
 
     def _sweep_if_left(self, key: Key) -> None:
+        """Leave it to SGLang's own warm-up as long as this forward has time, and else to first use."""
         if self.ledger.is_left(key):
             self.ledger.done.add(key)
-            self.sweep(*key[:4], self.ledger[key].no_context)
+            start = now()
+            try:
+                if self._wait_left_s > 0:
+                    self.sweep(*key[:4], self.ledger[key].no_context, self._wait_left_s)
+                else:
+                    logger.warning("warmstart: no time is left in this forward: %s compiles on first use", _name(key))
+            finally:
+                self._wait_left_s -= now() - start
 
     def start_dry(self) -> None:
         """From now on the wrapped GEMMs write zeros, and are noted."""
@@ -162,7 +184,7 @@ class Rank:
         """Warm a target whose first call is under way. A server that serves stalls meanwhile, and a monitor hears."""
         start, compiled = now(), self.compiled
         try:
-            self.warm([target], self._wait_left_s)
+            self.warm(self._with_siblings(target), self._wait_left_s)
         finally:
             seconds = now() - start
             self._wait_left_s -= seconds
@@ -180,11 +202,15 @@ class Rank:
         except UnsupportedCallError:
             return  # its first real call says so
         if self._dry is not None and target not in self._dry:
-            self._dry[target] = None
+            new = self._with_siblings(target)
+            self._dry |= dict.fromkeys(new)
             # The service works on it while this forward goes on. One that is gone is noticed when it is asked:
             # a forward that ends on this rank alone would leave the others in a collective.
             with suppress(ServiceGoneError):
-                self.client.announce([target], self.free_bytes())
+                self.client.announce(new, self.free_bytes())
+
+    def _with_siblings(self, target: Target) -> list[Target]:
+        return [target, *(each for each in self.siblings(target) if self._key_of(each) not in self.ledger.done)]
 
     def _target_of_call(self, gemm: Gemm, arguments: dict[str, Any]) -> Target:
         check_names(gemm, arguments)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -30,13 +29,15 @@ from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.node.launch import start_service
 from sglang_warmstart.node.protocol import Hello
-from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.caches import deep_gemm_cache
-from sglang_warmstart.sglang.dummy_run_edits import takes_forward_mode
 from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank
+from sglang_warmstart.sglang.exact_warmup.unreached import unreached
+from sglang_warmstart.sglang.forward_modes import DUMMY_RUN, takes_forward_mode
+from sglang_warmstart.sglang.hc_prenorm import other_buckets
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
+from sglang_warmstart.sglang.seams import seam
 
 # What else a rank's DeepGEMM and its search for a compiler read.
 _PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
@@ -68,6 +69,7 @@ class ExactWarmup:
         self._chunk = 0
         self._sweep_all: Callable[..., None] | None = None
         self._is_restored = False  # the marker has been asked for
+        self._sweeps_until: float | None = None
 
     def around(
         self,
@@ -114,7 +116,24 @@ class ExactWarmup:
         if not torch.cuda.is_current_stream_capturing():
             self.rank.meet(key)
 
-    def _sweep(self, kernel_type: Any, n: int, k: int, num_groups: int, fast: bool) -> None:
+    def bounded(self, executor: Any) -> Any:
+        """An executor of SGLang's own warm-up that ends it when the time of the forward is over."""
+        return executor if self._sweeps_until is None else _Bounded(executor, self._sweeps_until)
+
+    def _sweep(self, kernel_type: Any, n: int, k: int, num_groups: int, fast: bool, limit_s: float) -> None:
+        self._sweeps_until = time.perf_counter() + limit_s
+        try:
+            self._sweep_by_sglang(kernel_type, n, k, num_groups, fast)
+        except _NoTimeLeftError:
+            logger.warning(
+                "warmstart: <%s> N=%d K=%d: SGLang's own warm-up ends after %.0f s, since other ranks wait in this "
+                "forward: the Ms that it did not reach compile when they are used",
+                *(kernel_type.name, n, k, limit_s),
+            )
+        finally:
+            self._sweeps_until = None
+
+    def _sweep_by_sglang(self, kernel_type: Any, n: int, k: int, num_groups: int, fast: bool) -> None:
         utils = self._compile_utils
         with passing():
             if not fast:
@@ -150,24 +169,29 @@ class ExactWarmup:
         if self.rank is not None:
             self._get_num_sms = self.rank.library.get_num_sms
 
-    def warm(self, model_runner: Any) -> None:
+    def warm(self, model_runner: Any, runner: Any = None) -> None:
         """Before anything else runs a forward, load what the marker knows, or find the targets and warm them at once.
 
         Where no dry forward can run, the marker is all there is. What it does not know is warmed when it is first
         called, and known the next time.
+
+        Args:
+            runner: what has the dummy forward; None: the model runner itself.
         """
+        runner = model_runner if runner is None else runner
         if not self._is_wanted or model_runner.device != "cuda":
             return
         first, self._is_restored = not self._is_restored, True
         start = time.perf_counter()
         restored = _restored(self.rank) if self.rank is not None and first else None
-        if not may_run_dry(model_runner):
+        if not may_run_dry(model_runner, runner):
             if self.rank is not None and restored:
                 _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
             return
         # A dry forward holds collectives: all ranks run it, or none.
         stand = _NO_SERVICE if self.rank is None else _NO_MARKER if restored is None else _KNOWN
-        least = _least(model_runner.tp_group, stand)
+        group = seam().tp_group(model_runner)
+        least = _least(group, stand)
         if self.rank is None:
             return
         if least == _NO_SERVICE:
@@ -175,10 +199,10 @@ class ExactWarmup:
         elif least == _KNOWN and restored is not None:
             _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
         else:
-            warm_found(self.rank, model_runner, known=restored)
+            warm_found(self.rank, model_runner, runner, known=restored)
         if least != _NO_SERVICE:
             # Ranks that were done first wait here, and not in a collective of the GPU.
-            model_runner.tp_group.barrier()
+            group.barrier()
 
     def forget(self) -> None:
         """As in a process that has just been started."""
@@ -255,7 +279,24 @@ class ExactWarmup:
             sweep=self._sweep,
             outside_symmetric_memory=outside,
             only_plans=welcome.only_plans,
+            siblings=other_buckets,
         )
+
+
+class _NoTimeLeftError(Exception):
+    """SGLang's own warm-up of a GEMM has taken all the time that its forward had."""
+
+
+class _Bounded:
+    """An executor of SGLang's warm-up, with a call for each M, until a moment of ``time.perf_counter``."""
+
+    def __init__(self, executor: Any, until: float) -> None:
+        self._executor, self._until = executor, until
+
+    def execute(self, m: int) -> None:
+        if time.perf_counter() >= self._until:
+            raise _NoTimeLeftError
+        self._executor.execute(m=m)
 
 
 def is_wanted() -> bool:
@@ -271,7 +312,8 @@ def is_wanted() -> bool:
 
 def start_node_service(server_args: Any) -> None:
     """Start the service beside the ranks, which find it by their environment. It ends with this process."""
-    if decided(server_args)["device"] == "cuda" and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
+    on_gpu = seam().decided(server_args)["device"] == "cuda"
+    if on_gpu and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
         os.environ.pop(SERVICE, None)
         try:
             restoring, plans = (Path(os.environ[name]) if name in os.environ else None for name in (RESTORING, PLANS))
@@ -316,12 +358,15 @@ def _world_rank() -> int:
     return rank
 
 
-def may_run_dry(model_runner: Any) -> bool:
-    """Whether dry forwards can run. It follows from arguments that all ranks share."""
+def may_run_dry(model_runner: Any, runner: Any) -> bool:
+    """Whether dry forwards can run. It follows from arguments that all ranks share.
+
+    A speculative algorithm's dummy forward verifies a draft, whatever mode it is told; a draft has none.
+    """
     return (
         not model_runner.is_draft_worker
         and not model_runner.spec_algorithm.is_speculative()
-        and takes_forward_mode(model_runner._dummy_run)
+        and takes_forward_mode(getattr(runner, DUMMY_RUN, None))
     )
 
 
@@ -338,7 +383,7 @@ def _restored(rank: Rank) -> set[Target] | None:
     return {each.target for each in answer.targets} if answer.known else None
 
 
-def warm_found(rank: Rank, model_runner: Any, known: Collection[Target] | None) -> None:
+def warm_found(rank: Rank, model_runner: Any, runner: Any, known: Collection[Target] | None) -> None:
     """Run dry forwards, and warm the targets that they find.
 
     Args:
@@ -346,7 +391,8 @@ def warm_found(rank: Rank, model_runner: Any, known: Collection[Target] | None) 
     """
     start = time.perf_counter()
     with timed("discover", "dry forwards", library="deep-gemm") as details:
-        targets, complete = found_dry(rank, model_runner)
+        targets, complete = found_dry(rank, model_runner, runner)
+        targets += unreached(targets, model_runner, rank.library)
         details["kernels"] = len(targets)
     dry_done = time.perf_counter()
     missing = [target for target in targets if target not in (known or ())]
@@ -378,8 +424,10 @@ def _least(group: Any, mine: int) -> int:
     return int(votes.item())
 
 
-def found_dry(rank: Rank, model_runner: Any) -> tuple[list[Target], bool]:
+def found_dry(rank: Rank, model_runner: Any, runner: Any) -> tuple[list[Target], bool]:
     """The targets that one DECODE and one EXTEND forward of the smallest legal batch call, without calling them.
+
+    An EXTEND forward runs once for each layout of the experts' tokens that a server may use.
 
     Returns:
         The targets, and whether all forwards went well on all ranks.
@@ -390,15 +438,15 @@ def found_dry(rank: Rank, model_runner: Any) -> tuple[list[Target], bool]:
     failure: Exception | None = None
     agreed = True
     rank.start_dry()
-    for each in forward_modes_of(model_runner):
+    for mode, layout in _forwards(model_runner):
         try:
-            with torch.inference_mode():
-                model_runner._dummy_run(batch_size=smallest_batch(model_runner), forward_mode_override=each)
+            with torch.inference_mode(), layout:
+                seam().dummy_forward(runner, seam().smallest_batch(model_runner), mode)
             torch.get_device_module(model_runner.device).synchronize()
         except Exception as error:
             failure = error
         # After each: the others would wait at the beginning of the next one for a rank that has failed.
-        agreed = bool(_least(model_runner.tp_group, int(failure is None)))
+        agreed = bool(_least(seam().tp_group(model_runner), int(failure is None)))
         if not agreed:
             break
     targets = rank.end_dry()
@@ -411,10 +459,11 @@ def found_dry(rank: Rank, model_runner: Any) -> tuple[list[Target], bool]:
     return targets, agreed
 
 
-def smallest_batch(model_runner: Any) -> int:
-    """The smallest batch that all ranks can split among them."""
-    from sglang.srt.layers.dp_attention import get_attention_tp_size
-    from sglang.srt.utils import require_gathered_buffer
+def _forwards(model_runner: Any) -> Iterator[tuple[Any, AbstractContextManager[object]]]:
+    """The mode of each dry forward, and its layout. Decoding has the first: it is that of CUDA graphs."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    gathered = require_gathered_buffer(model_runner.server_args)
-    return math.lcm(max(model_runner.attn_cp_size, 1), get_attention_tp_size() if gathered else 1)
+    for mode in forward_modes_of(model_runner):
+        layouts = seam().layouts()
+        for layout in layouts if mode == ForwardMode.EXTEND else layouts[:1]:
+            yield mode, layout

@@ -22,7 +22,6 @@ import msgspec
 from sglang_warmstart.base.errors import StandsAsideError, first_line, one_line
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.deepgemm.identity import Gpu
-from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
 from sglang_warmstart.sglang.feature import Feature, find_built_in
 from sglang_warmstart.sglang.m_list import full_m_list
@@ -30,7 +29,8 @@ from sglang_warmstart.sglang.mhc_prewarm import MHC, MHC_PREWARM
 from sglang_warmstart.sglang.model_targets.protocol import Answer, Begun, NotFound, Question, Ranks, Refused
 from sglang_warmstart.sglang.model_targets.recorder import Recorder
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError, where
-from sglang_warmstart.sglang.pp_parallel_warmup import MODEL_RUNNER
+from sglang_warmstart.sglang.seams import seam
+from sglang_warmstart.sglang.seams.seam import MODEL_RUNNER
 
 # No decision was seen to depend on it, as long as there are enough.
 _GPUS_OF_A_NODE = 8
@@ -103,7 +103,7 @@ def answer(arguments: Sequence[str], process: Prepared, lines: IO[bytes]) -> Non
         RefusalError: nothing can be said about this server.
     """
     server_args = _server_args(arguments)
-    chunk, stages = decided(server_args)["chunked_prefill_size"], decided(server_args)["pp_size"]
+    chunk, stages = seam().decided(server_args)["chunked_prefill_size"], seam().decided(server_args)["pp_size"]
     process.recorder.m_max = full_m_list(chunk)[-1]
     for stage in range(stages):
         say(lines, Begun("building the model" if stages == 1 else f"building stage {stage} of the model"))
@@ -150,7 +150,7 @@ def _rank(server_args: Any, stage: int, process: Prepared) -> Ranks:
     from sglang_warmstart.sglang.model_targets.layers import Calls
     from sglang_warmstart.sglang.model_targets.model import build_model, start_of
 
-    tp_size, stages = (decided(server_args)[name] for name in ("tp_size", "pp_size"))
+    tp_size, stages = (seam().decided(server_args)[name] for name in ("tp_size", "pp_size"))
     stand_alone(stage * tp_size, tp_size * stages)
     with process.on_gpu:
         start = start_of(server_args, 0, stage, build_model)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from sglang_warmstart.sglang.arguments import decided
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError
+from sglang_warmstart.sglang.seams import seam
 
 Build = Callable[[Any], Any]
 
@@ -32,7 +32,7 @@ class Start:
 
     def __init__(self, server_args: Any, tp_rank: int, pp_rank: int, build: Build) -> None:
         self.server_args, self.tp_rank, self.pp_rank, self.build = server_args, tp_rank, pp_rank, build
-        self.arguments = decided(server_args)
+        self.arguments = seam().decided(server_args)
 
     def runner(self) -> Any:
         """The model runner of the rank, which has its model."""
