@@ -180,7 +180,7 @@ def test_a_compile_is_refused_with_the_same_words(
         dense(m=5)
     (line,) = said(caplog)
     assert line == f"warmstart: {refused.value}"
-    assert "gemm_nt_f8f8bf16(lhs: (5, 512), " in line
+    assert "deep-gemm needs a kernel for gemm_nt_f8f8bf16(lhs: (5, 512), " in line
     assert isinstance(refused.value.__cause__, RuntimeError)
     assert line.endswith(" says why it is not at work") and "refused before it was compiled" in line
     assert not (rank.cache / "cache").exists()
@@ -202,18 +202,19 @@ def test_nothing_is_refused_before_the_server_is_ready(log: EventLog, begin: Cal
     assert wait_until(lambda: len(jit(log)) == 2)
 
 
-@refusing
+@pytest.mark.parametrize(("mode", "ready"), [(None, True), ("error", False)], indirect=["mode"])
 def test_a_compiler_that_fails_fails_as_ever(
-    log: EventLog, begin: Callable[..., None], rank: ServedRank, caplog: pytest.LogCaptureFixture
+    ready: bool, log: EventLog, begin: Callable[..., None], rank: ServedRank, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begin(exact=False)
+    begin(exact=False, ready=ready)
     rank.nvcc.on_each_kernel(DIES)
     with pytest.raises(RuntimeError, match="NVCC compilation failed") as failed:
         dense(m=5)
     assert not isinstance(failed.value, JitWhileServingError)
     assert wait_until(lambda: len(jit(log)) == 1)
     assert jit(log)[0].error == "the compiler's exit status is 7"
-    assert "failed to compile" in said(caplog)[0]
+    # What fails before the server is ready is not said to be compiled while serving.
+    assert ["failed to compile" in line for line in said(caplog)] == [True] * ready
 
 
 @refusing

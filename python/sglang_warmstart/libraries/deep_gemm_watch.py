@@ -12,6 +12,7 @@ read ``DG_JIT_NVCC_COMPILER`` when they compile their first kernel.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -154,11 +155,15 @@ class DeepGemmWatch:
     def _listen(self) -> None:
         while True:
             try:
-                message = self._socket.recv(_MESSAGE_BYTES)
+                message, address = self._socket.recvfrom(_MESSAGE_BYTES)
             except OSError:
                 return  # it was closed
             try:
                 self._hear(json.loads(message))
+                if address:
+                    # It has waited for this.
+                    with contextlib.suppress(OSError):
+                        self._socket.sendto(b"heard", address)
             except Exception:
                 # The frames of a running thread may hold anything. Whoever compiles next is still to be heard.
                 logger.warning("warmstart: the JIT monitor missed a kernel of deep-gemm's", exc_info=True)
