@@ -20,7 +20,7 @@ from kit.delivery import Delivery, delivered
 from kit.environment import child_environment, python_path
 from kit.node import wait_until
 from kit.recorded import recording
-from kit.release import is_patched
+from kit.release import installed_release, is_patched
 from kit.served_rank import ServedRank, compiled_for
 from kit.standin_library import kernels_of
 from kit.wrapped_gemms import DENSE, dense, target
@@ -300,6 +300,21 @@ def test_where_there_is_no_compiler_to_stand_before_it_is_said(
     begin(exact=False)
     assert f"warmstart: the JIT monitor does not watch deep-gemm: {reason}" in caplog.messages
     assert os.environ[variable] == value
+
+
+def test_it_stands_there_before_sglang_first_calls_deep_gemm(
+    log: EventLog, begin: Callable[..., None], rank: ServedRank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What SGLang calls from 0.5.14 on. A DeepJIT asks for its compiler in its first call, also in this one.
+    seen: list[str] = []
+    monkeypatch.setattr(rank.deep_gemm.module, "set_pdl", lambda _: seen.append(os.environ[COMPILER]), raising=False)
+    monkeypatch.setenv("SGLANG_DEEPGEMM_PDL", "1")
+    begin(exact=True)
+    assert os.environ[COMPILER] != str(rank.nvcc.path), "the command"
+    assert seen in ([os.environ[COMPILER]], []) and bool(seen) is installed_release().since("0.5.14")
+    dense()
+    assert rank.nvcc.compiled == compiled_for(target(DENSE)), "by the service, with the real one"
+    assert [event.name for event in jit(log)] == ["a new target"], "and nothing by the command"
 
 
 def test_a_command_that_cannot_run_leaves_the_compiler_alone(

@@ -5,8 +5,8 @@ result is the same, because neither the digest of a kernel nor its code depends 
 listens. While it hears of a run, the call that waits for the kernel is still under way, so the thread can look at that
 call's stack.
 
-Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x, ``backend/cuda/backend.hpp`` of DeepJIT. They
-read ``DG_JIT_NVCC_COMPILER`` when they compile their first kernel.
+Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x, ``backend/cuda/backend.hpp`` of DeepJIT. The
+former reads ``DG_JIT_NVCC_COMPILER`` when it compiles its first kernel, the latter in its first call, whatever that is.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 from sglang_warmstart.base.events import EventLog, emit
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
+from sglang_warmstart.base.switches import UNWATCHED
 from sglang_warmstart.deepgemm.compiler import CompilerError, find_path
 from sglang_warmstart.libraries import deep_gemm_front as compiler_command
 from sglang_warmstart.libraries.deep_gemm import DeepGemm, installed_dialect
@@ -119,6 +120,7 @@ class DeepGemmWatch:
         )
         command.chmod(0o700)
         self._try(command, words)
+        environment[UNWATCHED] = self._before or ""
         environment[COMPILER] = str(command)
         threading.Thread(target=self._listen, name="warmstart-deep-gemm-watch", daemon=True).start()
 
@@ -146,6 +148,7 @@ class DeepGemmWatch:
 
     def stop(self) -> None:
         """The compiler is the real one again, for a DeepGEMM that has not yet asked."""
+        self._environment.pop(UNWATCHED, None)
         if self._before is None:
             self._environment.pop(COMPILER, None)
         else:
