@@ -190,9 +190,10 @@ def test_a_compile_is_refused_with_the_same_words(
 @refusing
 def test_a_new_target_is_refused(log: EventLog, begin: Callable[..., None], rank: ServedRank) -> None:
     begin(exact=True)
-    with pytest.raises(JitWhileServingError, match="deep-gemm compiled a new target for <GEMM_NT_F8F8BF16> N=384 "):
+    with pytest.raises(JitWhileServingError, match=r"deep-gemm needs a kernel for gemm_nt_f8f8bf16\(lhs: \(5, 512\)"):
         dense(m=5)
     assert len(jit(log)) == 1
+    assert rank.nvcc.compiled == {}, "neither by the service nor by DeepGEMM"
 
 
 @refusing

@@ -65,6 +65,7 @@ class Rank:
         ledger: what has become of each GEMM.
         sweep: SGLang's own warm-up of (kernel type, n, k, num_groups), with True its fast list, for so many seconds.
         outside_symmetric_memory: SGLang's guard: an allocation inside would be a collective of all GPUs.
+        refuses: whether a kernel that is not there is to be refused now, rather than compiled.
         only_plans: targets are recorded for a plan, and no GEMM of them ever runs: each writes zeros.
         siblings: the targets that a server needs too if it has one: they are warmed with it, all at once.
     """
@@ -79,6 +80,7 @@ class Rank:
     kernel_types: Mapping[str, Any]
     sweep: Callable[[Any, int, int, int, bool, float], None]
     outside_symmetric_memory: Callable[[], AbstractContextManager[None]]
+    refuses: Callable[[], bool] = lambda: False
     only_plans: bool = False
     siblings: Callable[[Target], list[Target]] = lambda _: []
     ledger: Ledger[Key] = field(default_factory=Ledger)
@@ -105,6 +107,9 @@ class Rank:
         elif _name_of(key[0]) not in GEMMS:
             self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
             self._sweep_if_left(key)
+        elif self.refuses():
+            # What the cache has, DeepGEMM loads; before it compiles anything, the monitor's command refuses.
+            self.ledger.done.add(key)
         elif self._wait_left_s <= 0:
             self._leave_to_the_next_forward(key)
         else:

@@ -20,7 +20,7 @@ from typing import Any, cast
 from sglang_warmstart.base.errors import passing
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, UNWATCHED, WORKERS
+from sglang_warmstart.base.switches import COMPILER, JIT_MONITOR, PLANS, RESTORING, SERVICE, UNWATCHED, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.ledger import Ledger
@@ -282,6 +282,7 @@ class ExactWarmup:
             ledger=self.ledger,
             sweep=self._sweep,
             outside_symmetric_memory=outside,
+            refuses=_is_refusing,
             only_plans=welcome.only_plans,
             siblings=other_buckets,
         )
@@ -331,6 +332,14 @@ def _refuse(reason: str, strict: bool) -> None:
     if strict:
         raise RuntimeError(f"exact warm-up is not possible: {reason}")
     logger.warning("warmstart: no exact warm-up, SGLang warms DeepGEMM in its own way: %s", reason)
+
+
+def _is_refusing() -> bool:
+    if JIT_MONITOR.value(os.environ) != "error":
+        return False
+    from sglang_warmstart.libraries.monitor import is_refusing
+
+    return is_refusing()
 
 
 def _gpu() -> Gpu:
