@@ -11,6 +11,8 @@ RELEASES_OF_NEWEST := 0.5.21 0.5.23
 RELEASES := $(RELEASES_OF_MAIN) $(RELEASES_OF_NEWEST)
 # Real libraries of each of DeepGEMM's JITs that this torch can load, for recording without a GPU.
 DEEP_GEMMS := 0.1.7 0.2.0 0.2.3.post2 0.2.5
+# FlashInfer's later forms, each as one release of SGLang pins it. The sources of their kernels, 0.4 GB, are not needed.
+FLASHINFERS := 0.6.17 0.7.2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -145,17 +147,22 @@ $(TORCH_2_11): test/kit/torch_without_cuda.py .venv/.sglang
 	@PYTHONPATH=$(CURDIR)/python .venv/bin/sglang-warmstart patches apply .patched
 	@touch $@
 
-# nvcc, NVRTC, DeepGEMM's headers and FlashInfer, for the tests that compile. Not in the environments: `import deep_gemm`
+# nvcc, NVRTC, DeepGEMM's headers, FlashInfer and CuTe DSL, for the tests that compile. Not in the environments: `import deep_gemm`
 # is to fail there, as it does on a machine without a GPU, and so is FlashInfer in a server. Made anew with .venv, since NVRTC's bindings fit one Python; the stamp says
 # which one that is.
-.toolchain/.complete: test/requirements-toolchain.txt test/requirements-flashinfer.txt .venv/.sglang
+.toolchain/.complete: test/requirements-toolchain.txt test/requirements-flashinfer.txt test/requirements-cute-dsl.txt .venv/.sglang
 	@rm -rf .toolchain
-	@echo "installing a CUDA compiler, DeepGEMM's headers and FlashInfer into .toolchain: about 30 seconds, 0.8 GB"
+	@echo "installing a CUDA compiler, DeepGEMM's headers, FlashInfer and CuTe DSL into .toolchain: about a minute, 1.3 GB"
 	@.venv/bin/python $(PIP) --no-deps --target .toolchain -r test/requirements-toolchain.txt
 	@.venv/bin/python $(PIP) --no-deps --target .toolchain/jit -r test/requirements-flashinfer.txt
 	@for each in $(DEEP_GEMMS); do \
 	  .venv/bin/python $(PIP) --no-deps --target .toolchain/deep-gemm/$$each sgl-deep-gemm==$$each; \
 	done
+	@for each in $(FLASHINFERS); do \
+	  .venv/bin/python $(PIP) --no-deps --target .toolchain/flashinfer/$$each flashinfer-python==$$each; \
+	  rm -rf .toolchain/flashinfer/$$each/flashinfer/data; \
+	done
+	@.venv/bin/python $(PIP) --no-deps --target .toolchain/cute-dsl -r test/requirements-cute-dsl.txt
 	@.venv/bin/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' > $@
 
 # With the package, since mypy reads the types of what it depends on.

@@ -10,7 +10,6 @@ from kit import compatibility
 from kit.fork_server import ForkServer
 from kit.release import VERSIONS, installed_release
 from sglang_warmstart.sglang.features import FEATURES
-from sglang_warmstart.sglang.limits import LIMITS, limit_of
 
 FINDINGS = """
 import json
@@ -37,14 +36,3 @@ def test_the_page_is_made_of_the_results() -> None:
 def test_no_test_failed_where_the_results_were_recorded() -> None:
     for result in compatibility.recorded():
         assert result.count("passed") and not result.count("failed"), result.release
-
-
-@pytest.mark.parametrize("release", VERSIONS)
-def test_a_known_limit_is_on_the_page(release: str) -> None:
-    features = compatibility.result_of(release).features
-    for name in LIMITS:
-        limit = limit_of(name, release)
-        if limit is not None:
-            assert features[name] == (limit.state, f"on this SGLang, {limit.reason}")
-        else:
-            assert features[name][0] in ("active", "built in")

@@ -57,7 +57,7 @@ class Server:
 
     def restore(self, place: object, key: Path | None = None) -> Path:
         """Begin to; returns the lock."""
-        return start(str(place), str(key) if key else None, self.cache.root)
+        return start(str(place), str(key) if key else None, self.cache.root, {})
 
     @property
     def is_marked(self) -> bool:
@@ -170,7 +170,7 @@ def test_a_key_that_is_empty_is_no_leave_to_do_without(
 ) -> None:
     path = tmp_path / "bundle.tar.zst"
     path.write_bytes(bundle().archive())
-    lock = start(str(path), "", server.cache.root)
+    lock = start(str(path), "", server.cache.root, {})
     assert wait_until(lambda: is_over(lock), 30)
     assert "the bundle is not restored: " in line_of(capfd)
     assert not server.cache.root.exists()
@@ -226,7 +226,7 @@ _PARENT = """
 import sys
 from pathlib import Path
 from sglang_warmstart.bundle.start import start
-print(start(sys.argv[1], None, Path(sys.argv[2])), flush=True)
+print(start(sys.argv[1], None, Path(sys.argv[2]), {}), flush=True)
 sys.stdin.read()
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +19,7 @@ BEGIN = "<!-- from here to the next comment: made by `make test-matrix RECORD=--
 END = "<!-- the rest is written by hand -->\n"
 
 # Of these states the reason is on the page.
-_EXPLAINED = ("partly", "no effect", "stands aside", "built in")
+_EXPLAINED = ("partly", "stands aside", "built in")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,6 @@ _LEGEND = """
 - *Active*: the plugin provides the feature.
 - *Built in*: this SGLang has the feature, something calls it, and the plugin leaves it alone.
 - *Partly*: some of the feature works.
-- *No effect*: the feature, the plugin's or SGLang's own, does nothing useful here.
 - *Stands aside*: this SGLang does not look as the plugin expects, and the plugin leaves it as it is.
 """
 
@@ -106,7 +104,7 @@ def _why(results: Sequence[Result]) -> Iterable[list[str]]:
             if state in _EXPLAINED:
                 releases = [each.release for each in same]
                 span = releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
-                reason = f"`{detail}`" if state == "built in" else re.sub(r"^on this SGLang, ", "", detail)
+                reason = f"`{detail}`" if state == "built in" else detail
                 yield [name, span, state, reason]
 
 

@@ -144,7 +144,7 @@ def run_flashinfer(code: str, place: Path, name: str = "run", version: str = "0.
 
 
 # CuTe DSL reads the source of a kernel.
-_CUTE_KERNEL = """
+CUTE_KERNEL = """
 import cutlass.cute as cute
 
 @cute.kernel
@@ -171,7 +171,7 @@ def compile():
 
 def run_cute_dsl(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
     """``compile()`` compiles ``add_one`` for a Hopper GPU."""
-    (place / "cute_under_test.py").write_text(_CUTE_KERNEL)
+    (place / "cute_under_test.py").write_text(CUTE_KERNEL)
     settings = {
         "PYTHONPATH": python_path(Path(__file__).parents[1], *toolchain().cute_dsl),
         "CUTE_DSL_ARCH": "sm_90a",

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ def _paths(cache: LibraryCache) -> list[str]:
 
 def test_libraries_are_asked_for_by_name() -> None:
     assert [library.name for library in parse_include(" tilelang,triton, triton ")] == ["triton", "tilelang"]
-    assert [library.name for library in parse_include("triton,all")] == ["triton", "flashinfer", "tilelang", "tvm-ffi"]
+    everything = ["triton", "flashinfer", "tilelang", "tvm-ffi", "sglang-jit", "cute-dsl", "inductor"]
+    assert [library.name for library in parse_include("triton,all")] == everything
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,8 @@ def test_any_other_name_is_an_error_that_names_those_that_are(text: str, wrong: 
     with pytest.raises(ValueError) as raised:
         parse_include(text)
     assert str(raised.value) == (
-        f"no library {wrong!r}: choose among triton, flashinfer, tilelang, tvm-ffi, with commas, or all"
+        f"no library {wrong!r}: choose among triton, flashinfer, tilelang, tvm-ffi, sglang-jit, cute-dsl, inductor, "
+        "with commas, or all"
     )
 
 
@@ -91,6 +94,14 @@ _ROOTS: list[tuple[str, dict[str, str], Path | None]] = [
     ("flashinfer", {}, Path("/home/somebody/.cache/flashinfer/0.6.11")),
     ("flashinfer", {"FLASHINFER_WORKSPACE_BASE": "/c"}, Path("/c/.cache/flashinfer/0.6.11")),
     ("flashinfer", {"FLASHINFER_WORKSPACE_BASE": ""}, HERE / ".cache/flashinfer/0.6.11"),
+    ("sglang-jit", {}, Path("/home/somebody/.cache/sglang/jit")),
+    ("sglang-jit", {"SGLANG_JIT_CACHE_DIR": "c"}, HERE / "c"),
+    ("cute-dsl", {}, None),
+    ("cute-dsl", {"SGLANG_CUTE_AOT_CACHE_DIR": ""}, None),
+    ("cute-dsl", {"SGLANG_CUTE_AOT_CACHE_DIR": "~/c"}, Path("/home/somebody/c")),
+    ("inductor", {"TORCHINDUCTOR_CACHE_DIR": "/c"}, Path("/c")),
+    ("inductor", {"TORCHINDUCTOR_CACHE_DIR": ""}, None),
+    ("inductor", {"TMPDIR": "/t", "USER": "some body:"}, Path("/t/torchinductor_some body_")),
 ]
 
 
@@ -108,6 +119,9 @@ _HOMELESS = {
     "flashinfer": None,
     "tilelang": HERE / "~/.tilelang/cache",
     "tvm-ffi": None,
+    "sglang-jit": None,
+    "cute-dsl": None,
+    "inductor": Path(tempfile.gettempdir()) / f"torchinductor_uid_{os.getuid()}",
 }
 
 
@@ -127,6 +141,7 @@ def test_a_user_without_a_home_is_no_error(name: str, monkeypatch: pytest.Monkey
 _ASK = {
     "triton": "from triton import knobs; print(repr(knobs.cache.dir))",
     "tilelang": "from tilelang import env; print(repr(env.TILELANG_CACHE_DIR))",
+    "inductor": "from torch._inductor.runtime.cache_dir_utils import cache_dir; print(repr(cache_dir()))",
 }
 _TRITONS: list[dict[str, str]] = [
     {"TRITON_CACHE_DIR": "/c"},
@@ -137,7 +152,13 @@ _TRITONS: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "variables"), [("triton", {}), *(("triton", each) for each in _TRITONS), ("tilelang", {})]
+    ("name", "variables"),
+    [
+        ("triton", {}),
+        *(("triton", each) for each in _TRITONS),
+        ("tilelang", {}),
+        *(("inductor", each) for each in ({}, {"USER": 'a "user"'}, {"TORCHINDUCTOR_CACHE_DIR": "c"})),
+    ],
 )
 def test_the_library_itself_says_so(
     name: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -186,6 +207,20 @@ _LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
             "90a/cached_ops/op/.ninja_log.recompact",
         ],
     ),
+    "sglang-jit": (
+        ["sm90a/m/build-1f/deps-2e/sgl_deps.json", "sm90a/m/build-1f/deps-2e/m.so", "sm90a/m/build-1f/deps-2e/cuda.cu"],
+        [
+            "sm90a/m/build-1f/.lock",
+            "sm90a/m/build-1f/.staging-1f2e/m.so",
+            "sm90a/m/build-1f/deps-2e/cuda_0.o",
+            "sm90a/m/build-1f/deps-2e/cuda_0.o.d",
+            "sm90a/m/build-1f/deps-2e/.ninja_log",
+        ],
+    ),
+    "inductor": (
+        ["fxgraph/rr/frri/ddwx", "aotautograd/a7pr/yur3", "5i/c5ia.py", "triton/0/KEY/__grp__k.json"],
+        ["locks/c5ia.lock", "5i/.7.139.tmp", "triton/0/KEY/tmp.pid_7_1f/k.ptx"],
+    ),
     "tvm-ffi": (
         ["k_1f/.ninja_deps", "k_1f/.ninja_log", "k_1f/build.ninja", "k_1f/cuda.cu", "k_1f/cuda_0.o", "k_1f/k.so"],
         ["k_1f/lock", "k_1f/cuda_0.o.d"],
@@ -195,7 +230,7 @@ _LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", _LAYOUTS)
 def test_entries_are_taken_along_and_locks_are_not(name: str, tmp_path: Path, flashinfer: Path) -> None:
-    library, environment = LIBRARIES[name], {"HOME": str(tmp_path), "PATH": ""}
+    library, environment = LIBRARIES[name], {"HOME": str(tmp_path), "PATH": "", "TMPDIR": str(tmp_path)}
     if not library.is_installed:
         pytest.skip("it is not installed")
     taken, left_out = _LAYOUTS[name]

@@ -6,6 +6,9 @@ import fcntl
 import importlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.delivery import Delivery
-from kit.environment import python_path
+from kit.environment import child_environment, python_path
 from kit.fork_server import ForkServer
 from kit.installed import install
 from kit.launched import launch, ready
@@ -129,6 +132,59 @@ def test_with_an_empty_key_an_unsigned_bundle_is_not_restored(
     assert wait_until(lambda: is_over(told["restoring"]), 30)
     assert "the bundle is not restored" in capfd.readouterr().err
     assert not (tmp_path / "cache" / "cache").exists()
+
+
+# Where Triton itself looks in a server: what SGLang does when it is imported, with another home.
+TRITON = """
+import importlib
+import sglang.srt.environ as environ
+importlib.reload(environ)
+getattr(environ, "redirect_third_party_caches", lambda: None)()
+from triton import knobs
+print("TRITON", knobs.cache.dir)
+"""
+CACHES = ("TRITON_CACHE_DIR", "SGLANG_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "TORCHINDUCTOR_CACHE_DIR")
+
+
+def test_what_a_command_packs_of_other_libraries_is_restored_where_a_server_looks_for_it(
+    forks: ForkServer,
+    runner: ModelRunner,
+    deep_gemm: Path,
+    services: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from kit.bundles import bundle_of, cubin
+
+    plan = real_plan()
+    base, path = tmp_path / "base.tar.zst", tmp_path / "bundle.tar.zst"
+    base.write_bytes(bundle_of(plan, (cubin(name.encode()) for name in plan.kernels)).archive())
+    for name in CACHES:
+        monkeypatch.delenv(name, raising=False)
+    # A shell in which nothing names a cache.
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    environment = {**dict.fromkeys(CACHES), "HOME": str(tmp_path / "home")}
+    told = forks.run(TRITON, environment=environment).checked().splitlines()
+    entry = Path(next(line.split()[1] for line in told if line.startswith("TRITON "))) / "KEY" / "k.json"
+    assert entry.is_relative_to(tmp_path / "home")
+    entry.parent.mkdir(parents=True)
+    entry.write_text("compiled")
+    command = [sys.executable, "-c", "from sglang_warmstart.cli import main; main()", "bundle", "pack", "-o", str(path)]
+    command += ["--from", str(base), "--include", "triton"]
+    done = subprocess.run(command, env=child_environment(environment), capture_output=True, text=True)
+    assert "1 files of triton's cache" in done.stdout, done.stderr
+    shutil.rmtree(entry.parent)
+
+    monkeypatch.setenv(BUNDLE, str(path))
+    # As importing SGLang has done in a server with this home.
+    monkeypatch.setenv("SGLANG_CACHE_DIR", str(tmp_path / "home" / ".cache" / "sglang"))
+    defaults = getattr(importlib.import_module("sglang.srt.environ"), "third_party_cache_defaults", dict)
+    for name, value in defaults().items():
+        monkeypatch.setenv(name, value)
+    launch(runner.server_args, ready)
+    (start,) = services
+    assert wait_until(lambda: is_over(start["restoring"]), 30)
+    assert entry.read_text() == "compiled"
 
 
 @pytest.mark.release("0.5.12")

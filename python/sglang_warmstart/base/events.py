@@ -69,7 +69,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         at: when it began, in seconds of CLOCK_MONOTONIC.
         seconds: how long it took.
         phase: "serving" from when the server was ready.
-        library: "deep-gemm", "triton", "flashinfer", "tilelang" or "tvm-ffi".
+        library: its name in the table of libraries (:mod:`sglang_warmstart.libraries.table`), such as "deep-gemm".
         lane: which of those that work side by side in this process, such as "worker 3".
         shape: of the call that needed it, as far as it is known.
         target: that a kernel was compiled for, if it was one.

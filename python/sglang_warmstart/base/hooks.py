@@ -48,8 +48,14 @@ class Hooks:
         self._warn = warn
         self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
         self.notes: list[str] = []  # what its user is to know, once there is a log
+        self.lacking: list[str] = []  # what does not work of it here
         self._undo: list[Callable[[], None]] = []
         self._life = _Life()
+
+    def lack(self, what: str) -> None:
+        """Say what does not work of the feature here, though the rest does."""
+        self.lacking.append(what)
+        self.notes.append(what)
 
     def add(self, owner: Owner, name: str, value: object) -> None:
         """Give ``owner`` an attribute that it does not have.

@@ -33,7 +33,6 @@ from sglang_warmstart.deepgemm.compiler import CompileJob, CompilerError, Kind
 from sglang_warmstart.libraries.deep_gemm import installed_dialect
 from sglang_warmstart.sglang.feature import Installation, State
 from sglang_warmstart.sglang.features import FEATURES, chosen_features
-from sglang_warmstart.sglang.limits import limit_of
 
 ENTRY_POINT_GROUP = "sglang.srt.plugins"
 CONFIGURER = "sglang.srt.layers.deep_gemm_wrapper.configurer"
@@ -229,15 +228,11 @@ def _examine_feature(findings: Findings, installation: Installation) -> FeatureS
                     return FeatureState(name, installation.state.value, reason)
                 findings.notes.append(f"{name}: {reason} (only some models need it)")
                 break
-    limit = limit_of(name, plugin.sglang_version())
-    # What is known to have no effect here may stand aside as well: no problem that somebody could solve.
-    if installation.state is State.STANDS_ASIDE and (limit is None or limit.state != "no effect"):
+    if installation.state is State.STANDS_ASIDE:
         findings.problems.append(f"{name} stands aside: {installation.detail}")
         return FeatureState(name, installation.state.value, installation.detail)
-    if limit is not None:
-        return FeatureState(name, limit.state, f"on this SGLang, {limit.reason}")
-    if installation.hooks.notes:
-        return FeatureState(name, "partly", "; ".join(installation.hooks.notes))
+    if installation.hooks.lacking:
+        return FeatureState(name, "partly", "; ".join(installation.hooks.lacking))
     return FeatureState(name, installation.state.value, installation.detail or installation.feature.gains)
 
 
@@ -275,7 +270,6 @@ _COLOURS = {
     State.BUILT_IN.value: "cyan",
     State.WAITING.value: "yellow",
     "partly": "yellow",
-    "no effect": "red",
     State.STANDS_ASIDE.value: "red",
     "off": "red",
 }

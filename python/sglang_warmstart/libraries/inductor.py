@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -77,13 +77,13 @@ class Inductor(Library):
 
 
 def _user(environment: Environment) -> str:
-    # As getpass.getuser, which knows no environment but this process's.
+    # As getpass.getuser, which reads no environment but this process's.
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         if environment.get(name):
             return _plain(environment[name])
     try:
-        return _plain(getpass.getuser())
-    except (KeyError, OSError):
+        return _plain(pwd.getpwuid(os.getuid()).pw_name)
+    except KeyError:
         return f"uid_{os.getuid()}"
 
 

@@ -79,7 +79,7 @@ def _watching(library: Library, install: Callable[[Hooks, ModuleType], None]) ->
         try:
             install(hooks, module)
         except StandsAsideError as error:
-            hooks.notes.append(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
+            hooks.lack(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
 
     return install_watch
 
