@@ -1,6 +1,6 @@
 # Everything runs in environments that are made here: .venv (SGLang 0.5.12 with the plugin), .patched (a copy of its
-# SGLang with the patches), .venv-0.5.23, .releases (the source of further releases, which run in these two),
-# .venv-lint (no SGLang), and .toolchain (a CUDA compiler). None needs a GPU or an installed CUDA.
+# SGLang with the patches), .venv-0.5.23, .patched-0.5.23, .releases (the source of further releases, which run in these
+# two), .venv-lint (no SGLang), and .toolchain (a CUDA compiler). None needs a GPU or an installed CUDA.
 
 PYTHON ?= python3
 MAIN := 0.5.12
@@ -30,6 +30,8 @@ PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 
 # What is the same with the plugin and on a patched SGLang.
 BEHAVIOUR := test/sglang test/test_server.py
+# What the patches for 0.5.23 change. They leave the rest to the plugin, which is loaded beside them.
+BESIDE := test/sglang/test_fast_warmup.py test/sglang/test_exact_warmup.py test/sglang/test_deep_gemm_rank.py
 
 .PHONY: help demo test test-patched test-matrix $(RELEASES:%=matrix-%) soak lint clean
 
@@ -43,8 +45,9 @@ demo: .venv/.package .toolchain/.complete ## compile kernels, start a real SGLan
 test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 	.venv/bin/python -m pytest test $(PARALLEL)
 
-test-patched: .patched/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12
+test-patched: .patched/.complete .patched-$(NEWEST)/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12, and with the plugin on a patched 0.5.23
 	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR) $(PARALLEL)
+	PYTHONPATH=$(CURDIR)/.patched-$(NEWEST):$(CURDIR)/python .venv-$(NEWEST)/bin/python -m pytest $(BESIDE) $(PARALLEL)
 
 soak: .venv/.package .toolchain/.complete ## run the long searches and the mutants, write test/soak/result.json (hours)
 	.venv/bin/python test/soak/run.py
@@ -64,7 +67,7 @@ lint: .venv-lint/.tools ## check style and types
 	.venv-lint/bin/mypy
 
 clean: ## remove the environments and everything generated
-	rm -rf .venv .patched .venv-$(NEWEST) .venv-lint .releases .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .patched .venv-$(NEWEST) .patched-$(NEWEST) .venv-lint .releases .toolchain build dist python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find python test -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp in the environment says which step is complete. It is removed before its step and written after it, so an
@@ -140,12 +143,18 @@ $(TORCH_2_11): test/kit/torch_without_cuda.py .venv/.sglang
 	  torch.complete(Path(sys.argv[1]))' $(@D)/torch
 	@touch $@
 
-# A copy of the package with the patches, which Python finds before the one in .venv.
-.patched/.complete: .venv/.package $(wildcard patches/sglang-$(MAIN)/*)
-	@rm -rf .patched && mkdir .patched
-	@cp -r .venv/lib/python3.*/site-packages/sglang .patched/
-	@PYTHONPATH=$(CURDIR)/python .venv/bin/sglang-warmstart patches apply .patched
-	@touch $@
+# A copy of the package with the patches, which Python finds before the one in the environment.
+# patched(directory, environment, release)
+define patched
+$(1)/.complete: $(2)/.package $(wildcard patches/sglang-$(3)/*)
+	@rm -rf $(1) && mkdir $(1)
+	@cp -r $(2)/lib/python3.*/site-packages/sglang $(1)/
+	@PYTHONPATH=$(CURDIR)/python $(2)/bin/sglang-warmstart patches apply $(1)
+	@touch $$@
+endef
+
+$(eval $(call patched,.patched,.venv,$(MAIN)))
+$(eval $(call patched,.patched-$(NEWEST),.venv-$(NEWEST),$(NEWEST)))
 
 # nvcc, NVRTC, DeepGEMM's headers, FlashInfer and CuTe DSL, for the tests that compile. Not in the environments: `import deep_gemm`
 # is to fail there, as it does on a machine without a GPU, and so is FlashInfer in a server. Made anew with .venv, since NVRTC's bindings fit one Python; the stamp says

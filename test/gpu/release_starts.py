@@ -46,9 +46,9 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     version = importlib.metadata.version("sglang")
     name = f"release-starts-{version}"
     wanted = os.environ.get("WARMSTART_GPU_STARTS", "deepseek; qwen-deep_gemm; qwen").split("; ")
-    with_stock = os.environ.get("WARMSTART_GPU_STOCK", "1") != "0"
+    without_stock = os.environ.get("WARMSTART_GPU_WITHOUT_STOCK", "").split("; ")
     result: dict[str, Any] = {"name": name, "runs": [], "sweeps": {}}
-    gpus = [str(gpu) for gpu in range(torch.cuda.device_count())]
+    gpus = os.environ.get("WARMSTART_GPUS", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
 
     def one(label: str, state: str, gpu: str) -> Run:
         config, arguments, changes = MODELS[label]
@@ -78,7 +78,10 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     lanes = {gpu: wanted[index :: len(gpus)] for index, gpu in enumerate(gpus)}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         stock = [
-            pool.submit(one, label, "stock", gpu) for gpu, labels in lanes.items() for label in labels if with_stock
+            pool.submit(one, label, "stock", gpu)
+            for gpu, labels in lanes.items()
+            for label in labels
+            if label not in without_stock
         ]
         for each in [*(pool.submit(lane, gpu, labels) for gpu, labels in lanes.items()), *stock]:
             each.result()

@@ -77,6 +77,6 @@ def sglang_directory() -> Path:
 
 
 def is_patched() -> bool:
-    """Whether the patches of this repository are in the installed SGLang."""
+    """Whether patches bring the features to the installed SGLang. Those for 0.5.23 leave that to the plugin."""
     module = sglang_directory() / "srt" / "layers" / "deep_gemm_wrapper" / "compile_utils.py"
     return module.is_file() and "EXACT_WARMUP" in module.read_text(encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sglang_warmstart.cli import app
 from typer.testing import CliRunner
@@ -37,6 +39,7 @@ def numbered(count: int, **lines: str) -> bytes:
 
 A, B, GONE = "sglang/srt/a.py", "sglang/srt/b.py", "sglang/srt/gone.py"
 ADDED = "sglang/srt/added/deep/module.py"
+UPSTREAM_TEST = "test/registered/unit/test_a.py"
 BEFORE = {
     A: numbered(60),
     B: numbered(20),
@@ -80,11 +83,21 @@ def repository(directory: Path, files: Contents) -> Path:
     return directory
 
 
-def make_series(root: Path, version: str = "0.5.12") -> Path:
-    """Write the three patches as they are shipped. Returns the root, for `patches --series`."""
-    work = repository(root / f".work-{version}", BEFORE)
+def in_repository(files: Contents) -> dict[str, bytes | None]:
+    """The files as SGLang's own repository has them, with a test beside them that knows how many lines `A` has."""
+    placed = {f"python/{name}": content for name, content in files.items()}
+    return placed | {UPSTREAM_TEST: b"%d\n" % len(files.get(A) or b"")}
+
+
+def make_series(root: Path, version: str = "0.5.12", place: Callable[[Contents], Contents] = dict) -> Path:
+    """Write the three patches as they are shipped. Returns the root, for `patches --series`.
+
+    Args:
+        place: where the repository has the files that they are made from.
+    """
+    work = repository(root / f".work-{version}", place(BEFORE))
     for number, files in enumerate(STEPS, 1):
-        write(work, files)
+        write(work, place(files))
         git(work, "add", "--all")
         git(work, "commit", "--quiet", f"--message=Step {number}")
     out = root / f"sglang-{version}"
@@ -92,6 +105,15 @@ def make_series(root: Path, version: str = "0.5.12") -> Path:
     listed = "".join(f"{Path(name).name}\n" for name in made.decode().splitlines())
     write(out, {"series": f"# the patches for {version}\n\n{listed}".encode()})
     return root
+
+
+def module_of(path: Path, name: str) -> Any:
+    """A module of SGLang from another place, beside the installed one."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -7,7 +7,21 @@ import os
 from pathlib import Path
 
 import pytest
-from making import BEFORE, A, B, after, contents, git, make_series, numbered, repository, run, write
+from making import (
+    BEFORE,
+    A,
+    B,
+    Contents,
+    after,
+    contents,
+    git,
+    in_repository,
+    make_series,
+    numbered,
+    repository,
+    run,
+    write,
+)
 
 
 def nested(tmp_path: Path, ignored: bool) -> Path:
@@ -43,11 +57,19 @@ def content_of(holder: Path) -> dict[str, bytes]:
     return {f"sglang/{name}": content for name, content in contents((holder / "sglang").resolve()).items()}
 
 
+@pytest.fixture(params=["root", "upstream_root"])
+def each_layout(request: pytest.FixtureRequest) -> Path:
+    """A series of either layout."""
+    root: Path = request.getfixturevalue(request.param)
+    return root
+
+
 @pytest.mark.parametrize(
     "kind", ["wheel", "package", "linked", "checkout", "wheel in a repository", "ignored", "not ignored"]
 )
-def test_each_kind_of_tree_is_patched_and_put_back(kind: str, root: Path, tmp_path: Path) -> None:
+def test_each_kind_of_tree_is_patched_and_put_back(kind: str, each_layout: Path, tmp_path: Path) -> None:
     named, holder = place(kind, tmp_path)
+    root = each_layout
     assert "3 patches apply, 0 are applied" in run(root, "check", named).out
     assert "3 patches would be applied" in run(root, "apply", named, "--dry-run").out
     assert content_of(holder) == BEFORE
@@ -59,6 +81,7 @@ def test_each_kind_of_tree_is_patched_and_put_back(kind: str, root: Path, tmp_pa
     assert "3 patches reverted" in run(root, "revert", named).out
     assert content_of(holder) == BEFORE
     assert not (holder / "sglang" / "srt" / "added").exists()
+    assert not list(named.rglob("test_a.py"))  # SGLang's own tests are for its repository
     again = run(root, "revert", named)
     assert (again.status, "no patch is applied, nothing to do" in again.out) == (0, True)
 
@@ -71,11 +94,11 @@ def test_it_goes_on_where_the_first_patches_are_applied(root: Path, holder: Path
     assert contents(holder) == after(3)
 
 
-def test_a_fork_with_another_line_is_refused_and_nothing_is_changed(root: Path, holder: Path) -> None:
+def test_a_fork_with_another_line_is_refused_and_nothing_is_changed(each_layout: Path, holder: Path) -> None:
     write(holder, {A: numbered(60, _55="the fork's")})
     before = contents(holder)
     for action in ("check", "apply"):
-        visit = run(root, action, holder)
+        visit = run(each_layout, action, holder)
         assert (visit.status, visit.out) == (1, "")
         assert "(patch failed: srt/a.py:52). Nothing was changed\n" in visit.err
         assert visit.err.count("\n") == 1
@@ -99,6 +122,47 @@ def test_another_version_is_refused_unless_it_is_named(root: Path, holder: Path)
     assert contents(holder) == before
     assert "3 patches applied" in run(root, "apply", holder, "--version", "0.5.12").out
     assert "no patches for SGLang 9" in run(root, "check", holder, "--version", "9").err
+
+
+VERSIONS = ("0.5.12", "0.5.23")
+
+
+@pytest.fixture(scope="module")
+def two_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For each of two versions a series. Next to a line that they change, the newer one has another line."""
+    root = tmp_path_factory.mktemp("two series")
+    make_series(root, VERSIONS[0])
+    return make_series(root, VERSIONS[1], place=lambda files: in_repository(newer(files)))
+
+
+def newer(files: Contents) -> Contents:
+    """The files in the newer version."""
+    return {name: content and content.replace(b"line 54\n", b"newer line 54\n") for name, content in files.items()}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("told", [True, False], ids=["told", "found by git"])
+def test_of_several_series_a_tree_gets_that_of_its_version(
+    version: str, told: bool, two_series: Path, tmp_path: Path
+) -> None:
+    of_version = newer if version == VERSIONS[1] else dict
+    written = f"__version__ = '{version if told else '0.0.0'}'\n".encode()  # 0.0.0: built without tags
+    tree = write(tmp_path, {**of_version(BEFORE), "sglang/_version.py": written})
+    assert "3 patches applied" in run(two_series, "apply", tree).out
+    assert contents(tree)[A] == of_version(after(3))[A]
+    assert json.loads(run(two_series, "check", tree, "--json").out)["refusal"] is None
+
+
+def test_a_tree_between_two_series_is_refused_in_a_line(two_series: Path, tmp_path: Path) -> None:
+    tree = write(tmp_path, {**BEFORE, "sglang/_version.py": b"__version__ = '0.5.20'\n"})
+    before = contents(tree)
+    visit = run(two_series, "apply", tree)
+    assert (visit.status, visit.out, visit.err.count("\n")) == (2, "", 1)
+    assert "there are patches for 0.5.23, 0.5.12 only" in visit.err
+    visit = run(two_series, "apply", tree, "--version", "0.5.23")
+    assert (visit.status, visit.out, visit.err.count("\n")) == (1, "", 1)
+    assert "the patches for 0.5.23 do not apply (" in visit.err
+    assert contents(tree) == before
 
 
 def test_without_git_one_line_says_so(
@@ -160,6 +224,16 @@ def test_what_is_exported_git_am_takes_as_the_command_says(root: Path, tmp_path:
         git(work, "-c", f"alias.do=!{line.partition(':')[2].strip()} --quiet", "do")
         assert contents(work if work is wheel else work / "python") == after(3)
         assert "0 patches apply, 3 are applied already" in run(root, "check", work).out
+
+
+def test_of_patches_with_tests_the_repository_gets_the_tests(upstream_root: Path, tmp_path: Path) -> None:
+    visit = run(upstream_root, "export", "--out", tmp_path / "out")
+    wheel = repository(tmp_path / "wheel", BEFORE)
+    checkout = repository(tmp_path / "checkout", in_repository(BEFORE))
+    for work, line in zip((wheel, checkout), visit.out.splitlines()[1:], strict=True):
+        git(work, "-c", f"alias.do=!{line.partition(':')[2].strip()} --quiet", "do")
+    assert contents(wheel) == after(3)
+    assert contents(checkout) == in_repository(after(3))
 
 
 def test_an_export_that_cannot_be_written_is_a_line_and_leaves_what_was_there(root: Path, tmp_path: Path) -> None:

@@ -1,30 +1,29 @@
-"""The committed series: applied as a fork does, carried by the package, beside the plugin, and without either."""
+"""The committed series for the installed SGLang: applied as a fork does, carried by the package, beside the plugin."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from kit.environment import NO_PLUGIN, child_environment, python_path
-from kit.release import sglang_directory
-from making import contents, git, repository, run
-from sglang_warmstart.cli.patches import SHIPPED, patches_in, subject
+from making import contents, git, repository, run, write
+from series import COMMITTED, LAYOUT, RELEASE, SERIES, Fork
+from sglang_warmstart.cli.patches import SHIPPED, directories, patches_in, subject
 from sglang_warmstart.sglang.feature import find_built_in
 from sglang_warmstart.sglang.features import FEATURES
 
-pytestmark = pytest.mark.release("0.5.12")
+pytestmark = pytest.mark.release("0.5.12", "0.5.23")
 
 REPOSITORY = Path(__file__).parents[2]
-COMMITTED = REPOSITORY / "patches" / "sglang-0.5.12"
-SERIES = patches_in(COMMITTED)
+on_0_5_12 = pytest.mark.skipif(RELEASE != "0.5.12", reason="is about the series for SGLang 0.5.12")
 
-# The number of each feature's patch, after which a tree has it. The others are the plugin's alone.
+# Of 0.5.12. The number of each feature's patch, after which a tree has it. The others are the plugin's alone.
 PATCH_OF = {
     "fast-warmup": 2,
     "attn-tp-gather": 3,
@@ -46,29 +45,11 @@ def test_each_patch_tells_a_reviewer_what_he_asks_and_knows_the_package_only_whe
     for part in ("\nSwitched off: ", "\nTested: ", "\nUpstream: "):
         assert part in message
     assert max(map(len, message.splitlines()[4:])) <= 72
-    assert "new file mode" not in diff and "GIT binary patch" not in diff
-    assert ("sglang_warmstart" in diff) is (patch == SERIES[-1])
-
-
-@dataclass(frozen=True)
-class Fork:
-    """A repository with SGLang as released, and the series on it."""
-
-    tree: Path
-
-    def at(self, number: int) -> Path:
-        """The tree after so many patches."""
-        git(self.tree, "checkout", "--quiet", "--force", f"main~{len(SERIES) - number}")
-        return self.tree
-
-
-@pytest.fixture(scope="module")
-def fork(tmp_path_factory: pytest.TempPathFactory) -> Fork:
-    tree = tmp_path_factory.mktemp("fork")
-    shutil.copytree(sglang_directory(), tree / "sglang", ignore=shutil.ignore_patterns("__pycache__"))
-    repository(tree, {".gitignore": b"__pycache__/\n"})
-    git(tree, "am", "--quiet", *map(str, SERIES))
-    return Fork(tree)
+    assert "GIT binary patch" not in diff
+    # SGLang's own files are edited. What is new is a test of SGLang's own kind.
+    added = re.findall(r"^--- /dev/null\n\+\+\+ b/(.*)", diff, re.MULTILINE)
+    assert all(name.startswith("test/registered/unit/") for name in added)
+    assert ("sglang_warmstart" in diff) is (RELEASE == "0.5.12" and patch == SERIES[-1])
 
 
 def test_the_log_of_a_fork_tells_the_series(fork: Fork) -> None:
@@ -76,20 +57,28 @@ def test_the_log_of_a_fork_tells_the_series(fork: Fork) -> None:
     assert subjects == [subject(patch) for patch in SERIES]
 
 
+def package_files(fork: Fork, number: int) -> dict[str, bytes]:
+    """The files of the package that the series touches, and what tells its version, after so many patches."""
+    holder = fork.at(number)
+    touched = git(holder, "diff", "--name-only", "--relative", "base", "main").decode().split()
+    return {path: (holder / path).read_bytes() for path in [*touched, "sglang/__init__.py", "sglang/_version.py"]}
+
+
 def test_apply_makes_what_git_am_makes_and_revert_takes_it_back(fork: Fork, tmp_path: Path) -> None:
-    touched = git(fork.tree, "diff", "--name-only", "base", "main").decode().split()
-    for number, action in ((0, None), (len(SERIES), "apply"), (0, "revert")):
-        tree = fork.at(number)
-        if action is None:
-            for path in [*touched, "sglang/__init__.py", "sglang/_version.py"]:
-                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(tree / path, tmp_path / path)
-            continue
+    before, after = package_files(fork, 0), package_files(fork, len(SERIES))
+    write(tmp_path, before)
+    for action, made in (("apply", after), ("revert", before)):
         assert run(SHIPPED, action, tmp_path).status == 0
-        made = contents(tmp_path)
-        assert made == {path: (tree / path).read_bytes() for path in made}
+        assert contents(tmp_path) == made
 
 
+def test_an_unpacked_wheel_takes_the_series_by_git_am(fork: Fork, tmp_path: Path) -> None:
+    repository(tmp_path, package_files(fork, 0))
+    git(tmp_path, "am", "--quiet", *LAYOUT.am_in_wheel, *map(str, SERIES))
+    assert contents(tmp_path) == package_files(fork, len(SERIES))
+
+
+@on_0_5_12
 def test_a_wheel_carries_the_series_and_lists_it(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a build leaves its traces
     for name in ("python", "patches"):
@@ -108,9 +97,11 @@ def test_a_wheel_carries_the_series_and_lists_it(tmp_path: Path) -> None:
     listed = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "site"), "patches", "list"], capture_output=True, text=True
     )
-    assert listed.stdout.startswith(f"SGLang 0.5.12: {len(SERIES)} patches\n")
+    for version, directory in directories(SHIPPED).items():
+        assert f"SGLang {version}: {len(patches_in(directory))} patches\n" in listed.stdout
 
 
+@on_0_5_12
 @pytest.mark.parametrize("number", range(len(SERIES) + 1))
 def test_the_plugin_finds_what_a_tree_has(number: int, fork: Fork) -> None:
     tree = fork.at(number)
@@ -151,6 +142,7 @@ print("found", json.dumps([len(told), swept, said, any("built in: " in line for 
 """
 
 
+@on_0_5_12
 @pytest.mark.parametrize(
     ("installed", "plugins", "told", "said", "plugin_speaks"),
     [

@@ -52,11 +52,6 @@ class Hooks:
         self._undo: list[Callable[[], None]] = []
         self._life = _Life()
 
-    def lack(self, what: str) -> None:
-        """Say what does not work of the feature here, though the rest does."""
-        self.lacking.append(what)
-        self.notes.append(what)
-
     def add(self, owner: Owner, name: str, value: object) -> None:
         """Give ``owner`` an attribute that it does not have.
 
@@ -147,6 +142,11 @@ class Hooks:
             raise StandsAsideError(_dotted(owner, name), f"expected a function or class, found {type(old).__name__}")
         _mark(value, self.feature)
         self._set(owner, name, old, value)
+
+    def lacks(self, line: str) -> None:
+        """Note what does not work of the feature on this release: in the log, and by ``doctor``."""
+        self.lacking.append(line)
+        self.notes.append(line)
 
     def made(self, target: str, undo: Callable[[], None]) -> None:
         """Note a change that none of the methods above makes, and how to take it back."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.cli.patch_errors import NO_TREE, PatchesError
+from sglang_warmstart.cli.patch_layout import layout_of
 
 
 def refusal(package: Path, patches: Sequence[Path], *, reverse: bool = False) -> str | None:
@@ -51,9 +52,9 @@ def _run(package: Path, patches: Sequence[Path], reverse: bool, *options: str) -
     # takes line ends from its settings. With no repository it changes the files that are named, and these only.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"GIT_DIR": os.devnull, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
-    # -p2: the package's own directory may have another name than `sglang`.
-    command = ["git", "apply", "-p2", "--whitespace=nowarn", *options, *(["--reverse"] if reverse else []), "-"]
     data = b"".join(patch.read_bytes() for patch in patches)
+    options = (*layout_of(data).apply, *options, *(["--reverse"] if reverse else []))
+    command = ["git", "apply", "--whitespace=nowarn", *options, "-"]
     try:
         return subprocess.run(command, cwd=package, env=environment, input=data, capture_output=True, check=False)
     except FileNotFoundError as error:

@@ -19,6 +19,7 @@ from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.cli import git_apply
 from sglang_warmstart.cli import sglang_tree as trees
 from sglang_warmstart.cli.patch_errors import NO_TREE, PatchesError
+from sglang_warmstart.cli.patch_layout import layout_of
 from sglang_warmstart.cli.sglang_tree import Tree
 
 SHIPPED = Path(__file__).parent / "patches_data"
@@ -196,10 +197,11 @@ def export(
                 write_atomically(path, data)
     except OSError as error:
         raise PatchesError(f"{out} cannot be written ({error.strerror or error})") from error
-    patches = f"{shlex.quote(str(out.resolve()))}/*.patch"
+    layout = layout_of(b"".join(files.values()))
+    patches = f"{shlex.quote(str(out.resolve()))}/*.patch"  # the shell fills in the names
     typer.echo(f"{len(files)} files for SGLang {chosen} are in {out}.")
-    typer.echo(f"In an unpacked wheel:    git am {patches}")
-    typer.echo(f"In SGLang's repository:  git am --directory=python {patches}")
+    typer.echo(f"In an unpacked wheel:    {shlex.join(['git', 'am', *layout.am_in_wheel])} {patches}")
+    typer.echo(f"In SGLang's repository:  {shlex.join(['git', 'am', *layout.am_in_repository])} {patches}")
 
 
 def directories(root: Path) -> Mapping[str, Path]:
@@ -257,9 +259,14 @@ def _examine(place: Path | None, root: Path, version: str | None) -> Examined:
                 "If it is a fork of one of these, name that with --version",
                 NO_TREE,
             )
-    # Of a tree whose version cannot be told, git says whether the newest patches fit.
-    version = version or next(iter(found))
-    patches = patches_in(_directory(found, version))
+    if version is not None:
+        return _examine_as(tree, version, patches_in(_directory(found, version)))
+    # Of a tree whose version cannot be told, git says which patches fit.
+    states = [_examine_as(tree, each, patches_in(directory)) for each, directory in found.items()]
+    return next((state for state in states if state.refusal is None), states[0])
+
+
+def _examine_as(tree: Tree, version: str, patches: list[Path]) -> Examined:
     for applied in range(len(patches), -1, -1):
         if git_apply.refusal(tree.package, patches[:applied], reverse=True) is None:
             return Examined(tree, version, patches, applied, git_apply.refusal(tree.package, patches[applied:]))

@@ -79,7 +79,7 @@ def _watching(library: Library, install: Callable[[Hooks, ModuleType], None]) ->
         try:
             install(hooks, module)
         except StandsAsideError as error:
-            hooks.lack(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
+            hooks.lacks(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
 
     return install_watch
 

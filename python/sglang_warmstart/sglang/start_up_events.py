@@ -135,7 +135,7 @@ def install_steps(hooks: Hooks, module: ModuleType) -> None:
             try:
                 hooks.wrap_any(class_of(module, owner), method, _timed(name))
             except StandsAsideError as error:
-                hooks.lack(f'start-up-events has no step "{name}": {error}')
+                hooks.lacks(f'start-up-events has no step "{name}": {error}')
 
 
 def _timed(name: str) -> Around:

@@ -86,7 +86,7 @@ class _Installed:
             try:
                 hooks.wrap_any(class_of(module, owner), method, forward)
             except StandsAsideError as error:
-                hooks.lack(f"exact-warmup does not see where a forward begins: {error}")
+                hooks.lacks(f"exact-warmup does not see where a forward begins: {error}")
 
     def discovery(self, hooks: Hooks, module: ModuleType) -> None:
         """Warm all targets of the rank before anything else runs a forward."""
@@ -101,7 +101,7 @@ class _Installed:
             FORWARD_MODES.install(hooks, module)
             seam().hook_warm_up(hooks, module, warm)
         except StandsAsideError as error:
-            hooks.lack(f"exact-warmup runs no dry forwards, and warms targets on their first call: {error}")
+            hooks.lacks(f"exact-warmup runs no dry forwards, and warms targets on their first call: {error}")
 
 
 INSTALLED = _Installed()
