@@ -48,6 +48,7 @@ test: .venv/.package .toolchain/.complete ## run the tests on SGLang 0.5.12
 test-patched: .patched/.complete .patched-$(NEWEST)/.complete .toolchain/.complete ## run the tests of behaviour on a patched SGLang 0.5.12, and with the plugin on a patched 0.5.23
 	PYTHONPATH=$(CURDIR)/.patched:$(CURDIR)/python .venv/bin/python -m pytest $(BEHAVIOUR) $(PARALLEL)
 	PYTHONPATH=$(CURDIR)/.patched-$(NEWEST):$(CURDIR)/python .venv-$(NEWEST)/bin/python -m pytest $(BESIDE) $(PARALLEL)
+	.venv-$(NEWEST)/bin/python -m pytest test/patches $(PARALLEL)
 
 soak: .venv/.package .toolchain/.complete ## run the long searches and the mutants, write test/soak/result.json (hours)
 	.venv/bin/python test/soak/run.py

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gpu.tables import TABLES
 from sglang_warmstart.base.switches import SWITCHES
-from sglang_warmstart.cli.patches import SHIPPED, patches_in, subject
+from sglang_warmstart.cli.patches import SHIPPED, directories, patches_in, subject
 from sglang_warmstart.sglang.__main__ import hooks, overview
 from sglang_warmstart.sglang.feature import Feature
 from sglang_warmstart.sglang.features import FEATURES
@@ -40,9 +40,10 @@ def test_the_benchmarks_are_the_committed_results(table: Callable[[], str]) -> N
     assert table() in page("results/benchmarks")
 
 
-def test_the_page_of_the_patches_lists_them() -> None:
-    text = page("patches")
-    for number, path in enumerate(patches_in(SHIPPED / "sglang-0.5.12"), 1):
+@pytest.mark.parametrize("version", directories(SHIPPED))
+def test_the_page_of_the_patches_lists_them(version: str) -> None:
+    text = page("patches").partition(f"## For SGLang {version}\n")[2].partition("\n## ")[0]
+    for number, path in enumerate(patches_in(SHIPPED / f"sglang-{version}"), 1):
         assert f"| {number} | {subject(path)} |" in text
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kit.standin_library import FLAGS, LINE_INFO, TAKEN_GPU, VERSION, definition, kernels_of
+from sglang_warmstart.deepgemm.gemms import asked_values
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.child import RecordingOrder, RecordingProblem, record
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
@@ -91,6 +92,12 @@ def test_targets_that_share_a_kernel_both_list_it(recorder: Recorder) -> None:
         found = list(threads.map(lambda each: uses(list(recorder.start(each))), both))
     assert found == [definition(each) for each in both]
     assert {use.directory for use in found[0]} == {use.directory for use in found[1]}
+
+
+def test_a_gemm_whose_kernel_does_not_depend_on_m_is_asked_for_the_ends_of_its_range(recorder: Recorder) -> None:
+    prenorm = target("TF32_HC_PRENORM_GEMM")
+    assert tuple(asked_values(prenorm)) == (1, prenorm.m_max)
+    assert uses(list(recorder.start(prenorm))) == definition(prenorm)
 
 
 def test_kernels_come_while_the_sweep_goes_on(recorder: Recorder) -> None:

@@ -139,7 +139,8 @@ def test_half_an_entry_is_completed_and_counts_from_then_on(tmp_path: Path) -> N
     entry, compiler = cache.path(kernel.directory), toolchain().compiler().version
     assert dialects.DEEPJIT.flags_of(entry, compiler, ()) == kernel.flags
     (tmp_path / "asked").unlink()
-    assert call_on(str(cache.root), "0.2.5", [target], tmp_path) == []
+    # Of the prenorm GEMM only the ends of the range are asked for: the library has one kernel for every M.
+    assert call_on(str(cache.root), "0.2.5", [msgspec.structs.replace(PRENORM, m_max=4096)], tmp_path) == []
 
 
 # What is refused

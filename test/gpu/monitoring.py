@@ -160,7 +160,7 @@ def cost() -> dict[str, Any]:
             plugin = Plugin([JIT_MONITORING], Announcer())
             plugin.install(Path(sglang.__path__[0]))
             # Here a rank stands before DeepGEMM's compiler. Which one that is, DeepGEMM asks once.
-            compile_utils.update_deep_gemm_config(0, settings)
+            entrypoint.update_deep_gemm_config(0, settings)
             log.listeners[:] = [] if mode == "off" else [JitMonitor(mode)]  # type: ignore[arg-type]
             log.ready_file.touch()
             for name, call in calls.items():

@@ -48,6 +48,8 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     wanted = os.environ.get("WARMSTART_GPU_STARTS", "deepseek; qwen-deep_gemm; qwen").split("; ")
     without_stock = os.environ.get("WARMSTART_GPU_WITHOUT_STOCK", "").split("; ")
     result: dict[str, Any] = {"name": name, "runs": [], "sweeps": {}}
+    # "recold-N": DeepGEMM's cache alone is cold.
+    states = os.environ.get("WARMSTART_GPU_STATES", "cold warm").split()
     gpus = os.environ.get("WARMSTART_GPUS", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
 
     def one(label: str, state: str, gpu: str) -> Run:
@@ -69,9 +71,12 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
 
     def lane(gpu: str, labels: Iterable[str]) -> None:
         for label in labels:
-            for state in ("cold", "warm"):
+            home = scratch / f"home-{label}-exact"
+            for state in states:
+                if state.startswith("recold"):
+                    shutil.rmtree(deep_gemm_cache_below(home))
                 one(label, state, gpu)
-            cache = deep_gemm_cache_below(scratch / f"home-{label}-exact")
+            cache = deep_gemm_cache_below(home)
             result["sweeps"][label] = helper("sweep", cache, "-", "", CUDA_VISIBLE_DEVICES=gpu)
             checkpoint(name, result)
 

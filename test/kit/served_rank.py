@@ -85,16 +85,19 @@ def update_config(
     gpu_id: int = 0,
     node_rank: int = 0,
 ) -> None:
-    """What SGLang calls in a rank before it loads weights."""
+    """What SGLang calls in a rank before it loads weights, where it has DeepGEMM."""
+    from sglang.srt.layers.deep_gemm_wrapper import entrypoint
+
+    update = (entrypoint if compile_utils.ENABLE_JIT_DEEPGEMM else compile_utils).update_deep_gemm_config
     if not installed_release().since("0.5.19"):
         settings = {"chunked_prefill_size": chunked_prefill_size, "base_gpu_id": 0, "node_rank": node_rank}
-        compile_utils.update_deep_gemm_config(gpu_id, with_values(runner.server_args, **settings))
+        update(gpu_id, with_values(runner.server_args, **settings))
         return
     from sglang.srt.runtime_context import get_context
 
     settings = {"model_path": runner.server_args.model_path, "chunked_prefill_size": chunked_prefill_size}
     with get_context().override_server_args(**settings, base_gpu_id=0, node_rank=node_rank):
-        compile_utils.update_deep_gemm_config(gpu_id)
+        update(gpu_id)
 
 
 def compiled_for(*targets: Target) -> Counter[str]:

@@ -58,7 +58,9 @@ class Kernel(NamedTuple):
 
 def kernels_of(target: Target, m: int) -> list[Kernel]:
     """The kernels of a call. N and K select one, but are not in it: targets share kernels."""
-    block_m = next((block for block in _BLOCKS_M if m <= block), 256)
+    # The prenorm GEMM has one kernel for every M.
+    is_prenorm = "hc_prenorm" in target.kernel_type.lower()
+    block_m = 64 if is_prenorm else next((block for block in _BLOCKS_M if m <= block), 256)
     block_n = 64 if target.n < 1024 else 128
     stages = 4 if target.k < 4096 else 8
     name = "standin.gemm" if "with a dot in its name" in target.kernel_type else "standin_gemm"

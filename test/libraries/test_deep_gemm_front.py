@@ -63,6 +63,23 @@ def test_what_is_refused_is_not_compiled(listener: socket.socket, tmp_path: Path
     assert run(tmp_path, "/bin/true", refuse="1", ready="removed/ready").returncode == 1
 
 
+def test_who_is_refused_waits_until_the_listener_has_looked(listener: socket.socket, tmp_path: Path) -> None:
+    # What it looks at, the source and the call, is gone afterwards.
+    (tmp_path / "ready").touch()
+    words = [str(tmp_path / "socket"), str(tmp_path / "ready"), "1", "/bin/false", "kernel.cu"]
+    listener.settimeout(60)
+    with subprocess.Popen([sys.executable, "-IS", compiler_command.__file__, *words]) as process:
+        message, address = listener.recvfrom(4096)
+        assert b'"begins": "kernel.cu"' in message
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(compiler_command.SPEAK_LIMIT_S / 2)
+        listener.sendto(b"heard", address)
+        message, _ = listener.recvfrom(4096)
+        assert b'"refused": true' in message
+        assert process.wait(60) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"ready", "socket"}
+
+
 def test_a_compiler_that_is_not_there_is_said(listener: socket.socket, tmp_path: Path) -> None:
     result = run(tmp_path, str(tmp_path / "nvcc"))
     assert (result.returncode, result.stderr) == (127, f"{tmp_path / 'nvcc'}: No such file or directory\n")

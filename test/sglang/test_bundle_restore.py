@@ -134,14 +134,14 @@ def test_with_an_empty_key_an_unsigned_bundle_is_not_restored(
     assert not (tmp_path / "cache" / "cache").exists()
 
 
-# Where Triton itself looks in a server: what SGLang does when it is imported, with another home.
+# Where Triton itself looks in a server: after what SGLang does when it is imported, with another home.
 TRITON = """
-import importlib
+import importlib, subprocess, sys
 import sglang.srt.environ as environ
 importlib.reload(environ)
 getattr(environ, "redirect_third_party_caches", lambda: None)()
-from triton import knobs
-print("TRITON", knobs.cache.dir)
+ask = "from triton import knobs; print('TRITON', knobs.cache.dir)"
+print(subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True).stdout)
 """
 CACHES = ("TRITON_CACHE_DIR", "SGLANG_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "TORCHINDUCTOR_CACHE_DIR")
 

@@ -20,7 +20,7 @@ from kit.delivery import Delivery, delivered
 from kit.environment import child_environment, python_path
 from kit.node import wait_until
 from kit.recorded import recording
-from kit.release import is_patched
+from kit.release import installed_release, is_patched
 from kit.served_rank import ServedRank, compiled_for
 from kit.standin_library import kernels_of
 from kit.wrapped_gemms import DENSE, dense, target
@@ -180,7 +180,7 @@ def test_a_compile_is_refused_with_the_same_words(
         dense(m=5)
     (line,) = said(caplog)
     assert line == f"warmstart: {refused.value}"
-    assert "gemm_nt_f8f8bf16(lhs: (5, 512), " in line
+    assert "deep-gemm needs a kernel for gemm_nt_f8f8bf16(lhs: (5, 512), " in line
     assert isinstance(refused.value.__cause__, RuntimeError)
     assert line.endswith(" says why it is not at work") and "refused before it was compiled" in line
     assert not (rank.cache / "cache").exists()
@@ -202,18 +202,19 @@ def test_nothing_is_refused_before_the_server_is_ready(log: EventLog, begin: Cal
     assert wait_until(lambda: len(jit(log)) == 2)
 
 
-@refusing
+@pytest.mark.parametrize(("mode", "ready"), [(None, True), ("error", False)], indirect=["mode"])
 def test_a_compiler_that_fails_fails_as_ever(
-    log: EventLog, begin: Callable[..., None], rank: ServedRank, caplog: pytest.LogCaptureFixture
+    ready: bool, log: EventLog, begin: Callable[..., None], rank: ServedRank, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begin(exact=False)
+    begin(exact=False, ready=ready)
     rank.nvcc.on_each_kernel(DIES)
     with pytest.raises(RuntimeError, match="NVCC compilation failed") as failed:
         dense(m=5)
     assert not isinstance(failed.value, JitWhileServingError)
     assert wait_until(lambda: len(jit(log)) == 1)
     assert jit(log)[0].error == "the compiler's exit status is 7"
-    assert "failed to compile" in said(caplog)[0]
+    # What fails before the server is ready is not said to be compiled while serving.
+    assert ["failed to compile" in line for line in said(caplog)] == [True] * ready
 
 
 @refusing
@@ -299,6 +300,21 @@ def test_where_there_is_no_compiler_to_stand_before_it_is_said(
     begin(exact=False)
     assert f"warmstart: the JIT monitor does not watch deep-gemm: {reason}" in caplog.messages
     assert os.environ[variable] == value
+
+
+def test_it_stands_there_before_sglang_first_calls_deep_gemm(
+    log: EventLog, begin: Callable[..., None], rank: ServedRank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What SGLang calls from 0.5.14 on. A DeepJIT asks for its compiler in its first call, also in this one.
+    seen: list[str] = []
+    monkeypatch.setattr(rank.deep_gemm.module, "set_pdl", lambda _: seen.append(os.environ[COMPILER]), raising=False)
+    monkeypatch.setenv("SGLANG_DEEPGEMM_PDL", "1")
+    begin(exact=True)
+    assert os.environ[COMPILER] != str(rank.nvcc.path), "the command"
+    assert seen in ([os.environ[COMPILER]], []) and bool(seen) is installed_release().since("0.5.14")
+    dense()
+    assert rank.nvcc.compiled == compiled_for(target(DENSE)), "by the service, with the real one"
+    assert [event.name for event in jit(log)] == ["a new target"], "and nothing by the command"
 
 
 def test_a_command_that_cannot_run_leaves_the_compiler_alone(

@@ -177,6 +177,10 @@ class Gemm(Protocol):
     def contiguous(self) -> bool:
         """Whether groups follow each other in the rows, each aligned as DeepGEMM wants it."""
 
+    @property
+    def depends_on_m(self) -> bool:
+        """Whether M takes part in the choice of a kernel."""
+
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         """The target of a call that is under way.
 
@@ -203,6 +207,7 @@ class _MatMul:
     parameters: tuple[str, ...] = ("a", "b", "d")
     outputs: tuple[str, ...] = ("d",)
     contiguous: bool = False
+    depends_on_m: bool = True
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         if arguments.get("use_psum_layout"):
@@ -290,6 +295,7 @@ class HcPrenorm:
     parameters: tuple[str, ...] = ("a", "b", "d", "sqr_sum", "num_splits")
     outputs: tuple[str, ...] = ("d", "sqr_sum")
     contiguous: bool = False
+    depends_on_m: bool = False
 
     def target(self, arguments: Mapping[str, Any], num_sms: int, m_max: int, alignment: int) -> Target:
         x, fn, num_splits = arguments["a"], arguments["b"], arguments.get("num_splits")
@@ -347,6 +353,12 @@ def gemm_of(target: Target) -> Gemm | None:
     return next(
         (each for each in _ALL if (each.kernel_type, each.function) == (usual.kernel_type, target.function)), None
     )
+
+
+def asked_values(target: Target) -> Sequence[int]:
+    """The Ms that DeepGEMM is asked for: all of a target's, or both ends where no kernel depends on M."""
+    gemm, every = gemm_of(target), target.m_values
+    return every if gemm is None or gemm.depends_on_m else (every[0], every[-1])
 
 
 def gemm_of_call(function: str, recipe: Sequence[int] | None) -> Gemm:

@@ -34,13 +34,21 @@ def main() -> int:
             speaker.sendto(json.dumps({"run": os.getpid(), **words}).encode(), path)
 
     at = time.monotonic()
-    say(begins=source)
     # The run of a server that has been up for long may have been removed, and the file with it.
     serving = os.access(ready, os.F_OK) or not os.access(os.path.dirname(ready), os.F_OK)  # noqa: PTH120
     if refuse == "1" and serving:
+        # Whoever listens looks at the source and at the call that waits. Both are gone once this has ended.
+        answer = f"{path}.{os.getpid()}"
+        with suppress(OSError):
+            speaker.bind(answer)
+            say(begins=source)
+            speaker.recv(1)
+        with suppress(OSError):
+            os.unlink(answer)  # noqa: PTH108 (pathlib takes longer to import than all else here)
         say(refused=True, at=at, seconds=0.0, status=0)
         print("refused: SGLANG_WARMSTART_JIT_MONITOR=error, and the server is serving", file=sys.stderr)
         return 1
+    say(begins=source)
     try:
         status = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)[1])
     except OSError as error:

@@ -5,13 +5,14 @@ result is the same, because neither the digest of a kernel nor its code depends 
 listens. While it hears of a run, the call that waits for the kernel is still under way, so the thread can look at that
 call's stack.
 
-Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x, ``backend/cuda/backend.hpp`` of DeepJIT. They
-read ``DG_JIT_NVCC_COMPILER`` when they compile their first kernel.
+Source: ``NVCCCompiler`` in ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x, ``backend/cuda/backend.hpp`` of DeepJIT. The
+former reads ``DG_JIT_NVCC_COMPILER`` when it compiles its first kernel, the latter in its first call, whatever that is.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from typing import Any
 from sglang_warmstart.base.events import EventLog, emit
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
+from sglang_warmstart.base.switches import UNWATCHED
 from sglang_warmstart.deepgemm.compiler import CompilerError, find_path
 from sglang_warmstart.libraries import deep_gemm_front as compiler_command
 from sglang_warmstart.libraries.deep_gemm import DeepGemm, installed_dialect
@@ -118,6 +120,7 @@ class DeepGemmWatch:
         )
         command.chmod(0o700)
         self._try(command, words)
+        environment[UNWATCHED] = self._before or ""
         environment[COMPILER] = str(command)
         threading.Thread(target=self._listen, name="warmstart-deep-gemm-watch", daemon=True).start()
 
@@ -145,6 +148,7 @@ class DeepGemmWatch:
 
     def stop(self) -> None:
         """The compiler is the real one again, for a DeepGEMM that has not yet asked."""
+        self._environment.pop(UNWATCHED, None)
         if self._before is None:
             self._environment.pop(COMPILER, None)
         else:
@@ -154,11 +158,15 @@ class DeepGemmWatch:
     def _listen(self) -> None:
         while True:
             try:
-                message = self._socket.recv(_MESSAGE_BYTES)
+                message, address = self._socket.recvfrom(_MESSAGE_BYTES)
             except OSError:
                 return  # it was closed
             try:
                 self._hear(json.loads(message))
+                if address:
+                    # It has waited for this.
+                    with contextlib.suppress(OSError):
+                        self._socket.sendto(b"heard", address)
             except Exception:
                 # The frames of a running thread may hold anything. Whoever compiles next is still to be heard.
                 logger.warning("warmstart: the JIT monitor missed a kernel of deep-gemm's", exc_info=True)

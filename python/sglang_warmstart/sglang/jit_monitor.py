@@ -70,30 +70,37 @@ def install_listener(hooks: Hooks, scheduler: ModuleType) -> None:
     hooks.wrap(class_of(scheduler, "Scheduler"), "run_event_loop", run_event_loop, "self")
 
 
-def _watching(library: Library, install: Callable[[Hooks, ModuleType], None]) -> Callable[..., None]:
+def _watching(library: Library, install: Callable[..., None]) -> Callable[..., None]:
     """A step that watches a library. Where that looks different it is not watched, which is said; the others are."""
 
-    def install_watch(hooks: Hooks, module: ModuleType, *_others: ModuleType) -> None:
+    def install_watch(hooks: Hooks, *modules: ModuleType) -> None:
         if mode_of(os.environ) == "off":
             return
         try:
-            install(hooks, module)
+            install(hooks, *modules)
         except StandsAsideError as error:
             hooks.lacks(f"the JIT monitor does not watch {library.name}: {error.target}: {error.reason}")
 
     return install_watch
 
 
-def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
-    """Stand before DeepGEMM's compiler in each rank, once that has said hello to the service with the real one."""
+def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType, entrypoint: ModuleType) -> None:
+    """Stand before DeepGEMM's compiler in each rank, before SGLang first calls DeepGEMM.
+
+    A DeepJIT asks for its compiler then, even if the call is one that compiles nothing (``set_pdl``).
+    """
     refuse = mode_of(os.environ) == "error"
     watch: DeepGemmWatch | None = None
 
     def update_deep_gemm_config(original: Callable[..., None], gpu_id: int, *args: Any, **kwargs: Any) -> None:
-        nonlocal watch
+        if watch is None:
+            begin(*args, **kwargs)
         original(gpu_id, *args, **kwargs)
+
+    def begin(*args: Any, **kwargs: Any) -> None:
+        nonlocal watch
         log = log_of_process()
-        if watch is not None or log is None or not compile_utils.ENABLE_JIT_DEEPGEMM:
+        if log is None or not compile_utils.ENABLE_JIT_DEEPGEMM:
             return
         from sglang_warmstart.deepgemm.compiler import CompilerError
         from sglang_warmstart.libraries.deep_gemm_watch import DeepGemmWatch
@@ -117,7 +124,7 @@ def watch_deep_gemm_here(hooks: Hooks, compile_utils: ModuleType) -> None:
         name = f"{COMPILE_UTILS}.deep_gemm_execution_hook"
         return _Refusing(inside, hooks.guarded(name, _refusal_of(watch), lambda: None))
 
-    hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
+    hooks.wrap(entrypoint, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
     if refuse:
         # DeepGEMM's own error does not say what failed, and why. Not in the default mode: it is on every call's path.
         hooks.wrap(
@@ -170,7 +177,6 @@ JIT_MONITORING = Feature(
     steps=(
         Step((ENVIRON,), install_switch),
         Step((SCHEDULER,), install_listener, required=False),
-        # With the modules of exact-warmup's step, or it would not come after that.
         Step((COMPILE_UTILS, ENTRYPOINT), _watching(DEEP_GEMM, watch_deep_gemm_here), required=False),
         *(
             Step((library.module,), _watching(library, library.watch), required=False)

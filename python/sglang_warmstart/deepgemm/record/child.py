@@ -19,6 +19,7 @@ import msgspec
 from sglang_warmstart.base.errors import first_line, one_line
 from sglang_warmstart.base.processes import end_with_pipe
 from sglang_warmstart.deepgemm import dialects
+from sglang_warmstart.deepgemm.gemms import asked_values
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel, RecordingCompiler
 from sglang_warmstart.deepgemm.target import Target
@@ -181,8 +182,8 @@ def _sweep(connection: Connection, order: RecordingOrder) -> RecordingFailed | R
     except Exception as error:
         return RecordingFailed(f"no CUDA context for recording: {first_line(error)}", no_context=True)
     call = library.prepare(order.target, order.target.m_max)
-    start = time.perf_counter()
-    for kernel in compiler.sweep(call, order.target.m_values):
+    start, asked = time.perf_counter(), asked_values(order.target)
+    for kernel in compiler.sweep(call, asked):
         connection.send_bytes(b"kernel")
         connection.send_bytes(msgspec.msgpack.encode(kernel))
-    return RecordingDone(len(order.target.m_values), time.perf_counter() - start)
+    return RecordingDone(len(asked), time.perf_counter() - start)

