@@ -260,20 +260,6 @@ def test_a_feature_that_stands_aside_is_a_problem(doctor: Callable[..., Visit]) 
     assert "_BUILTIN_M_LIST" in problem
 
 
-@pytest.mark.parametrize(("state", "is_problem"), [("no effect", False), ("partly", True)])
-def test_a_feature_that_is_known_to_have_no_effect_may_stand_aside(
-    doctor: Callable[..., Visit], state: str, is_problem: bool
-) -> None:
-    utils = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
-    known = f"limits.LIMITS = {{'fast-warmup': (limits.Limit('0.5.12', '{state}', 'it is known'),)}}"
-    first = f"from sglang_warmstart.sglang import limits; {known}; import {utils} as utils; del utils._BUILTIN_M_LIST"
-    visit = doctor("--json", first=first)
-    (found,) = (each for each in visit.report["features"] if each["name"] == "fast-warmup")
-    assert (visit.status, bool(visit.report["problems"])) == (is_problem, is_problem)
-    assert found["state"] == ("stands aside" if is_problem else "no effect")
-    assert ("it is known" in found["detail"]) is not is_problem
-
-
 @pytest.fixture(scope="module")
 def site_without_sglang(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of this environment but SGLang and torch, as links."""

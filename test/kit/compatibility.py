@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +19,7 @@ BEGIN = "<!-- from here to the next comment: made by `make test-matrix RECORD=--
 END = "<!-- the rest is written by hand -->\n"
 
 # Of these states the reason is on the page.
-_EXPLAINED = ("partly", "no effect", "stands aside", "built in")
+_EXPLAINED = ("partly", "stands aside", "built in")
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,12 @@ def with_tables(page: str, results: Sequence[Result]) -> str:
     releases = [each.release for each in results]
     names = list(results[-1].features)
     states = [[f"[{name}](features/{name}.md)", *(each.features[name][0] for each in results)] for name in names]
-    tests = [
-        ["Its sgl-deep-gemm", *(each.deep_gemm for each in results)],
-        ["Tests passed", *(str(each.count("passed")) for each in results)],
-        ["Tests that are about other releases", *(str(each.count("skipped")) for each in results)],
-    ]
+    rows = [*states, ["Its sgl-deep-gemm", *(each.deep_gemm for each in results)]]
+    if all(each.tests for each in results):
+        rows.append(["Tests passed", *(str(each.count("passed")) for each in results)])
+        rows.append(["Tests about other releases", *(str(each.count("skipped")) for each in results)])
     first, why = (
-        _table(["SGLang", *releases], [*states, *tests]),
+        _table(["SGLang", *releases], rows),
         _table(["Feature", "Releases", "State", "Why"], _why(results)),
     )
     return (
@@ -94,7 +92,6 @@ _LEGEND = """
 - *Active*: the plugin provides the feature.
 - *Built in*: this SGLang has the feature, something calls it, and the plugin leaves it alone.
 - *Partly*: some of the feature works.
-- *No effect*: the feature, the plugin's or SGLang's own, does nothing useful here.
 - *Stands aside*: this SGLang does not look as the plugin expects, and the plugin leaves it as it is.
 """
 
@@ -106,7 +103,7 @@ def _why(results: Sequence[Result]) -> Iterable[list[str]]:
             if state in _EXPLAINED:
                 releases = [each.release for each in same]
                 span = releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
-                reason = f"`{detail}`" if state == "built in" else re.sub(r"^on this SGLang, ", "", detail)
+                reason = f"`{detail}`" if state == "built in" else detail
                 yield [name, span, state, reason]
 
 

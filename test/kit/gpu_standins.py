@@ -359,7 +359,5 @@ def install_mhc_kernels(monkeypatch: pytest.MonkeyPatch) -> list[FusedPrenorm]:
 
 def mhc_module() -> Any:
     """SGLang's functions of mHC, which are elsewhere from 0.5.16 on."""
-    release = installed_release().version
-    return importlib.import_module(
-        "sglang.srt.layers.mhc" if release == "0.5.12" else "sglang.kernels.ops.layernorm.mhc"
-    )
+    moved = installed_release().since("0.5.16")
+    return importlib.import_module("sglang.kernels.ops.layernorm.mhc" if moved else "sglang.srt.layers.mhc")

@@ -48,7 +48,7 @@ class Hooks:
         self._warn = warn
         self.changed: list[str] = []  # dotted names, as the feature's table of hooks has them
         self.notes: list[str] = []  # what its user is to know, once there is a log
-        self.lacking: list[str] = []  # those of the notes that say what does not work of it here
+        self.lacking: list[str] = []  # what does not work of it here
         self._undo: list[Callable[[], None]] = []
         self._life = _Life()
 
