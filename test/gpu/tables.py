@@ -334,6 +334,39 @@ def watching() -> str:
     return table(["us per call on the host", "off", "warn, more than off", "error, more than off"], rows)
 
 
+_STATES = {"stock": "stock, FAST_WARMUP, all cold", "cold": "exact, all cold", "warm": "exact, warm"}
+
+
+def release_starts() -> str:
+    """Starts of later releases, stock and with exact warm-up."""
+    rows = []
+    for version in ("0.5.17", "0.5.23"):
+        runs = result(f"release-starts-{version}")["runs"]
+        for each in sorted(runs, key=lambda run: (run["model"], list(_STATES).index(run["state"]))):
+            eagle = each["model"] == "deepseek-eagle" and each["state"] == "cold"
+            waited = each["warmup_s"] - each.get("dry_s", 0)
+            rows.append(
+                [
+                    version,
+                    each["model"],
+                    _STATES[each["state"]],
+                    f"{each['ready_s']:.1f}",
+                    str(len(met_late(each)) if eagle else each["targets"]),
+                    str(each["compiler_runs"]),
+                    f"{sum(event['seconds'] for event in met_late(each)):.1f}" if eagle else f"{waited:.2f}",
+                    " / ".join(f"{seconds:.2f}" for seconds in each["prompts_s"]),
+                    str(sum(event.get("phase") == "serving" for event in each["events"] if event.get("kind") == "jit")),
+                ]
+            )
+    titles = ["SGLang", "model", "start", "ready after s", "targets", "nvcc runs for DeepGEMM", "s in DeepGEMM's part"]
+    return table([*titles, "first prompts of 1 / 17 / 333 / 3000 tokens, s", "JIT while serving"], rows)
+
+
+def met_late(each: dict[str, Any]) -> list[dict[str, Any]]:
+    """The targets of a start that were met in a forward: the waits for them."""
+    return [event for event in each["events"] if event.get("name") == "a new target"]
+
+
 def table(titles: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
@@ -345,6 +378,7 @@ TABLES = (
     criteria,
     patched,
     releases,
+    release_starts,
     nvrtc,
     nvrtc_kernels,
     bundles,
