@@ -34,5 +34,7 @@ def test_the_page_is_made_of_the_results() -> None:
 
 
 def test_no_test_failed_where_the_results_were_recorded() -> None:
-    for result in compatibility.recorded():
+    counted = [result for result in compatibility.recorded() if result.tests]
+    assert counted
+    for result in counted:
         assert result.count("passed") and not result.count("failed"), result.release

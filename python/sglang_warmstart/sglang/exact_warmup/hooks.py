@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sglang_warmstart.sglang.exact_warmup.warmup import ExactWarmup
 
 EXECUTORS = "_BaseWarmupExecutor"
+TAKE_OVER = "set_gemm_warmup_provider"
 MAYBE_COMPILE = "_maybe_compile_deep_gemm_one_type_all"
 
 
@@ -42,10 +44,32 @@ def install_switch(hooks: Hooks, environ: ModuleType) -> None:
     declare(hooks, environ, COMPILER)
 
 
+@dataclass(frozen=True)
+class _Provider:
+    """What a patched SGLang asks (patches/sglang-0.5.23, the last patch)."""
+
+    decide: Callable[[Any, int, int, int], None]
+    warm: Callable[[Any], None]
+
+    def warmup_runner(self, runner: Any) -> None:
+        """Warm all targets of a model runner before its first forward."""
+        self.warm(runner)
+
+    def warmup_group(self, kernel_type: Any, n: int, k: int, num_groups: int) -> bool:
+        """See to the kernels of a GEMM that is about to be called. SGLang has nothing left to do for it."""
+        self.decide(kernel_type, n, k, num_groups)
+        return True
+
+
+def _nothing(*_: Any) -> None:
+    """What SGLang does there without it."""
+
+
 class _Installed:
     """The one exact warm-up of this process, made by the step that has what it needs."""
 
     exact: ExactWarmup | None = None
+    provides = False  # SGLang itself asks, and calls before the first forward
 
     def hooks(self, hooks: Hooks, compile_utils: ModuleType, _entrypoint: ModuleType) -> None:
         """Connect each rank when its configuration is known, and take the place of SGLang's own decision."""
@@ -65,7 +89,15 @@ class _Installed:
 
         hooks.wrap(compile_utils, "update_deep_gemm_config", update_deep_gemm_config, "gpu_id, server_args", "gpu_id")
         guard = functools.partial(hooks.guarded, f"{COMPILE_UTILS}.{MAYBE_COMPILE}")
-        hooks.replace(compile_utils, MAYBE_COMPILE, exact.around(original, guard))
+        decide = exact.around(original, guard)
+        take_over = getattr(compile_utils, TAKE_OVER, None)
+        if take_over is None:
+            hooks.replace(compile_utils, MAYBE_COMPILE, decide)
+        else:
+            warm = hooks.guarded(f"{COMPILE_UTILS}.{TAKE_OVER}", lambda _, runner: exact.warm_runner(runner), _nothing)
+            take_over(_Provider(decide, warm))
+            hooks.made(f"{COMPILE_UTILS}.{TAKE_OVER}", lambda: take_over(None))
+            self.provides = True
         hooks.also_undo(exact.forget)
 
         def create(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +131,8 @@ class _Installed:
 
         try:
             FORWARD_MODES.install(hooks, module)
-            seam().hook_warm_up(hooks, module, warm)
+            if not self.provides:
+                seam().hook_warm_up(hooks, module, warm)
         except StandsAsideError as error:
             hooks.lacks(f"exact-warmup runs no dry forwards, and warms targets on their first call: {error}")
 
@@ -118,6 +151,8 @@ EXACT_WARMUP = Feature(
         "the service is ready when it asks",
         f"{COMPILE_UTILS}.{MAYBE_COMPILE}": "all wrapped GEMMs pass it, on every rank; replaced, not wrapped, since "
         "it is on the path of every call",
+        f"{COMPILE_UTILS}.{TAKE_OVER}": "in a patched SGLang, which asks before a GEMM and calls before the first "
+        "forward; then neither the function above nor the warm-up below is touched",
         f"{COMPILE_UTILS}.{EXECUTORS}.create": "SGLang's own warm-up, where a target is left to it, ends with the "
         "time of the forward",
         **dict.fromkeys(

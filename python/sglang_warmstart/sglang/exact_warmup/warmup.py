@@ -204,6 +204,10 @@ class ExactWarmup:
             # Ranks that were done first wait here, and not in a collective of the GPU.
             group.barrier()
 
+    def warm_runner(self, runner: Any) -> None:
+        """As ``warm``, for what has the dummy forward of a model runner."""
+        self.warm(runner.model_runner, runner)
+
     def forget(self) -> None:
         """As in a process that has just been started."""
         self.rank, self._get_num_sms, self._is_wanted, self._is_restored = None, None, False, False
