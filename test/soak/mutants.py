@@ -118,8 +118,8 @@ LINES = (
     _line(
         "rank: sweeps what is left",
         "sglang/exact_warmup/rank.py",
-        "            self.sweep(*key[:4], self.ledger[key].no_context)\n",
-        "            pass\n",
+        "                    self.sweep(*key[:4], self.ledger[key].no_context, self._wait_left_s)\n",
+        "                    pass\n",
         "sglang/test_deep_gemm_rank.py",
     ),
     _line(
@@ -346,9 +346,30 @@ LINES = (
         "sglang/test_caches.py",
     ),
     _line(
+        "a sweep ends with its forward",
+        "sglang/exact_warmup/warmup.py",
+        "        if time.perf_counter() >= self._until:\n",
+        "        if False:\n",
+        "sglang/test_deep_gemm_rank.py",
+    ),
+    _line(
+        "an extend forward is a prefill",
+        "sglang/seams/seam.py",
+        "set_is_extend_in_batch(forward_mode_override == ForwardMode.EXTEND)",
+        "set_is_extend_in_batch(False)",
+        "sglang/test_exact_warmup.py",
+    ),
+    _line(
+        "targets by rule",
+        "sglang/exact_warmup/unreached.py",
+        "    return [target for target in further if target not in found]",
+        "    return []",
+        "sglang/test_unreached.py",
+    ),
+    _line(
         "ranks agree",
         "sglang/exact_warmup/warmup.py",
-        "agreed = bool(_least(model_runner.tp_group, int(failure is None)))",
+        "agreed = bool(_least(seam().tp_group(model_runner), int(failure is None)))",
         "agreed = failure is None",
         "sglang/test_exact_warmup.py",
         "sglang/test_deep_gemm_rank.py",
