@@ -165,8 +165,8 @@ JIT_MONITORING = Feature(
     hooks={
         f"{ENVIRON}.Envs.{JIT_MONITOR.name}": "the switch, beside its neighbours",
         f"{SCHEDULER}.Scheduler.run_event_loop": "a rank that begins to serve hears of compiles from now on",
-        f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before DeepGEMM asks for its compiler; wrapped "
-        "after exact-warmup, which tells the service of the real one",
+        f"{ENTRYPOINT}.update_deep_gemm_config": "runs in each rank before SGLang first calls DeepGEMM, which asks for "
+        "its compiler then",
         f"{COMPILE_UTILS}.deep_gemm_execution_hook": "in mode error only: around every wrapped GEMM, so that one that "
         "is refused says why",
         **{target: why for library in LIBRARIES.values() for target, why in library.hooks.items()},

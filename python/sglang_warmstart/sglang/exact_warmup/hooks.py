@@ -130,9 +130,9 @@ class _Installed:
                 self.exact.warm(model_runner, runner)
 
         try:
-            FORWARD_MODES.install(hooks, module)
             if not self.provides:
                 seam().hook_warm_up(hooks, module, warm)
+            FORWARD_MODES.install(hooks, module)
         except StandsAsideError as error:
             hooks.lacks(f"exact-warmup runs no dry forwards, and warms targets on their first call: {error}")
 
