@@ -78,19 +78,27 @@ ADDED = (
 STEPS_IN_0_5_23 = (
     "init_torch_distributed",
     "load_model",
+    "alloc_memory_pool",
     "init_attention_backends",
     "init_cuda_graphs",
 )
 # F2, F3, F6, the monitor, events, and the plugin's own log hook and switches: all that a release gets that has the rest
 # built in.
+RUNNERS = "sglang.srt.model_executor.runner"
 CHANGED_IN_0_5_23 = {
     *(f"{MODEL_RUNNER}:ModelRunner.{step}" for step in STEPS_IN_0_5_23),
     f"{MODEL_RUNNER}:ModelRunner.forward",
+    *(f"{RUNNERS}.base_runner:BaseRunner.{name}" for name in ("_dummy_run", "warmup")),
+    f"{RUNNERS}.flashinfer_autotune:should_run_flashinfer_autotune",
+    f"{RUNNERS}.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture_one_shape",
+    f"{RUNNERS}.prefill_cuda_graph_runner:PrefillCudaGraphRunner.capture_one_shape",
+    "sglang.kernels.jit.utils.compile.ninja:build",
     f"{SCHEDULER}:Scheduler.__init__",
     f"{SCHEDULER}:Scheduler.run_event_loop",
     f"{ENGINE}:Engine._launch_subprocesses",
     f"{COMMON}:configure_logger",
     f"{COMPILE_UTILS}:update_deep_gemm_config",
+    f"{ENTRYPOINT}:update_deep_gemm_config",
     f"{COMPILE_UTILS}:_compile_deep_gemm_one_type_all",
     f"{COMPILE_UTILS}:_maybe_compile_deep_gemm_one_type_all",
     f"{COMPILE_UTILS}:DeepGemmKernelType",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 def with_values(server_args: ServerArgs, **values: object) -> ServerArgs:
     """A copy with these values. From 0.5.16 on a record that SGLang has resolved refuses a plain assignment."""
     changed = copy.copy(server_args)
+    force = msgspec.structs.force_setattr if isinstance(changed, msgspec.Struct) else object.__setattr__
     for name, value in values.items():
-        object.__setattr__(changed, name, value)
+        force(changed, name, value)
     return changed

@@ -72,9 +72,7 @@ def main() -> int:
         if wished.record:
             # The tests compare with it.
             compatibility.record(release, pinned_deep_gemm(), features, {})
-        # Where there is a series for it.
-        patches = ["patches"] if (TEST.parent / "patches" / f"sglang-{release}").is_dir() else []
-        tests = [str(TEST / each) for each in (*TESTS, *patches)]
+        tests = [str(TEST / each) for each in TESTS]
         status = subprocess.run([sys.executable, "-m", "pytest", *tests, *options], cwd=TEST.parent).returncode
         if wished.record and report.is_file():
             compatibility.record(release, pinned_deep_gemm(), features, outcomes(report))
