@@ -46,19 +46,15 @@ def install_switch(hooks: Hooks, environ: ModuleType) -> None:
 
 @dataclass(frozen=True)
 class _Provider:
-    """What a patched SGLang asks (patches/sglang-0.5.23, the last patch)."""
+    """What a patched SGLang asks (patches/sglang-0.5.23, the last patch).
 
-    decide: Callable[[Any, int, int, int], None]
-    warm: Callable[[Any], None]
+    Args:
+        warmup_group: see to the kernels of a GEMM that is about to be called; whether that leaves SGLang nothing to do.
+        warmup_runner: warm all targets of a model runner before its first forward.
+    """
 
-    def warmup_runner(self, runner: Any) -> None:
-        """Warm all targets of a model runner before its first forward."""
-        self.warm(runner)
-
-    def warmup_group(self, kernel_type: Any, n: int, k: int, num_groups: int) -> bool:
-        """See to the kernels of a GEMM that is about to be called. SGLang has nothing left to do for it."""
-        self.decide(kernel_type, n, k, num_groups)
-        return True
+    warmup_group: Callable[[Any, int, int, int], bool]
+    warmup_runner: Callable[[Any], None]
 
 
 def _nothing(*_: Any) -> None:

@@ -25,7 +25,7 @@ class PatchedExactWarmup:
             if exact.rank is not None:
                 exact.rank.begin_forward()
 
-        def around(original: Callable[..., None]) -> Callable[..., None]:
+        def around(original: Callable[..., None]) -> Callable[..., bool]:
             return exact.around(original, lambda meet, sweep: hooks.guarded(original.__name__, meet, sweep))
 
         self.forget = exact.forget

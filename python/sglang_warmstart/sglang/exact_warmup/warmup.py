@@ -75,11 +75,14 @@ class ExactWarmup:
         self,
         original: Callable[..., None],
         guard: Callable[[Callable[..., None], Callable[..., None]], Callable[..., None]] = functools.partial,
-    ) -> Callable[..., None]:
+    ) -> Callable[..., bool]:
         """What takes the place of ``original``: SGLang's decision whether to warm a GEMM before it is called.
 
         Args:
             guard: guards what is done about a new GEMM (``Hooks.guarded``); a known one is not worth it.
+
+        Returns:
+            A function of (kernel type, n, k, num_groups). It returns True: all that was to be done is done.
         """
         done = self.ledger.done
         self._sweep_all = original
@@ -96,15 +99,16 @@ class ExactWarmup:
         meet = guard(meet_new, original)
 
         @functools.wraps(original)
-        def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> None:
+        def maybe_compile(kernel_type: Any, n: int, k: int, num_groups: int) -> bool:
             # On the path of every GEMM: nothing but the number of SMs, which is in the key, and a look into a set.
             get_num_sms = self._get_num_sms
             if get_num_sms is None:
                 original(kernel_type, n, k, num_groups)
-                return
+                return True
             key = (kernel_type, n, k, num_groups, get_num_sms())
             if key not in done:
                 meet(kernel_type, n, k, num_groups)
+            return True
 
         return maybe_compile
 
