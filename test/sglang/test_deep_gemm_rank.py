@@ -490,6 +490,7 @@ def test_strict_a_target_that_finds_no_time_is_raised(
         dense()
 
 
+@pytest.mark.by_plugin  # the patches leave SGLang's sweep as it is
 def test_sglangs_own_sweep_ends_with_the_time_of_the_forward(
     impatient: float,
     started: ServedRank,
