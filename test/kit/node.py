@@ -90,9 +90,13 @@ class Node:
     ) -> None:
         for client in self._clients:
             client.close()
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        # One that is being started is not in the list yet; it ends with the others, or is in the next one.
+        end = time.monotonic() + 5
+        while (processes := self.processes()) and time.monotonic() < end:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.01)
         self.parent.wait()
         for pipe in (self.parent.stdin, self.parent.stdout):
             assert pipe is not None

@@ -898,7 +898,7 @@ def test_two_real_ranks_decide_alike(
     assert [rank[3].calls for rank in ranks] == [all_loaded, 0], (
         "the one that has a service loads what its marker knows"
     )
-    assert "not all ranks have a service" in ranks[0][3].warnings[0]
+    assert "not all ranks take part" in ranks[0][3].warnings[0]
     assert "no service was started" in ranks[1][3].warnings[0]
     assert "on another rank" in ranks[0][4].warnings[0]
     assert "this rank alone" in ranks[1][4].warnings[0]

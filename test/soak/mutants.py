@@ -369,8 +369,8 @@ LINES = (
     _line(
         "ranks agree",
         "sglang/exact_warmup/warmup.py",
-        "agreed = bool(_least(seam().tp_group(model_runner), int(failure is None)))",
-        "agreed = failure is None",
+        "end = agree(f\"forward {number}\", _WENT_WELL if failure is None else _FAILED)",
+        "end = _WENT_WELL if failure is None else _FAILED",
         "sglang/test_exact_warmup.py",
         "sglang/test_deep_gemm_rank.py",
     ),

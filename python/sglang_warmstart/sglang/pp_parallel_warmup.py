@@ -6,10 +6,12 @@ rank runs dummy forwards of its own layers before that, all ranks at the same ti
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +24,7 @@ from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.forward_modes import FORWARD_MODES
 from sglang_warmstart.sglang.seams import seam
 from sglang_warmstart.sglang.seams.seam import MODEL_RUNNER
+from sglang_warmstart.sglang.votes import Votes
 
 COMPILE_UTILS = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
 
@@ -150,17 +153,23 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     )
 
 
-def is_wanted(model_runner: Any, compile_utils: ModuleType) -> bool:
-    """Whether this start-up runs the warm-up. All of it comes from arguments that every rank shares."""
-    from sglang.srt.environ import envs
-
+def is_possible(model_runner: Any) -> bool:
+    """Whether this start-up may run the warm-up. All of it comes from arguments that every rank shares."""
     return (
         model_runner.device == "cuda"
-        and envs.SGLANG_WARMSTART.get()
-        and envs.SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP.get()
-        and compile_utils.ENABLE_JIT_DEEPGEMM
         and model_runner.pp_size > 1
         and not model_runner.spec_algorithm.is_speculative()
+    )
+
+
+def is_wanted(compile_utils: ModuleType) -> bool:
+    """Whether the environment wishes it. That of another node may not."""
+    from sglang.srt.environ import envs
+
+    return bool(
+        envs.SGLANG_WARMSTART.get()
+        and envs.SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP.get()
+        and compile_utils.ENABLE_JIT_DEEPGEMM
     )
 
 
@@ -171,18 +180,30 @@ def install_switch(hooks: Hooks, environ: ModuleType) -> None:
 
 def install_warmup(hooks: Hooks, compile_utils: ModuleType, model_runner: ModuleType) -> None:
     """Add the function, teach ``_dummy_run`` the forward mode, and call it at the end of ``kernel_warmup``."""
+    votes, runners = Votes("pp-parallel-warmup"), itertools.count(1)
+
+    def update_deep_gemm_config(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        with suppress(Exception):  # without, this rank does not take part
+            votes.join()
 
     def kernel_warmup(original: Callable[..., None], self: Any) -> None:
         original(self)
-        if is_wanted(self, compile_utils):
+        if not is_possible(self):
+            return
+        wanted = is_wanted(compile_utils)
+        if votes.least(self.tp_group.ranks, f"runner {next(runners)}", int(wanted), absent=0):
             # A forward that fails on this rank ends the start: the others wait in its collectives.
             with passing():
                 compile_utils.pp_parallel_deep_gemm_warmup(self)
+        elif wanted:
+            logger.warning("warmstart: no PP-parallel warm-up: not all ranks of this stage take part")
 
     hooks.add(compile_utils, "pp_parallel_deep_gemm_warmup", pp_parallel_deep_gemm_warmup)
     runner_class = class_of(model_runner, "ModelRunner")
     FORWARD_MODES.install(hooks, model_runner)
     hooks.wrap(runner_class, "kernel_warmup", kernel_warmup, "self")
+    hooks.wrap_any(compile_utils, "update_deep_gemm_config", update_deep_gemm_config)
 
 
 PP_PARALLEL_WARMUP = Feature(
@@ -191,6 +212,8 @@ PP_PARALLEL_WARMUP = Feature(
     hooks={
         f"{ENVIRON}.Envs.{PP_PARALLEL.name}": "the switch, beside its neighbours",
         f"{COMPILE_UTILS}.pp_parallel_deep_gemm_warmup": "where upstream has it from 0.5.13 on",
+        f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before it loads weights: it says that it takes "
+        "part, since the forwards hold collectives",
         f"{MODEL_RUNNER}.ModelRunner._dummy_run": "it can run a decode forward of a generation model only; edited in "
         "place, since what has to change lies between its lines",
         f"{MODEL_RUNNER}.ModelRunner.kernel_warmup": "the last thing before CUDA graphs are captured, on every rank",

@@ -12,12 +12,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from sglang_warmstart.base.errors import passing
+from sglang_warmstart.base.errors import one_line, passing
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import COMPILER, JIT_MONITOR, PLANS, RESTORING, SERVICE, UNWATCHED, WORKERS
@@ -31,19 +31,27 @@ from sglang_warmstart.node.launch import start_service
 from sglang_warmstart.node.protocol import Hello
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.exact_warmup.launch import launch_of
-from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank
+from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank, WarmupError
 from sglang_warmstart.sglang.exact_warmup.unreached import unreached
 from sglang_warmstart.sglang.forward_modes import DUMMY_RUN, takes_forward_mode
 from sglang_warmstart.sglang.hc_prenorm import other_buckets
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
 from sglang_warmstart.sglang.seams import seam
+from sglang_warmstart.sglang.votes import Votes
 
 # What else a rank's DeepGEMM and its search for a compiler read.
 _PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
 
 # How a rank stands when all of them decide whether to run dry forwards; the least of all counts.
 _NO_SERVICE, _NO_MARKER, _KNOWN = range(3)
+# What has become of a dry forward on a rank; and where one of them does not say it.
+_UNKNOWN, _FAILED, _WENT_WELL = range(3)
+
+_FORWARD_FAILED = "warmstart: a dry forward failed, targets are warmed when they are first called"
+
+# (matter, what this rank says): the least that any rank says.
+Agree = Callable[[str, int], int]
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -70,6 +78,8 @@ class ExactWarmup:
         self._sweep_all: Callable[..., None] | None = None
         self._is_restored = False  # the marker has been asked for
         self._sweeps_until: float | None = None
+        self._votes = Votes("exact-warmup")
+        self._starts = 0  # model runners that were warmed
 
     def around(
         self,
@@ -161,6 +171,8 @@ class ExactWarmup:
         from sglang.srt.environ import envs
 
         self._is_wanted = True
+        with suppress(Exception):  # whatever torch is like: without, this rank runs no dry forward with others
+            self._votes.join()
         self._chunk = server_args.chunked_prefill_size if chunked_prefill_size is None else chunked_prefill_size
         strict = bool(envs.SGLANG_WARMSTART_STRICT.get())
         try:
@@ -185,6 +197,21 @@ class ExactWarmup:
         runner = model_runner if runner is None else runner
         if not self._is_wanted or model_runner.device != "cuda":
             return
+        ranks = seam().tp_group(model_runner).ranks
+        self._starts += 1
+        matters = f"runner {self._starts}"
+
+        def agree(matter: str, mine: int) -> int:
+            return self._votes.least(ranks, f"{matters}, {matter}", mine, absent=0)
+
+        try:
+            self._warm(model_runner, runner, agree)
+        except BaseException:
+            with suppress(Exception):  # they find out by their bound
+                self._votes.leave(ranks)
+            raise
+
+    def _warm(self, model_runner: Any, runner: Any, agree: Agree) -> None:
         first, self._is_restored = not self._is_restored, True
         start = time.perf_counter()
         restored = _restored(self.rank) if self.rank is not None and first else None
@@ -194,19 +221,18 @@ class ExactWarmup:
             return
         # A dry forward holds collectives: all ranks run it, or none.
         stand = _NO_SERVICE if self.rank is None else _NO_MARKER if restored is None else _KNOWN
-        group = seam().tp_group(model_runner)
-        least = _least(group, stand)
+        least = agree("stand", stand)
         if self.rank is None:
             return
         if least == _NO_SERVICE:
-            logger.warning("warmstart: not all ranks have a service: targets are warmed when they are first called")
+            logger.warning("warmstart: not all ranks take part: targets are warmed when they are first called")
         elif least == _KNOWN and restored is not None:
             _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
         else:
-            warm_found(self.rank, model_runner, runner, known=restored)
+            warm_found(self.rank, model_runner, runner, restored, agree)
         if least != _NO_SERVICE:
             # Ranks that were done first wait here, and not in a collective of the GPU.
-            group.barrier()
+            agree("done", 1)
 
     def warm_runner(self, runner: Any) -> None:
         """As ``warm``, for what has the dummy forward of a model runner."""
@@ -404,15 +430,16 @@ def _restored(rank: Rank) -> set[Target] | None:
     return {each.target for each in answer.targets} if answer.known else None
 
 
-def warm_found(rank: Rank, model_runner: Any, runner: Any, known: Collection[Target] | None) -> None:
+def warm_found(rank: Rank, model_runner: Any, runner: Any, known: Collection[Target] | None, agree: Agree) -> None:
     """Run dry forwards, and warm the targets that they find.
 
     Args:
         known: targets whose kernels are loaded; None where this launch has no marker.
+        agree: see :func:`found_dry`.
     """
     start = time.perf_counter()
     with timed("discover", "dry forwards", library="deep-gemm") as details:
-        targets, complete = found_dry(rank, model_runner, runner)
+        targets, complete = found_dry(rank, model_runner, runner, agree)
         targets += unreached(targets, model_runner, rank.library)
         details["kernels"] = len(targets)
     dry_done = time.perf_counter()
@@ -434,50 +461,68 @@ def _say_warm(rank: Rank, what: str, start: float, dry_done: float) -> None:
     )
 
 
-def _least(group: Any, mine: int) -> int:
-    """The least of what the ranks of a group say."""
-    import torch
-
-    if group.world_size == 1:
-        return mine
-    votes = torch.tensor([mine])
-    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MIN, group=group.cpu_group)
-    return int(votes.item())
-
-
-def found_dry(rank: Rank, model_runner: Any, runner: Any) -> tuple[list[Target], bool]:
+def found_dry(rank: Rank, model_runner: Any, runner: Any, agree: Agree) -> tuple[list[Target], bool]:
     """The targets that one DECODE and one EXTEND forward of the smallest legal batch call, without calling them.
 
     An EXTEND forward runs once for each layout of the experts' tokens that a server may use.
 
+    Args:
+        agree: the least of what the ranks say in a matter; 0 where not all of them say anything.
+
     Returns:
         The targets, and whether all forwards went well on all ranks.
+
+    Raises:
+        WarmupError: one failed here, and the others wait in its collectives for good.
     """
-    import torch
     from sglang.srt.layers.dp_attention import set_is_extend_in_batch
 
     failure: Exception | None = None
-    agreed = True
+    end = _WENT_WELL
     rank.start_dry()
-    for mode, layout in _forwards(model_runner):
+    for number, (mode, layout) in enumerate(_forwards(model_runner)):
         try:
-            with torch.inference_mode(), layout:
+            with _as_serving(model_runner), layout:
                 seam().dummy_forward(runner, seam().smallest_batch(model_runner), mode)
-            torch.get_device_module(model_runner.device).synchronize()
         except Exception as error:
             failure = error
+            logger.warning("%s: %s", _FORWARD_FAILED, one_line(error))
         # After each: the others would wait at the beginning of the next one for a rank that has failed.
-        agreed = bool(_least(seam().tp_group(model_runner), int(failure is None)))
-        if not agreed:
+        end = agree(f"forward {number}", _WENT_WELL if failure is None else _FAILED)
+        if end != _WENT_WELL:
             break
     targets = rank.end_dry()
     set_is_extend_in_batch(False)  # as it was before a forward that extends
-    if not agreed:
+    if end == _UNKNOWN and failure is not None:
+        raise WarmupError(
+            "a dry forward failed on this rank, and the others do not come out of it: "
+            "SGLANG_JIT_DEEPGEMM_PRECOMPILE=0 starts without"
+        ) from failure
+    if end != _WENT_WELL:
         if rank.strict:
             raise RuntimeError("a dry forward failed on this or on another rank") from failure
-        why = f"{type(failure).__name__}: {failure}" if failure else "on another rank"
-        logger.warning("warmstart: a dry forward failed, targets are warmed when they are first called: %s", why)
-    return targets, agreed
+        if failure is None:
+            logger.warning("%s: on another rank", _FORWARD_FAILED)
+    return targets, end == _WENT_WELL
+
+
+@contextmanager
+def _as_serving(model_runner: Any) -> Iterator[None]:
+    """How a forward runs that is not to leave a trace.
+
+    Under no_grad: the event loops of disaggregated serving write to buffers that were made under it, and could not if
+    they were made in inference mode. On the stream that FlashInfer's autotune uses: on the default stream NCCL 2.29
+    cannot copy batches where memory is symmetric.
+    """
+    import torch
+
+    device = torch.get_device_module(model_runner.device)
+    stream = model_runner.forward_stream
+    stream.wait_stream(device.current_stream())
+    with torch.no_grad(), device.stream(stream):
+        yield
+    device.current_stream().wait_stream(stream)
+    device.synchronize()
 
 
 def _forwards(model_runner: Any) -> Iterator[tuple[Any, AbstractContextManager[object]]]:
