@@ -28,8 +28,9 @@ PIP := -m pip install --quiet
 # Two processes; the tests of a module stay together, so that its fixtures are paid once.
 PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 
-# What is the same with the plugin and on a patched SGLang.
-BEHAVIOUR := test/sglang test/test_server.py
+# What a patched SGLang does itself, as the plugin does.
+BEHAVIOUR := test/test_server.py $(patsubst %,test/sglang/test_%.py,attn_tp_gather exact_warmup deep_gemm_rank fast_warmup \
+  hc_prenorm hc_prenorm_routing mhc_prewarm pp_parallel_warmup unreached)
 # What the patches for 0.5.23 change. They leave the rest to the plugin, which is loaded beside them.
 BESIDE := test/sglang/test_fast_warmup.py test/sglang/test_exact_warmup.py test/sglang/test_deep_gemm_rank.py
 
@@ -50,7 +51,7 @@ test-patched: .patched/.complete .patched-$(NEWEST)/.complete .toolchain/.comple
 	PYTHONPATH=$(CURDIR)/.patched-$(NEWEST):$(CURDIR)/python .venv-$(NEWEST)/bin/python -m pytest $(BESIDE) $(PARALLEL)
 	.venv-$(NEWEST)/bin/python -m pytest test/patches $(PARALLEL)
 
-soak: .venv/.package .toolchain/.complete ## run the long searches and the mutants, write test/soak/result.json (hours)
+soak: .venv/.package .toolchain/.complete ## run the long searches, the long tests and the mutants, write test/soak/result.json (hours)
 	.venv/bin/python test/soak/run.py
 
 # RECORD=--record keeps the results, and makes the tables of docs/compatibility.md of them.

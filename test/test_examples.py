@@ -238,6 +238,7 @@ def see_kernels(plan: Plan, cache: Path, deep_gemm: Path) -> None:
 # The Dockerfile
 
 
+@pytest.mark.long
 def test_the_dockerfile_compiles_a_signed_bundle(build: Build, bundle: Path, plan: Plan) -> None:
     with bundle.open("rb") as stream:
         manifest = archive.read(stream, is_signed_by=PublicKey.load(build.context / "bundle.pub"))

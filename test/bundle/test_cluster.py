@@ -132,6 +132,7 @@ def test_a_kernel_that_fails_is_said_with_the_compilers_words(
 # Workers that are not as they should be. Last: they stay so.
 
 
+@pytest.mark.long
 def test_a_worker_that_is_not_as_the_plan_asks_is_refused_by_name_before_anything_is_compiled(
     machine: Machine, site: Machine, cluster: Cluster, tmp_path: Path
 ) -> None:

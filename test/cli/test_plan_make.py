@@ -52,7 +52,7 @@ def read(path: Path) -> Plan:
     return plans.decode(path.read_bytes())
 
 
-@pytest.mark.parametrize("version", ["0.1.7", "0.2.5"])
+@pytest.mark.parametrize("version", [pytest.param("0.1.7", marks=pytest.mark.long), "0.2.5"])
 def test_targets_become_a_plan_and_that_a_cache_in_which_the_library_finds_all(
     version: str, wanted: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def test_what_needs_blackwell_is_refused_by_the_library_elsewhere(tmp_path: Path
 # What is recorded is what the library finds
 
 
+@pytest.mark.long
 def test_half_an_entry_is_completed_and_counts_from_then_on(tmp_path: Path) -> None:
     target = msgspec.structs.replace(PRENORM, m_max=1)
     (kernel,) = Recorder("0.2.5", tmp_path).record(target)

@@ -106,7 +106,14 @@ def test_a_compile_is_refused_before_it_begins_in_the_call_that_needs_it(
     assert _built(tmp_path) == []
 
 
-@pytest.mark.parametrize(("run", "call"), [_TRITON, _TVM_FFI, _FLASHINFER_0_7])
+@pytest.mark.parametrize(
+    ("run", "call"),
+    [
+        _TRITON,
+        pytest.param(*_TVM_FFI.values, id="tvm-ffi", marks=[_NINJA, pytest.mark.long]),
+        pytest.param(*_FLASHINFER_0_7.values, id="flashinfer 0.7", marks=[_NINJA, pytest.mark.long]),
+    ],
+)
 def test_what_a_cache_has_is_not_refused(
     run: Callable[..., Watched], call: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -134,6 +141,7 @@ def test_what_is_compiled_while_serving_is_an_event_and_a_warning(
     assert f"WARNING warmstart: JIT while serving: {library} compiled {event.name}" in watched.said
 
 
+@pytest.mark.long
 def test_a_graph_is_named_after_the_function_that_it_is_of(tmp_path: Path) -> None:
     # The second size needs no other code: dynamic=True.
     watched = run_inductor("serve()\ncompile(8)\ncompile(16)", tmp_path)

@@ -147,7 +147,7 @@ print("found", json.dumps([len(told), swept, said, any("built in: " in line for 
     ("installed", "plugins", "told", "said", "plugin_speaks"),
     [
         ("both", None, 1, [], True),
-        ("both", NO_PLUGIN["SGLANG_PLUGINS"], 1, [], False),
+        pytest.param("both", NO_PLUGIN["SGLANG_PLUGINS"], 1, [], False, marks=pytest.mark.long),
         ("no package", NO_PLUGIN["SGLANG_PLUGINS"], 0, ["No exact warm-up of DeepGEMM: "], False),
     ],
     ids=["beside the plugin", "with other plugins", "without the package"],

@@ -9,6 +9,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,9 +17,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def _tests(place: Path) -> tuple[int, dict[str, int]]:
+def _tests(place: Path, *chosen: str) -> tuple[int, dict[str, int]]:
     report = place / "tests.xml"
-    status = subprocess.run([sys.executable, "-m", "pytest", "test/soak", f"--junitxml={report}"], cwd=ROOT).returncode
+    report.unlink(missing_ok=True)
+    status = subprocess.run([sys.executable, "-m", "pytest", *chosen, f"--junitxml={report}"], cwd=ROOT).returncode
     if not report.is_file():
         return status, {}
     suites = ElementTree.parse(report).getroot().iter("testsuite")
@@ -34,12 +36,19 @@ def _mutants(place: Path) -> tuple[int, dict[str, int]]:
     return status, dict(Counter(json.loads(verdicts.read_text()).values())) if verdicts.is_file() else {}
 
 
+_PARTS: dict[str, Callable[[Path], tuple[int, dict[str, int]]]] = {
+    "tests": lambda place: _tests(place, "test/soak"),
+    "tests marked as long": lambda place: _tests(place, "test", "-m", "long"),
+    "mutants": _mutants,
+}
+
+
 def main() -> int:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     parts: dict[str, object] = {}
     failed = False
     with tempfile.TemporaryDirectory() as place:
-        for name, part in (("tests", _tests), ("mutants", _mutants)):
+        for name, part in _PARTS.items():
             start = time.monotonic()
             status, counts = part(Path(place))
             parts[name] = {"status": status, "counts": counts, "seconds": round(time.monotonic() - start)}
