@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.base.mounts import mount_of
 
 # A lock manager that answers does so in milliseconds.
 ANSWER_S = 5.0
@@ -116,9 +117,11 @@ class Locks:
             if self._work:
                 self._work = False
                 logger.warning(
-                    "warmstart: %s has no working file locks (%s): processes that share it may do the same work twice",
+                    "warmstart: %s has no working file locks (%s; %s): processes that share it may do the same work "
+                    "twice",
                     self.directory,
                     error,
+                    mount_of(self.directory),
                 )
             file.close()
             return Held()

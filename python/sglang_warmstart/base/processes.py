@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -15,6 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
+
+# For a process to end by itself, and for the kernel to end it.
+STOP_S = 10.0
+KILL_S = 2.0
 
 _PARENT_CHECK_S = 0.5
 
@@ -34,10 +39,11 @@ class OwnProcess:
         """End it now."""
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a call that no signal ends, on a dead file system
+                self.process.wait(KILL_S)
         remove_directory(self.directory)
 
 

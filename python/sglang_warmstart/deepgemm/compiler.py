@@ -21,6 +21,7 @@ from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect
 Kind = Literal["nvcc", "nvrtc"]
 
 _NICE = 5
+_KILL_S = 2.0  # for the kernel to end a process
 _MESSAGE_LIMIT = 4000  # characters of the compiler's own words
 
 
@@ -167,7 +168,8 @@ class _Running:
     def end(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             _kill_group(process)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a call that no signal ends, on a dead file system
+                process.wait(_KILL_S)
         with self._lock:
             self._processes.discard(process)
 

@@ -21,7 +21,10 @@ from sglang_warmstart.deepgemm.cache import CacheError, KernelCache
 from sglang_warmstart.deepgemm.compiler import CompileJob, Compiler, CompilerError, compile_kernel
 from sglang_warmstart.deepgemm.dialects import kernel_name, short_name
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.node.disk import Disk
 
+# For the holder of a kernel's lock. Publishing is atomic: after this the kernel is compiled a second time.
+LOCK_S = 10.0
 # How often somebody else's lock is tried again.
 _TRY_AGAIN_S = 0.1
 
@@ -54,9 +57,10 @@ class CompilePool:
 
     Args:
         executor: runs ``compile_kernel``; it bounds how many run at once.
-        limit_s: seconds for a compile, and for the wait for another process that has begun it.
+        limit_s: seconds for a compile.
         places: at the node's compilers. Only so many locks are held at once: a kernel that waits here for a core is
             left to other processes that have one free.
+        disk: what the cache is asked by.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class CompilePool:
         watcher: Watcher,
         limit_s: float,
         places: Places | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.compiled = 0
         self._executor = executor
@@ -75,6 +80,7 @@ class CompilePool:
         self._watcher = watcher
         self._limit_s = limit_s
         self._places = places or Places(sys.maxsize)
+        self._disk = disk or Disk(cache.root)
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._lanes = Lanes()
 
@@ -96,19 +102,22 @@ class CompilePool:
         await asyncio.shield(task)
 
     async def _ensure(self, kernel: RecordedKernel, target: str) -> None:
-        if self._cache.has(kernel.directory):
-            _say_found(kernel, target)
-            return
+        try:
+            if await self._has(kernel):
+                _say_found(kernel, target)
+                return
+        except OSError as error:
+            raise KernelError(f"{kernel.directory}: {error}") from error
         self._watcher.planned()
         try:
-            while not self._cache.has(kernel.directory):
+            while not await self._has(kernel):
                 async with self._places.one_for(size_of(kernel.source)):
                     if (held := await self._take(kernel)) is not None:
                         with held:
                             await self._compile(kernel, target)
                         return
                 if not await self._wait_for_other(kernel):
-                    # Its holder hangs. Publishing is atomic: a second compile does no harm.
+                    # Its holder is slow, or hangs.
                     async with self._places.one_for(size_of(kernel.source)):
                         await self._compile(kernel, target)
                     return
@@ -118,14 +127,16 @@ class CompilePool:
         finally:
             self._watcher.finished()
 
+    async def _has(self, kernel: RecordedKernel) -> bool:
+        return await self._disk.ask(self._cache.has, kernel.directory)
+
     async def _take(self, kernel: RecordedKernel) -> Held | None:
-        # In a thread: a file system whose lock manager is gone does not answer, and the service is to hear its ranks.
-        return await asyncio.to_thread(self._cache.take_lock, kernel.directory)
+        return await self._disk.ask(self._cache.take_lock, kernel.directory)
 
     async def _wait_for_other(self, kernel: RecordedKernel) -> bool:
         """Return when the lock's holder has published the kernel, or has let the lock go; False if the time was up."""
-        end = time.monotonic() + self._limit_s
-        while not self._cache.has(kernel.directory):
+        end = time.monotonic() + LOCK_S
+        while not await self._has(kernel):
             if (held := await self._take(kernel)) is not None:
                 held.release()
                 return True
@@ -136,7 +147,7 @@ class CompilePool:
 
     async def _compile(self, kernel: RecordedKernel, target: str) -> None:
         # Its last holder may have published it since we looked.
-        if self._cache.has(kernel.directory):
+        if await self._has(kernel):
             _say_found(kernel, target)
             return
         job = CompileJob(kernel.source, kernel.flags, self._compiler, self._limit_s)
@@ -161,8 +172,7 @@ class CompilePool:
                 target=target,
                 error=failure,
             )
-        # In a thread: the cache may be on a slow disk, and it is told to write at once.
-        await asyncio.to_thread(self._cache.publish, kernel.directory, kernel.source, data, kernel.flags)
+        await self._disk.ask(self._cache.publish, kernel.directory, kernel.source, data, kernel.flags)
         self.compiled += 1
 
 

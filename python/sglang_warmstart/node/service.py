@@ -42,6 +42,7 @@ from sglang_warmstart.deepgemm.record.way import ON_GPU, Way, way_for
 from sglang_warmstart.deepgemm.sinks import LaunchMarker, RankPlan, Sink
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import limits, protocol
+from sglang_warmstart.node.disk import Disk, NoAnswerError
 from sglang_warmstart.node.pool import CompilePool, KernelError, Places, RenewedExecutor
 from sglang_warmstart.node.progress import Progress
 from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Warmed, Welcome
@@ -52,6 +53,8 @@ COMPILE_LIMIT_S = 120.0
 RECORD_LIMIT_S = 120.0
 # Whoever restores kernels has a limit of its own, which is lower.
 RESTORE_LIMIT_S = 150.0
+# At the end, for the cache to take what the ranks have compiled themselves.
+END_S = 5.0
 # What a recording child takes of the GPU's memory, mostly its context, and the share of the free memory for all.
 CHILD_BYTES = 1 << 30
 CHILDREN_MAX = 16
@@ -72,6 +75,7 @@ class Workshop:
     markers: Markers
     pool: CompilePool
     progress: Progress
+    disk: Disk
     stub: asyncio.Task[Path] | None = None
     way: asyncio.Future[Way] | None = None
     ledger: Ledger[Target] = field(default_factory=Ledger)
@@ -204,8 +208,9 @@ class Service:
             executor = self._executor(hello.kind, workers)
             # One bound a node, as of the executor: that of the first rank.
             self._places = self._places or Places(workers)
-            pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, self._places)
-            shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress)
+            disk = Disk(cache.root)
+            pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, self._places, disk)
+            shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress, disk)
         sink: Sink = LaunchMarker(shop.markers, hello.launch)
         if self._plans is not None:
             name = f"{identity.digest}-{shop.markers.path(hello.launch).stem}.json"
@@ -231,23 +236,13 @@ class Service:
         """From time to time keep the kernels that the ranks of this service have compiled themselves."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            await asyncio.to_thread(self.keep_further, service)
+            await self.keep_further(service)
 
-    def keep_further(self, service: Path) -> None:
+    async def keep_further(self, service: Path) -> None:
         """Keep them now: in the markers of all ranks that share the cache, whichever has called them first."""
         for shop in list(self._workshops.values()):
-            cache = shop.markers.cache
-            new = {name for name in further.names_in(cache) - shop.seen if cache.has(name)}
-            shop.seen |= new
-            shop.further += further.compiled_in(cache, new, service)
-            for rank in list(shop.askers):
-                if untold := [each for each in shop.further if each.directory not in rank.told]:
-                    try:
-                        if rank.sink.further(untold):
-                            rank.told.update(each.directory for each in untold)
-                    except Exception as error:
-                        # Whatever the cache is like: the kernels are in it, and the service goes on.
-                        logger.warning("%s: %s", rank.sink.complaint, first_line(error))
+            with contextlib.suppress(NoAnswerError):  # the ranks have been told
+                await shop.disk.ask(_keep_further, shop, service)
 
     async def _wait_for_restoring(self) -> None:
         if self._restoring is not None:
@@ -316,7 +311,7 @@ class Service:
             # When a rank has said hello, and when it asks. One that is damaged is set aside by the first of them, and
             # is not there for the other.
             async with rank.reading:
-                return await asyncio.to_thread(rank.sink.earlier)
+                return await rank.shop.disk.ask(rank.sink.earlier)
         except (MarkerError, OSError) as error:
             rank.notes.append(f"the marker is not used: {error}")
             return None
@@ -361,7 +356,7 @@ class Service:
                 rank.sink.keep(finished)
 
         try:
-            await asyncio.to_thread(keep)
+            await rank.shop.disk.ask(keep)
         except OSError as error:
             return [f"{rank.sink.complaint}: {error}"]
         return []
@@ -376,7 +371,7 @@ class Service:
         ledger = rank.shop.ledger
         try:
             await self._wait_for_restoring()
-            kernels = await asyncio.to_thread(rank.sink.find, target)
+            kernels = await rank.shop.disk.ask(rank.sink.find, target)
             if kernels is None:
                 await self._new_target(rank, target, free_bytes)
             else:
@@ -483,6 +478,21 @@ class Service:
                 self._room.notify_all()
 
 
+def _keep_further(shop: Workshop, service: Path) -> None:
+    cache = shop.markers.cache
+    new = {name for name in further.names_in(cache) - shop.seen if cache.has(name)}
+    shop.seen |= new
+    shop.further += further.compiled_in(cache, new, service)
+    for rank in list(shop.askers):
+        if untold := [each for each in shop.further if each.directory not in rank.told]:
+            try:
+                if rank.sink.further(untold):
+                    rank.told.update(each.directory for each in untold)
+            except Exception as error:
+                # Whatever the cache is like: the kernels are in it, and the service goes on.
+                logger.warning("%s: %s", rank.sink.complaint, first_line(error))
+
+
 def _imported(way: Way, deep_gemm: str) -> tuple[str, str]:
     """What a forkserver has imported for a way; on the GPU it is the DeepGEMM that is installed."""
     return (way.library, "" if way.takes_gpu else deep_gemm)
@@ -532,7 +542,8 @@ async def run(service: Service, path: Path, parent: int) -> int:
     server.close()
     looking.cancel()
     service.stop()
-    service.keep_further(path)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(service.keep_further(path), END_S)
     return 0
 
 

@@ -87,6 +87,9 @@ class RecordingProblem(Exception):
         self.failed = failed
 
 
+# For the kernel to end a child; one that hangs in the driver may not end.
+_KILL_S = 2.0
+
 _Words = msgspec.msgpack.Decoder(RecordingFailed | RecordingDone)
 
 
@@ -144,7 +147,7 @@ def record(
         if process.pid is not None:
             # Also one that has said all it had to: it has nothing left to tidy up.
             process.kill()
-            process.join()
+            process.join(_KILL_S)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -101,11 +101,11 @@ class Rank:
         if self._awaited is not None:
             unseen = self._awaited
             self._leave_the_door()
-            self._leave(unseen, "it is called by another function than those that are known")
+            self._leave([unseen], "it is called by another function than those that are known")
         if self.ledger.is_left(key):
             self._sweep_if_left(key)
         elif _name_of(key[0]) not in GEMMS:
-            self._leave(key, "the installed DeepGEMM is not known to have such a GEMM")
+            self._leave([key], "the installed DeepGEMM is not known to have such a GEMM")
             self._sweep_if_left(key)
         elif self.refuses():
             # What the cache has, DeepGEMM loads; before it compiles anything, the monitor's command refuses.
@@ -177,7 +177,7 @@ class Rank:
         try:
             target = self._target_of_call(gemm, arguments)
         except UnsupportedCallError as error:
-            self._leave(key, str(error))
+            self._leave([key], str(error))
         else:
             self._warm_late(target)
         self._sweep_if_left(key)
@@ -251,9 +251,12 @@ class Rank:
         self.compiled = max(self.compiled, answer.compiled)
         for note in answer.notes:
             logger.warning("warmstart: %s", note)
+        left: dict[tuple[str, bool], list[Key]] = {}
         for warmed in answer.targets:
             if warmed.error:
-                self._leave(self._key_of(warmed.target), warmed.error, fast=warmed.no_context)
+                left.setdefault((warmed.error, warmed.no_context), []).append(self._key_of(warmed.target))
+        for (reason, fast), keys in left.items():
+            self._leave(keys, reason, fast=fast)
         self.load([TargetKernels(each.target, each.kernels) for each in answer.targets if not each.error])
 
     def load(self, targets: list[TargetKernels]) -> None:
@@ -284,19 +287,22 @@ class Rank:
             )
         logger.info("warmstart: %d targets loaded: %d kernels in %.3f s", len(targets), loaded.calls, loaded.seconds)
 
-    def _leave(self, key: Key, reason: str, *, fast: bool = False) -> None:
+    def _leave(self, keys: Sequence[Key], reason: str, *, fast: bool = False) -> None:
+        """Leave targets to SGLang, all of them for one reason, which is said once."""
+        names = _name(keys[0]) + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
         if self.strict:
-            raise WarmupError(f"{_name(key)} cannot be warmed: {reason}")
+            raise WarmupError(f"{names} cannot be warmed: {reason}")
+        for key in keys:
+            self.ledger.leave(key, reason, no_context=fast)
         if self.only_plans:
-            logger.warning("warmstart: %s is not in the plan: %s", _name(key), reason)
-            self.ledger.leave(key, reason)
-            self.ledger.done.add(key)
+            logger.warning("warmstart: %s is not in the plan: %s", names, reason)
+            self.ledger.done.update(keys)
             with suppress(ServiceGoneError):
-                self.client.left_out(_name(key), reason)
+                for key in keys:
+                    self.client.left_out(_name(key), reason)
             return
         way = "by its fast list of Ms" if fast else "in its own way"
-        logger.warning("warmstart: %s is left to SGLang, which warms it %s: %s", _name(key), way, reason)
-        self.ledger.leave(key, reason, no_context=fast)
+        logger.warning("warmstart: %s is left to SGLang, which warms it %s: %s", names, way, reason)
 
 
 def _answer_unseen(gemm: Gemm, arguments: dict[str, Any], _call: Callable[[], Any]) -> None:
