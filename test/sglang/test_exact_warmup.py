@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -991,8 +992,36 @@ def without_deep_gemm(monkeypatch: pytest.MonkeyPatch) -> str:
     return "cuda"
 
 
+def nvml(*capabilities: tuple[int, int]) -> SimpleNamespace:
+    """What NVML says of a machine with these GPUs."""
+    return SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: len(capabilities),
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetCudaComputeCapability=lambda gpu: capabilities[gpu],
+    )
+
+
+def with_gpus_before_hopper(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml((8, 0), (8, 9)))
+    return "cuda"
+
+
 @pytest.mark.usefixtures("engine", "deep_gemm")
-@pytest.mark.parametrize("gate", [on_a_cpu, without_precompile, switched_off, without_jit, without_deep_gemm])
+@pytest.mark.parametrize("gpus", [nvml((8, 9), (9, 0)), nvml((10, 0)), nvml(), SimpleNamespace()])
+def test_where_a_gpu_may_be_young_enough_there_is_a_service(
+    gpus: SimpleNamespace, runner: ModelRunner, services: list[ServiceProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", gpus)
+    exact_warmup.start_node_service(with_values(runner.server_args, device="cuda"))
+    assert len(services) == 1
+
+
+@pytest.mark.usefixtures("engine", "deep_gemm")
+@pytest.mark.parametrize(
+    "gate", [on_a_cpu, without_precompile, switched_off, without_jit, without_deep_gemm, with_gpus_before_hopper]
+)
 def test_no_service_is_started_where_there_is_nothing_for_it_to_do(
     gate: Callable[[pytest.MonkeyPatch], str],
     runner: ModelRunner,

@@ -400,7 +400,7 @@ def test_a_decode_stays_below_the_limit_of_the_attention_kernels(
     runner.kernel_warmup()
     assert [size for mode, size in (forward.shape for forward in forwards) if mode == DECODE] == decodes
     assert [size for mode, size in (forward.shape for forward in forwards) if mode == EXTEND] == [1, 16]
-    assert ("no DECODE warm-up of 16: attention decodes 8" in caplog.text) is (decodes == [1])
+    assert ("no DECODE warm-up of 16: the most that can be decoded is 8" in caplog.text) is (decodes == [1])
 
 
 def test_the_limit_of_combined_backends_is_that_of_the_one_that_decodes(
@@ -418,6 +418,39 @@ def test_the_limit_of_combined_backends_is_that_of_the_one_that_decodes(
     assert decode_limit_of(hybrid) == 128
     assert decode_limit_of(TboAttnBackend(primary=hybrid, children=[])) == 128
     assert decode_limit_of(prefill) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "variables", "decodes"),
+    [
+        ("deepep", "auto", {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": "8"}, [1]),
+        ("deepep", "low_latency", {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": "8"}, [1]),
+        ("deepep", "normal", {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": "8"}, [1, 16]),
+        ("deepep", "auto", {}, [1, 16]),
+        ("mooncake", "auto", {"SGLANG_MOONCAKE_EP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": "8"}, [1]),
+        ("none", "auto", {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": "8"}, [1, 16]),
+    ],
+)
+@pytest.mark.by_plugin
+@pytest.mark.usefixtures("pp_gpu")
+def test_no_decode_forward_has_more_tokens_than_low_latency_dispatch_takes(
+    runner: ModelRunner,
+    forwards: list[Forward],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    mode: str,
+    variables: dict[str, str],
+    decodes: list[int],
+) -> None:
+    from sglang.srt.layers.moe import utils
+
+    monkeypatch.setattr(utils, "MOE_A2A_BACKEND", utils.MoeA2ABackend(backend))
+    monkeypatch.setattr(utils, "DEEPEP_MODE", utils.DeepEPMode(mode))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    runner.kernel_warmup()
+    assert [size for forward_mode, size in (forward.shape for forward in forwards) if forward_mode == DECODE] == decodes
+    assert [size for forward_mode, size in (forward.shape for forward in forwards) if forward_mode == EXTEND] == [1, 16]
 
 
 def test_the_log_says_what_starts_and_how_long_it_took(

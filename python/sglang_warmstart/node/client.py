@@ -12,8 +12,11 @@ from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import protocol
 from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Welcome
 
-# The service has its own limit; this is for one that does not answer at all.
+# To listen, and to give a short answer.
+ANSWER_S = 30.0
+# Of a limit, what the service has to put its answer together; and at most this share of it.
 _GRACE_S = 15.0
+_GRACE_SHARE = 0.25
 # For kernels that somebody is restoring into the cache when a rank asks for them.
 RESTORE_LIMIT_S = 180.0
 
@@ -35,7 +38,7 @@ class ServiceClient:
         ServiceGoneError: nobody listens.
     """
 
-    def __init__(self, path: Path, wait_s: float = 30.0) -> None:
+    def __init__(self, path: Path, wait_s: float = ANSWER_S) -> None:
         self._wait_s = wait_s
         self._socket = _connected(path, wait_s)
 
@@ -77,10 +80,14 @@ class ServiceClient:
     def warm(self, targets: Iterable[Target], free_bytes: int, limit_s: float) -> Answer:
         """Wait until the kernels of all targets are in the cache, or the time is up.
 
+        Args:
+            limit_s: seconds for all, whether the service answers or not.
+
         Raises:
             ServiceGoneError: no answer.
         """
-        return self._ask(Warm(tuple(targets), free_bytes, limit_s), Answer, limit_s + _GRACE_S)
+        theirs = limit_s - min(_GRACE_S, limit_s * _GRACE_SHARE)
+        return self._ask(Warm(tuple(targets), free_bytes, theirs), Answer, limit_s)
 
     def close(self) -> None:
         """Say good-bye."""

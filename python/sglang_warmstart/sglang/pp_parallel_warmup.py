@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +31,14 @@ COMPILE_UTILS = "sglang.srt.layers.deep_gemm_wrapper.compile_utils"
 
 # Rows of one tile of the GEMMs whose split count follows the batch size.
 BLOCK_M = 64
+
+# Dispatchers that have a low-latency mode, and their bound on a rank's tokens; all have the same default.
+_DISPATCH_LIMITS = {
+    "deepep": "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+    "mooncake": "SGLANG_MOONCAKE_EP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+    "nixl": "SGLANG_NIXL_EP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+}
+_DISPATCH_TOKENS = 128
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -100,6 +109,22 @@ def decode_limit_of(attn_backend: Any) -> float:
     return decode_limit_of_scratch(math.prod(size for size in sizes if size is not None))
 
 
+def decode_limit_of_experts() -> float:
+    """Tokens that a rank may send to the experts in one decode forward: low-latency dispatch has buffers of that size.
+
+    Source: ``num_max_dispatch_tokens_per_rank`` of the dispatchers in ``sglang/srt/layers/moe/token_dispatcher``.
+    """
+    from sglang.srt.layers.moe.utils import get_deepep_mode, get_moe_a2a_backend
+
+    limit = _DISPATCH_LIMITS.get(get_moe_a2a_backend().value)
+    if limit is None or not get_deepep_mode().resolve(is_extend_in_batch=False).is_low_latency():
+        return math.inf
+    try:
+        return int(os.environ.get(limit) or _DISPATCH_TOKENS)
+    except ValueError:
+        return _DISPATCH_TOKENS
+
+
 def forward_modes_of(model_runner: Any) -> list[Any]:
     """The modes of the forwards that this node runs when it serves: DECODE, EXTEND, or both."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -128,7 +153,7 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
     batch_sizes = batch_sizes_of(model_runner)
-    decode_limit = decode_limit_of(model_runner.attn_backend)
+    decode_limit = min(decode_limit_of(model_runner.attn_backend), decode_limit_of_experts())
     modes = forward_modes_of(model_runner)
 
     logger.info(
@@ -143,7 +168,7 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
         for batch_size in batch_sizes:
             for mode in modes:
                 if mode == ForwardMode.DECODE and batch_size > decode_limit:
-                    logger.info("warmstart: no DECODE warm-up of %d: attention decodes %d", batch_size, decode_limit)
+                    logger.info("warmstart: no DECODE warm-up of %d: the most that can be decoded is %d", batch_size, decode_limit)
                     continue
                 model_runner._dummy_run(batch_size=batch_size, forward_mode_override=mode)
     set_is_extend_in_batch(False)  # as it was before a forward that extends

@@ -40,6 +40,8 @@ from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
 from sglang_warmstart.sglang.seams import seam
 from sglang_warmstart.sglang.votes import Votes
 
+_HOPPER = 9  # the major number of its compute capability
+
 # What else a rank's DeepGEMM and its search for a compiler read.
 _PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
 
@@ -352,7 +354,7 @@ def is_wanted() -> bool:
 def start_node_service(server_args: Any) -> None:
     """Start the service beside the ranks, which find it by their environment. It ends with this process."""
     on_gpu = seam().decided(server_args)["device"] == "cuda"
-    if on_gpu and is_wanted() and importlib.util.find_spec("deep_gemm") is not None:
+    if on_gpu and is_wanted() and importlib.util.find_spec("deep_gemm") is not None and not _all_are_too_old():
         os.environ.pop(SERVICE, None)
         try:
             restoring, plans = (Path(os.environ[name]) if name in os.environ else None for name in (RESTORING, PLANS))
@@ -360,6 +362,24 @@ def start_node_service(server_args: Any) -> None:
         except Exception as error:
             # Whatever it is, the server starts without.
             logger.warning("warmstart: no service for exact warm-up: %s", error)
+
+
+def _all_are_too_old() -> bool:
+    """Whether no GPU of this machine is of Hopper's age or younger, as DeepGEMM's JIT asks for.
+
+    By NVML: torch would start CUDA in this process. False where it does not say.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return bool(gpus) and all(pynvml.nvmlDeviceGetCudaComputeCapability(gpu)[0] < _HOPPER for gpu in gpus)
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:
+        return False
 
 
 def _refuse(reason: str, strict: bool) -> None:
