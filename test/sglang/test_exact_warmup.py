@@ -466,10 +466,9 @@ def test_a_service_that_goes_ends_no_forward_of_this_rank_alone(
         os.kill(mortal.service, signal.SIGKILL)
         warm_up(started.runner)
     assert started.forwards == DRY
-    first, *others = lines(caplog)
+    first, second = lines(caplog)
     assert "the marker cannot be read: the service" in first
-    assert len(others) == len(all_targets())
-    assert all("is left to SGLang" in line and "the service" in line for line in others)
+    assert f"(and {len(all_targets()) - 1} more) is left to SGLang" in second and "the service" in second
 
 
 def test_nothing_is_compiled_or_asked_afterwards(start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch) -> None:
