@@ -15,13 +15,14 @@ from typing import Literal
 
 import msgspec
 
+from sglang_warmstart.base.processes import KILL_S
 from sglang_warmstart.deepgemm import nvrtc
 from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect
 
 Kind = Literal["nvcc", "nvrtc"]
 
 _NICE = 5
-_KILL_S = 2.0  # for the kernel to end a process
+VERSION_S = 30.0  # for a compiler to say which it is
 _MESSAGE_LIMIT = 4000  # characters of the compiler's own words
 
 
@@ -92,7 +93,7 @@ def find(environment: Mapping[str, str], kind: Kind = "nvcc", dialect: Dialect =
     except nvrtc.NvrtcError as error:
         raise CompilerError(str(error)) from None
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilerError(f"{path}: {error}") from error
     if problem := dialect.check_compiler(said):
@@ -169,7 +170,7 @@ class _Running:
         if process.poll() is None:
             _kill_group(process)
             with contextlib.suppress(subprocess.TimeoutExpired):  # a call that no signal ends, on a dead file system
-                process.wait(_KILL_S)
+                process.wait(KILL_S)
         with self._lock:
             self._processes.discard(process)
 

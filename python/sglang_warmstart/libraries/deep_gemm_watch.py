@@ -32,7 +32,7 @@ from sglang_warmstart.base.events import EventLog, emit
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
 from sglang_warmstart.base.switches import UNWATCHED
-from sglang_warmstart.deepgemm.compiler import CompilerError, find_path
+from sglang_warmstart.deepgemm.compiler import VERSION_S, CompilerError, find_path
 from sglang_warmstart.libraries import deep_gemm_front as compiler_command
 from sglang_warmstart.libraries.deep_gemm import DeepGemm, installed_dialect
 from sglang_warmstart.libraries.monitor import REFUSED, JitWhileServingError
@@ -46,7 +46,6 @@ if [ "$1" != --version ] && [ -x {python} ] && [ -r {command} ]; then
 fi
 exec {compiler} "$@"
 """
-_VERSION_LIMIT_S = 30
 _MESSAGE_BYTES = 65536
 # How long a call that failed waits to be told that it was refused.
 _REFUSAL_WAIT_S = 2.0
@@ -136,7 +135,7 @@ class DeepGemmWatch:
         inner = [words["python"], "-IS", words["command"], *place, words["compiler"]]
         for each in ([str(command)], *([inner] if Path(words["command"]).is_file() else [])):
             try:
-                subprocess.run([*each, "--version"], capture_output=True, timeout=_VERSION_LIMIT_S, check=True)
+                subprocess.run([*each, "--version"], capture_output=True, timeout=VERSION_S, check=True)
             except (OSError, subprocess.SubprocessError) as error:
                 raise CompilerError(f"a command before the compiler cannot run: {error}") from error
 

@@ -14,9 +14,8 @@ from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hel
 
 # To listen, and to give a short answer.
 ANSWER_S = 30.0
-# Of a limit, what the service has to put its answer together; and at most this share of it.
-_GRACE_S = 15.0
-_GRACE_SHARE = 0.25
+# The service keeps to a limit itself; this is for one that does not answer at all.
+LATE_S = 15.0
 # For kernels that somebody is restoring into the cache when a rank asks for them.
 RESTORE_LIMIT_S = 180.0
 
@@ -81,13 +80,12 @@ class ServiceClient:
         """Wait until the kernels of all targets are in the cache, or the time is up.
 
         Args:
-            limit_s: seconds for all, whether the service answers or not.
+            limit_s: seconds. A service that does not answer is waited for a little longer (``LATE_S``).
 
         Raises:
             ServiceGoneError: no answer.
         """
-        theirs = limit_s - min(_GRACE_S, limit_s * _GRACE_SHARE)
-        return self._ask(Warm(tuple(targets), free_bytes, theirs), Answer, limit_s)
+        return self._ask(Warm(tuple(targets), free_bytes, limit_s), Answer, limit_s + LATE_S)
 
     def close(self) -> None:
         """Say good-bye."""

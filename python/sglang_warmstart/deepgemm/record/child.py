@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from sglang_warmstart.base.errors import first_line, one_line
-from sglang_warmstart.base.processes import end_with_pipe
+from sglang_warmstart.base.processes import KILL_S, end_with_pipe
 from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.gemms import asked_values
 from sglang_warmstart.deepgemm.identity import Gpu
@@ -87,9 +87,6 @@ class RecordingProblem(Exception):
         self.failed = failed
 
 
-# For the kernel to end a child; one that hangs in the driver may not end.
-_KILL_S = 2.0
-
 _Words = msgspec.msgpack.Decoder(RecordingFailed | RecordingDone)
 
 
@@ -147,7 +144,7 @@ def record(
         if process.pid is not None:
             # Also one that has said all it had to: it has nothing left to tidy up.
             process.kill()
-            process.join(_KILL_S)
+            process.join(KILL_S)
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -26,9 +26,9 @@ from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.node.protocol import Answer, Warmed
 
-# For all waits inside one forward together: well below the limits of DeepEP (100 s), NCCL and the watchdog. What is not
-# ready then is left to SGLang's own warm-up.
-FORWARD_WAIT_S = 60.0
+# For all waits inside one forward together, and 15 s more for a service that does not answer: well below the limits of
+# DeepEP (100 s), NCCL and the watchdog. What is not ready then is left to SGLang's own warm-up.
+FORWARD_WAIT_S = 45.0
 # For the wait before the first forward, when no other rank waits in a collective.
 START_WAIT_S = 900.0
 
