@@ -11,13 +11,15 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from kit.arguments import with_values
 from kit.deep_gemm_model import DOWN, GATE_UP, OUT, DeepGemmModel, calls_of_a_forward, targets_of_a_forward
 from kit.delivery import Delivery, delivery_here
@@ -665,6 +667,31 @@ def test_the_batch_is_the_smallest_that_all_ranks_can_split(
     monkeypatch.setattr(started.runner.model, "forward", lambda *args, **kwargs: None)
     warm_up(started.runner)
     assert started.forwards == [(mode, smallest) for mode, _ in DRY]
+
+
+def test_a_dry_forward_runs_without_gradients_out_of_inference_mode_and_on_the_stream_of_autotune(
+    start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, seen, streams = start(), [], []
+    dummy = type(seam()).dummy_forward
+
+    @contextmanager
+    def on_stream(stream: Any) -> Iterator[None]:
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    def look(*args: Any) -> None:
+        # SGLang's own dummy forward may be in inference mode further in.
+        seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), list(streams)))
+        dummy(*args)
+
+    monkeypatch.setattr(type(seam()), "dummy_forward", look)
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(started.runner, "forward_stream", stream := MagicMock())
+    warm_up(started.runner)
+    assert seen == [(False, False, [stream])] * len(DRY)
+    assert stream.wait_stream.call_count >= len(DRY), "what the default stream still does comes first"
 
 
 def failing_layer(runner: Any) -> Any:
