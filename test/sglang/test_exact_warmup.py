@@ -470,7 +470,8 @@ def test_a_service_that_goes_ends_no_forward_of_this_rank_alone(
     assert started.forwards == DRY
     first, second = lines(caplog)
     assert "the marker cannot be read: the service" in first
-    assert f"(and {len(all_targets()) - 1} more) is left to SGLang" in second and "the service" in second
+    assert f" and {len(all_targets()) - 3} more are left to SGLang, which warms them" in second
+    assert "the service" in second
 
 
 def test_nothing_is_compiled_or_asked_afterwards(start: Callable[[], Started], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -740,8 +741,9 @@ def test_a_target_that_does_not_compile_is_left_to_sglang_when_it_is_called_and_
     warm_up(started.runner)
     failing = [each for each in all_targets() if each.lhs_scale == "k"]
     assert started.rank.warmed == set(all_targets()) - set(failing)
-    assert len(lines(caplog)) == len(failing)
-    for each, line in zip(failing, lines(caplog), strict=True):
+    (line,) = lines(caplog)  # they have one kernel in common
+    assert len(failing) == 3 and " are left to SGLang, which warms them " in line
+    for each in failing:
         assert f"<{each.kernel_type}> N={each.n} K={each.k}" in line
     started.rank.deep_gemm.jit = None  # DeepGEMM could not compile it either
     started.rank.deep_gemm.calls.clear()

@@ -35,6 +35,9 @@ START_WAIT_S = 900.0
 # What would have covered a target that is met while serving.
 _LATE_REMEDY = "no dry forward met it and no marker knew it; the marker does now, and the next start loads its kernels"
 
+# Targets that a line names, where many are left for one reason.
+_NAMED = 3
+
 # Of the GPU's free memory, what the calls that load kernels may take.
 _LOAD_SHARE = 0.8
 
@@ -289,7 +292,9 @@ class Rank:
 
     def _leave(self, keys: Sequence[Key], reason: str, *, fast: bool = False) -> None:
         """Leave targets to SGLang, all of them for one reason, which is said once."""
-        names = _name(keys[0]) + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
+        names = ", ".join(map(_name, keys[:_NAMED]))
+        if len(keys) > _NAMED:
+            names += f" and {len(keys) - _NAMED} more"
         if self.strict:
             raise WarmupError(f"{names} cannot be warmed: {reason}")
         for key in keys:
@@ -302,7 +307,8 @@ class Rank:
                     self.client.left_out(_name(key), reason)
             return
         way = "by its fast list of Ms" if fast else "in its own way"
-        logger.warning("warmstart: %s is left to SGLang, which warms it %s: %s", names, way, reason)
+        are, them = ("is", "it") if len(keys) == 1 else ("are", "them")
+        logger.warning("warmstart: %s %s left to SGLang, which warms %s %s: %s", names, are, them, way, reason)
 
 
 def _answer_unseen(gemm: Gemm, arguments: dict[str, Any], _call: Callable[[], Any]) -> None:
