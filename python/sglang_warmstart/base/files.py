@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,7 +39,7 @@ def publish(place: Path, build: Callable[[Path], object], scratch: Path) -> bool
         place.parent.mkdir(parents=True, exist_ok=True)
         if not put(temporary, place):
             return False
-        sync(place.parent)
+        _settle(place.parent)
         return True
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -79,9 +79,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             sync(file.fileno())
         temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _settle(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -101,6 +103,12 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         sync(file.fileno())
+
+
+def _settle(directory: Path) -> None:
+    # What was renamed is in its place and whole: nobody is told that it is not, whatever the file system says now.
+    with suppress(OSError):
+        sync(directory)
 
 
 def sync(what: int | Path) -> None:

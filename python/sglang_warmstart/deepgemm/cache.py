@@ -134,7 +134,9 @@ class KernelCache:
 
         path = self.path(directory)
         try:
-            if not path.exists() and not files.publish(path, build, self.root / "tmp"):
+            if not path.exists():
+                if files.publish(path, build, self.root / "tmp"):
+                    return
                 # Somebody was faster: theirs is used, as soon as this machine's view of a shared cache has it.
                 end = time.monotonic() + VISIBLE_S
                 while not path.exists() and time.monotonic() < end:

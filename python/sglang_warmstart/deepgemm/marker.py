@@ -8,6 +8,7 @@ found.
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -149,11 +150,16 @@ class Markers:
 
     def all(self) -> Iterator[Marker]:
         """The markers that can be read. Whether their kernels are still there is not looked at."""
-        for path in (path for directory in self._directories for path in sorted(directory.glob("*.json"))):
+        for directory in self._directories:
             try:
-                yield self._read(path)
-            except (OSError, MarkerError):
+                paths = sorted(directory.glob("*.json"))
+            except OSError:
                 continue
+            for path in paths:
+                try:
+                    yield self._read(path)
+                except (OSError, MarkerError):
+                    continue
 
     def add(
         self,
@@ -224,7 +230,7 @@ class Markers:
             what = self._defect(file)
             if what is None:
                 continue
-            if self.cache.path(file.directory).exists():
+            if os.path.exists(self.cache.path(file.directory)):  # noqa: PTH110  (Path.exists does raise)
                 defects.append(f"{file.directory} is not what it was ({what})")
                 # Half a kernel stays: it may be filled just now, and is completed by whoever compiles it.
                 if self.cache.has(file.directory) and not self._is_known(file.directory):
