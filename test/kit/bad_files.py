@@ -27,10 +27,11 @@ CALLS = (
     *("look", "open", "create", "tmpfile", "read", "write", "close", "sync", "sync_directory", "lock", "rename"),
     *("link", "mkdir", "rmdir", "unlink", "list", "change"),
 )
-# What needs a file system that can be written, and all that there is.
+# What needs a file system that can be written; all that there is; and what fails where a mount or a permission is gone.
 WRITES = tuple(CALLS[each] for each in (2, 3, 5, 7, 8, 10, 11, 12, 13, 14, 16))
 CHANGES = tuple(each for each in WRITES if each not in ("write", "sync", "sync_directory"))
 EVERY = CALLS
+LOST = tuple(each for each in EVERY if each != "close")
 
 Effect = Literal["refuse", "delay", "hang", "kill", "hide", "tear", "clock"]
 _EFFECTS = ("", "refuse", "delay", "hang", "kill", "hide", "tear", "clock")
@@ -105,7 +106,7 @@ class BadFiles:
 
     def vanish(self, below: Path, number: int = errno.ESTALE) -> Rule:
         """From now on nothing is there."""
-        return self.refuse(EVERY, below, number)
+        return self.refuse(LOST, below, number)
 
     def set(
         self,

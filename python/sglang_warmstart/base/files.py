@@ -14,6 +14,7 @@ from typing import BinaryIO
 # What a file system says that cannot sync a directory, or opens none.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES}
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+_GONE = (errno.ESTALE, errno.EIO, errno.ENOENT)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -128,5 +129,7 @@ def sync(what: int | Path) -> None:
 
 
 def hint(error: OSError) -> str:
-    """What to do about a place that cannot be written."""
+    """What to do about a place that cannot be used."""
+    if error.errno in _GONE:
+        return "check its mount"
     return "make room" if error.errno in _FULL else "make it writable"
