@@ -7,10 +7,12 @@ found.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +121,7 @@ class Markers:
 
         Raises:
             MarkerError: it is there and cannot be used. It has been set aside, and broken kernels too.
+            OSError: it cannot be told, now.
         """
         path = self.path(launch)
         try:
@@ -142,10 +145,10 @@ class Markers:
         for marker in self.all():
             for known in marker.targets:
                 wanted = {use.directory for use in known.kernels}
-                if known.target == target and not self._defects(
-                    [file for file in marker.files if file.directory in wanted]
-                ):
-                    return known
+                files = [file for file in marker.files if file.directory in wanted]
+                with suppress(OSError):
+                    if known.target == target and not self._defects(files):
+                        return known
         return None
 
     def all(self) -> Iterator[Marker]:
@@ -204,9 +207,9 @@ class Markers:
                 files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
                 further=tuple(others[name] for name in sorted(others)),
             )
-            files.write_atomically(
-                self.directory / path.name, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1)
-            )
+            path = self.directory / path.name
+            files.write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
+        files.remove_left_behind(self.cache.scratch, path)
         return True
 
     def _read(self, path: Path) -> Marker:
@@ -242,7 +245,9 @@ class Markers:
     def _defect(self, file: KernelFile) -> str | None:
         try:
             found = self.cache.describe(file.directory)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                raise  # it is this host's view that is old, and not the kernel
             return "no cubin"
         if found.size != file.size:
             return f"{found.size} of {file.size} bytes"

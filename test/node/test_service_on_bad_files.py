@@ -256,6 +256,19 @@ def test_a_cache_that_is_lost_after_a_start_is_no_reason_not_to_restart(
     check(site, place, restarted)
 
 
+def test_a_view_that_is_old_for_a_moment_costs_a_restart_nothing_but_its_marker(site: Site) -> None:
+    place = site.place()
+    ask(place.rank(site.node))
+    (marker,) = marker_of(place)
+    rule = site.bad.refuse(("open", "read"), place.cache.root / "cache", errno.ESTALE)
+    (note, *_) = place.rank(site.node).restore().notes
+    assert rule.fired and "Stale file handle" in note
+    site.bad.lift_all()
+    assert marker_of(place) == [marker], "others use it"
+    restored = place.rank(site.node).restore()
+    assert restored.known and not restored.notes
+
+
 @pytest.mark.parametrize("calls", [("write",), ("rename",), ("sync",), ("create",)], ids="".join)
 def test_a_file_system_that_never_answers_costs_the_time_that_the_rank_gives(
     calls: tuple[str, ...], site: Site
