@@ -154,7 +154,7 @@ def test_one_call_fails_whichever_it_is(number: int, site: Site) -> None:
     calls = EVERY if number == errno.ESTALE else WRITES
     for n in itertools.count(1):
         # Each of the first ones, and then some: there are hundreds.
-        n = n if n <= 20 else 20 + (n - 20) * 9
+        n = n if n <= 20 else 20 + (n - 20) * 15
         place = site.place(str(n))
         rule = site.bad.refuse(calls, place.cache.root, number, first=n, last=n)
         rank = place.rank(site.node)
@@ -285,3 +285,19 @@ def test_a_file_system_that_never_answers_costs_the_time_that_the_rank_gives(
     ask(other)
     assert wait_until(lambda: not rests_in(place.cache))
     check(site, place, other)
+
+
+@pytest.mark.parametrize("fault", [turns_read_only, is_stale], ids=lambda fault: fault.__name__)
+def test_it_ends_in_order_whatever_has_become_of_the_cache(
+    fault: Callable[[BadFiles, Path], Rule], tmp_path: Path
+) -> None:
+    bad = BadFiles(tmp_path)
+    (tmp_path / "place").mkdir()
+    place = Place(tmp_path / "place")
+    with Node(tmp_path, **bad.environment) as node:
+        ask(place.rank(node))
+        fault(bad, place.cache.root)
+        assert node.end() == 0
+        assert not node.left()
+        assert not node.socket.parent.exists()
+        assert "Traceback" not in node.log
