@@ -164,6 +164,7 @@ static int fault(uint64_t call, const char *path) {
       case KILL: kill(getpid(), SIGKILL); break;
       case HIDE:
         if (call != RENAME && is_hidden(path)) return ENOENT;
+        rule->fired--;
         break;
       case HANG:
         sigfillset(&all);
