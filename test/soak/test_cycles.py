@@ -50,7 +50,7 @@ LIMIT_S = 60.0
 # The wait for an answer: the rank's own limits, and a start on a machine that is busy.
 ANSWER_S = LIMIT_S + 60.0
 # What ends by itself when its server has been killed does so in this time.
-END_S = 20.0
+END_S = 60.0
 
 _MARK = "KIT_CYCLES"
 _COMPILERS = {"nvcc", "cicc", "ptxas", "cudafe++", "fatbinary"}
@@ -86,6 +86,7 @@ class Numbers:
     left_in_scratch: int = 0
     refusals: int = 0
     delays: int = 0
+    seconds_to_end: float = 0.0
 
 
 class Site:
@@ -178,6 +179,14 @@ def kind_of(process: psutil.Process) -> str:
     return "recorder" if forked else "forkserver" if "forkserver" in command else "other"
 
 
+def shown(process: psutil.Process) -> str:
+    """A process, for a person."""
+    with contextlib.suppress(psutil.Error):
+        age = time.time() - process.create_time()
+        return f"{kind_of(process)}, {age:.0f} s old, child of {process.ppid()}: {' '.join(process.cmdline())[-200:]}"
+    return str(process)
+
+
 def weather(site: Site) -> tuple[str, list[Rule]]:
     """What is wrong with the file system in a cycle."""
     bad, root, choice = site.bad, site.cache.root, site.random
@@ -245,13 +254,15 @@ def cycle(site: Site) -> list[str]:
     killed = kill_some(site, is_over)
     if not wait_until(is_over, ANSWER_S):
         wrong += [f"no answer: {each.log}" for each in running if not each.listen()]
+    closed = time.monotonic()
     for each in running:
         assert each.popen.stdin is not None
         each.popen.stdin.close()
     if not wait_until(lambda: all([each.popen.poll() is not None for each in running]), END_S):
         wrong += [f"does not end: {each.log}" for each in running if each.popen.poll() is None]
     if not wait_until(lambda: not site.processes(), END_S):
-        wrong += [f"still there: {process}" for process in site.processes()]
+        wrong += [f"still there: {shown(process)}" for process in site.processes()]
+    site.numbers.seconds_to_end = max(site.numbers.seconds_to_end, time.monotonic() - closed)
     site.bad.lift_all()
     for process in site.processes():
         with contextlib.suppress(psutil.Error):
@@ -362,6 +373,7 @@ def test_cycles_leave_a_good_cache_and_nothing_else(tmp_path_factory: pytest.Tem
             "compiled from its memory": site.compiler.count("remembered"),
             "calls refused": site.numbers.refusals,
             "calls delayed": site.numbers.delays,
+            "seconds until all had ended, at most": round(site.numbers.seconds_to_end, 1),
             "left in the cache's scratch, and removed later": site.numbers.left_in_scratch,
         }
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
