@@ -52,7 +52,7 @@ class RememberingCompiler:
         every: how many runs there are to one that compiles in any case.
     """
 
-    def __init__(self, directory: Path, nvcc: Path, every: int = 40) -> None:
+    def __init__(self, directory: Path, nvcc: Path, every: int = 25) -> None:
         memory = directory / "memory"
         memory.mkdir(parents=True)
         self.path, self._runs = directory / "nvcc", directory / "runs"

@@ -208,7 +208,7 @@ def weather(site: Site) -> tuple[str, list[Rule]]:
 
 def wipe(site: Site) -> None:
     """Have work to do again."""
-    what = site.random.choice(["all", "kernel", "kernel", "kernels", "markers", "nothing"])
+    what = site.random.choice(["all", "all", "kernel", "kernels", "kernels", "markers"])
     if what == "all":
         shutil.rmtree(site.cache.root, ignore_errors=True)
     elif what == "markers":
@@ -223,7 +223,7 @@ def kill_some(site: Site, until: Callable[[], bool]) -> set[str]:
     """Kill processes at random moments. Returns of which kinds."""
     killed = set()
     for _ in range(site.random.choice([0, 1, 1, 2, 3])):
-        wait_until(until, site.random.uniform(0, 3))
+        wait_until(until, site.random.uniform(0, 5))
         # By their kind first: there are more compilers than servers.
         by_kind: dict[str, list[psutil.Process]] = {}
         for process in site.processes():
