@@ -126,13 +126,25 @@ class WriterOrder(msgspec.Struct, frozen=True):
     Args:
         cache, compiler: see :class:`ServerOrder`.
         kernels: to have.
-        journal: a file for the names of those that it begins.
+        journal: a file; see :func:`half_done`.
     """
 
     cache: str
     compiler: str
     kernels: tuple[RecordedKernel, ...]
     journal: str
+
+
+def note(journal: str, what: str, kernel: str) -> None:
+    """Add a line to the writer's journal."""
+    with Path(journal).open("a") as file:
+        file.write(f"{what} {kernel}\n")
+
+
+def half_done(journal: Path) -> set[str]:
+    """The kernels that a writer has begun, and none has finished since."""
+    lines = [line.split() for line in journal.read_text().splitlines()]
+    return {kernel for kernel, what in {kernel: what for what, kernel in lines}.items() if what == "begun"}
 
 
 def writer_main() -> None:
@@ -148,8 +160,7 @@ def writer_main() -> None:
         files = [place / "kernel.cu", place / "kernel.cubin"]
         if all(path.exists() for path in files):
             continue
-        with Path(order.journal).open("a") as journal:
-            journal.write(f"{kernel.directory}\n")
+        note(order.journal, "begun", kernel.directory)
         place.mkdir(parents=True, exist_ok=True)
         files[0].write_text(kernel.source)
         scratch = root / "tmp" / uuid.uuid4().hex
@@ -160,5 +171,6 @@ def writer_main() -> None:
         scratch.rename(files[1])
         if not all(path.exists() for path in files):
             raise SystemExit(f"{place} is not whole: {sorted(path.name for path in place.iterdir())}")
+        note(order.journal, "done", kernel.directory)
         time.sleep(0.1)
     print("{}", flush=True)
