@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+from kit.bad_files import CHANGES, LOST, WRITES, BadFiles
 from kit.bundles import Bundle, bundle_of, cubin
 from kit.environment import python_path
 from kit.installed import install
@@ -163,6 +165,29 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     if reason:
         assert "the bundle is not restored: " in line and reason in line and line.count(str(path)) == 1
         assert not server.cache.root.exists()
+
+
+@pytest.mark.parametrize("first", [1, 12, 25])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE], ids=errno.errorcode.get)
+def test_a_cache_that_fails_in_the_middle_is_one_line(
+    number: int, first: int, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, bad = tmp_path / "bundle.tar.zst", BadFiles(tmp_path)
+    path.write_bytes(bundle().archive())
+    rule = bad.refuse(
+        {errno.ENOSPC: WRITES, errno.EROFS: CHANGES, errno.ESTALE: LOST}[number], server.cache.root, number, first=first
+    )
+    lock = start(str(path), None, server.cache.root, bad.environment)
+    assert wait_until(lambda: is_over(lock), 30)
+    assert rule.fired
+    line = line_of(capfd)
+    assert "the bundle is not restored: " in line and os.strerror(number) in line
+    assert all(cubin_path.read_bytes() for cubin_path in server.cache.root.glob("cache/*/*.cubin"))
+    bad.lift_all()
+    # What could not be removed stays, and harms nobody.
+    lock = server.restore(path)
+    assert wait_until(lambda: is_over(lock), 30)
+    assert server.is_marked
 
 
 def test_a_key_that_is_empty_is_no_leave_to_do_without(

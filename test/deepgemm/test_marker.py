@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -278,6 +279,16 @@ def test_a_cache_that_cannot_be_written_raises_what_the_disk_says(tmp_path: Path
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="Not a directory"):
         Markers(KernelCache(tmp_path / "file"), IDENTITY).add(LAUNCH, [warmed.target])
+
+
+def test_what_a_killed_process_has_left_goes_when_a_marker_is_written(warmed: Warmed) -> None:
+    left = [warmed.cache.scratch / name for name in ("warmstart-old", "warmstart-young", "of DeepGEMM")]
+    for path in left:
+        path.mkdir(parents=True)
+    for path in (left[0], left[2]):
+        os.utime(path, (0, 0))
+    warmed.markers.add(LAUNCH, [warmed.target])
+    assert [path.is_dir() for path in left] == [False, True, True]
 
 
 def test_ranks_that_add_at_the_same_time_lose_nothing(warmed: Warmed) -> None:

@@ -14,13 +14,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.files import answered
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import EVENTS, METRICS
 
@@ -115,10 +116,11 @@ class EventLog:
         self._number = 0
         self._size = 0
         self._lost = False
+        self._hangs = False
         self._ready = False
         with self._lock:
             self._write(self._header)
-        self._was_there = directory.is_dir()
+        self._was_there = not self._lost
 
     def emit(self, event: Event) -> None:
         """Write an event, and tell those who listen."""
@@ -136,13 +138,17 @@ class EventLog:
     @property
     def phase(self) -> Phase:
         """Whether the server has been ready. A look at the file system, until it has."""
+        if not self._ready and not self._hangs:
+            try:
+                self._ready = answered(self._is_said)
+            except OSError:
+                self._hangs = True
+        return "serving" if self._ready else "startup"
+
+    def _is_said(self) -> bool:
         # os.access, unlike Path.exists, raises nothing. Runs whose start-up is long over are removed in time, and the
         # file with them.
-        if not self._ready and (
-            os.access(self.ready_file, os.F_OK) or (self._was_there and not os.access(self.directory, os.F_OK))
-        ):
-            self._ready = True
-        return "serving" if self._ready else "startup"
+        return os.access(self.ready_file, os.F_OK) or (self._was_there and not os.access(self.directory, os.F_OK))
 
     def begin_serving(self) -> None:
         """For this process the server is ready, whatever others are told."""
@@ -152,24 +158,28 @@ class EventLog:
         """No more events are written."""
         with self._lock:
             self._lost = True
-            if self._file is not None:
-                os.close(self._file)
+            if (file := self._file) is not None:
                 self._file = None
+                with suppress(OSError):
+                    answered(lambda: os.close(file))
 
     def _write(self, line: bytes) -> None:
         if self._lost:
             return
         try:
-            if self._file is None or self._size + len(line) > self._limit:
-                self._next_file()
-            assert self._file is not None
-            # A line that is cut off, by a full disk, is the last one of its file, and readers leave it out.
-            if os.write(self._file, line) < len(line):
-                raise OSError("the disk is full")
-            self._size += len(line)
+            answered(lambda: self._append(line))
         except OSError as error:
             self._lost = True
             logger.warning("warmstart: events are not recorded in %s: %s", self.directory, error.strerror or error)
+
+    def _append(self, line: bytes) -> None:
+        if self._file is None or self._size + len(line) > self._limit:
+            self._next_file()
+        assert self._file is not None
+        # A line that is cut off, by a full disk, is the last one of its file, and readers leave it out.
+        if os.write(self._file, line) < len(line):
+            raise OSError("the disk is full")
+        self._size += len(line)
 
     def _next_file(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

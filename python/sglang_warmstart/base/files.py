@@ -5,16 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Late
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 # What a file system says that cannot sync a directory, or opens none.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES}
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+# What answers at all answers sooner.
+ANSWER_S = 5.0
+# No process takes as long as that to publish something.
+LEFT_BEHIND_S = 3600.0
+_GONE = (errno.ESTALE, errno.EIO, errno.ENOENT)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_T = TypeVar("_T")
 
 
 def publish(place: Path, build: Callable[[Path], object], scratch: Path) -> bool:
@@ -39,10 +49,25 @@ def publish(place: Path, build: Callable[[Path], object], scratch: Path) -> bool
         place.parent.mkdir(parents=True, exist_ok=True)
         if not put(temporary, place):
             return False
-        sync(place.parent)
+        _settle(place.parent)
         return True
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left_behind(scratch: Path, fresh: Path) -> None:
+    """Remove what processes that were killed have left in a scratch directory, as far as that can be.
+
+    Args:
+        scratch: see :func:`publish`.
+        fresh: was just written there. Times are compared with its own: the file system's clock may be another host's.
+    """
+    with suppress(OSError):
+        now = fresh.stat().st_mtime
+        for left in scratch.glob("warmstart-*"):
+            with suppress(OSError):  # another process removes it
+                if now - left.stat().st_mtime > LEFT_BEHIND_S:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def put(
@@ -79,9 +104,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             sync(file.fileno())
         temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _settle(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -103,6 +130,12 @@ def write_synced(path: Path, data: bytes) -> None:
         sync(file.fileno())
 
 
+def _settle(directory: Path) -> None:
+    # What was renamed is in its place and whole: nobody is told that it is not, whatever the file system says now.
+    with suppress(OSError):
+        sync(directory)
+
+
 def sync(what: int | Path) -> None:
     """Have a file (by its descriptor) or a directory on disk before what follows, where the file system can."""
     try:
@@ -119,6 +152,35 @@ def sync(what: int | Path) -> None:
             raise
 
 
+def answered(call: Callable[[], _T], limit_s: float = ANSWER_S) -> _T:
+    """What a call returns, where the file system may never answer: a mount whose server is gone.
+
+    Args:
+        limit_s: seconds for the answer.
+
+    Raises:
+        TimeoutError: there was none. The call goes on in its thread, and nobody waits for it.
+    """
+    answer: Future[_T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    try:
+        threading.Thread(target=ask, name="warmstart-files", daemon=True).start()
+    except RuntimeError:
+        return call()  # an interpreter that ends starts no more threads
+    try:
+        return answer.result(limit_s)
+    except Late:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {limit_s:g} s") from None
+
+
 def hint(error: OSError) -> str:
-    """What to do about a place that cannot be written."""
+    """What to do about a place that cannot be used."""
+    if error.errno in _GONE:
+        return "check its mount"
     return "make room" if error.errno in _FULL else "make it writable"

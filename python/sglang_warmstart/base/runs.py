@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sglang_warmstart.base.events import READY
+from sglang_warmstart.base.files import answered
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
 
 # Runs that are kept in a cache; the oldest of the others go first, ...
@@ -40,7 +41,7 @@ def new_run(cache: Path) -> tuple[Path, str | None]:
     """
     place = runs_of(cache)
     try:
-        directory = _made(place)
+        directory = answered(lambda: _made(place))
     except OSError as error:
         problem = f"{place} cannot be written: {error.strerror or error}"
         try:
@@ -51,7 +52,7 @@ def new_run(cache: Path) -> tuple[Path, str | None]:
         atexit.register(_remove, directory, alive, os.getpid())
         return directory, problem
     with contextlib.suppress(OSError):
-        _remove_old(place)
+        answered(lambda: _remove_old(place, directory))
     return directory, None
 
 
@@ -67,11 +68,13 @@ def _made(place: Path) -> Path:
     raise FileExistsError(f"{place / name} and all others of this name are there")
 
 
-def _remove_old(place: Path) -> None:
+def _remove_old(place: Path, fresh: Path) -> None:
+    # By the file system's own clock, which may be another host's.
+    now = fresh.stat().st_mtime
     runs = sorted(path for path in place.iterdir() if _RUN.fullmatch(path.name))
     for old in runs[:-KEPT_RUNS]:
         with contextlib.suppress(OSError):  # another server removes it
-            if time.time() - old.stat().st_mtime > KEPT_S:
+            if now - old.stat().st_mtime > KEPT_S:
                 shutil.rmtree(old, ignore_errors=True)
 
 
@@ -81,7 +84,7 @@ def say_ready(directory: Path) -> None:
     Raises:
         OSError: nobody can be told.
     """
-    (directory / READY).touch()
+    answered((directory / READY).touch)
 
 
 def _remove(directory: Path, alive: BinaryIO, owner: int) -> None:

@@ -6,8 +6,6 @@ Here they get their names, and the markers that let a server start without askin
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from sglang_warmstart.base.files import remove_left_behind
 from sglang_warmstart.bundle import archive, entries
 from sglang_warmstart.bundle.manifest import BundleError, Manifest, printable
 from sglang_warmstart.bundle.signature import PublicKey
@@ -33,7 +32,6 @@ from sglang_warmstart.libraries.table import LIBRARIES
 
 # Publishing waits for the disk, mostly.
 _THREADS = 8
-_LEFT_BEHIND_S = 3600.0
 # In the key of a marker that no server's launch has: what it knows is known, and the launch is not taken for warmed.
 _PARTIAL = {"from a bundle": "not all targets"}
 
@@ -207,12 +205,9 @@ def _caches(manifest: Manifest, place: Place, notes: list[str]) -> dict[str, tup
 def _staging(root: Path) -> tempfile.TemporaryDirectory[str]:
     directory = root / "tmp"
     directory.mkdir(parents=True, exist_ok=True)
-    for left in directory.glob("warmstart-*"):
-        # Of one that was killed. None takes as long as that.
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _LEFT_BEHIND_S:
-                shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix="warmstart-bundle-", dir=directory, ignore_cleanup_errors=True)
+    staging = tempfile.TemporaryDirectory(prefix="warmstart-bundle-", dir=directory, ignore_cleanup_errors=True)
+    remove_left_behind(directory, Path(staging.name))
+    return staging
 
 
 def _publish(cache: KernelCache, manifest: Manifest, names: Mapping[str, str], include: Path, staging: Path) -> int:

@@ -70,6 +70,11 @@ class KernelCache:
         return self.root / "warmstart"
 
     @property
+    def scratch(self) -> Path:
+        """Where kernels are built before they are put into their places, as DeepGEMM does it."""
+        return self.root / "tmp"
+
+    @property
     def all_own(self) -> tuple[Path, ...]:
         """The same in each root, first that which is written."""
         return tuple(root / "warmstart" for root in (self.root, *self.read_only))
@@ -134,7 +139,9 @@ class KernelCache:
 
         path = self.path(directory)
         try:
-            if not path.exists() and not files.publish(path, build, self.root / "tmp"):
+            if not path.exists():
+                if files.publish(path, build, self.scratch):
+                    return
                 # Somebody was faster: theirs is used, as soon as this machine's view of a shared cache has it.
                 end = time.monotonic() + VISIBLE_S
                 while not path.exists() and time.monotonic() < end:

@@ -8,6 +8,7 @@ the compiler's flags and the server that the rank belongs to, and DeepGEMM moves
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from sglang_warmstart.deepgemm.cache import KernelCache
@@ -19,8 +20,10 @@ FLAGS = f"{CUBIN}.flags"
 
 
 def names_in(cache: KernelCache) -> set[str]:
-    """The names of all entries in the root that is written."""
-    return {path.name for path in (cache.root / "cache").glob("*")}
+    """The names of all entries in the root that is written; none where it cannot be listed."""
+    with suppress(OSError):
+        return {path.name for path in (cache.root / "cache").glob("*")}
+    return set()
 
 
 def compiled_in(cache: KernelCache, names: Iterable[str], service: Path | None = None) -> list[RecordedKernel]:

@@ -7,9 +7,12 @@ found.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +121,7 @@ class Markers:
 
         Raises:
             MarkerError: it is there and cannot be used. It has been set aside, and broken kernels too.
+            OSError: it cannot be told, now.
         """
         path = self.path(launch)
         try:
@@ -141,19 +145,24 @@ class Markers:
         for marker in self.all():
             for known in marker.targets:
                 wanted = {use.directory for use in known.kernels}
-                if known.target == target and not self._defects(
-                    [file for file in marker.files if file.directory in wanted]
-                ):
-                    return known
+                files = [file for file in marker.files if file.directory in wanted]
+                with suppress(OSError):
+                    if known.target == target and not self._defects(files):
+                        return known
         return None
 
     def all(self) -> Iterator[Marker]:
         """The markers that can be read. Whether their kernels are still there is not looked at."""
-        for path in (path for directory in self._directories for path in sorted(directory.glob("*.json"))):
+        for directory in self._directories:
             try:
-                yield self._read(path)
-            except (OSError, MarkerError):
+                paths = sorted(directory.glob("*.json"))
+            except OSError:
                 continue
+            for path in paths:
+                try:
+                    yield self._read(path)
+                except (OSError, MarkerError):
+                    continue
 
     def add(
         self,
@@ -198,9 +207,9 @@ class Markers:
                 files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
                 further=tuple(others[name] for name in sorted(others)),
             )
-            files.write_atomically(
-                self.directory / path.name, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1)
-            )
+            path = self.directory / path.name
+            files.write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))
+        files.remove_left_behind(self.cache.scratch, path)
         return True
 
     def _read(self, path: Path) -> Marker:
@@ -224,7 +233,7 @@ class Markers:
             what = self._defect(file)
             if what is None:
                 continue
-            if self.cache.path(file.directory).exists():
+            if os.path.exists(self.cache.path(file.directory)):  # noqa: PTH110  (Path.exists does raise)
                 defects.append(f"{file.directory} is not what it was ({what})")
                 # Half a kernel stays: it may be filled just now, and is completed by whoever compiles it.
                 if self.cache.has(file.directory) and not self._is_known(file.directory):
@@ -236,7 +245,9 @@ class Markers:
     def _defect(self, file: KernelFile) -> str | None:
         try:
             found = self.cache.describe(file.directory)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                raise  # it is this host's view that is old, and not the kernel
             return "no cubin"
         if found.size != file.size:
             return f"{found.size} of {file.size} bytes"

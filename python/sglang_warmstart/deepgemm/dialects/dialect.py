@@ -92,8 +92,8 @@ class Dialect(ABC):
         return (Path(value),)
 
     def is_whole(self, entry: Path) -> bool:
-        """Whether all files of an entry are there."""
-        return all((entry / name).is_file() for name in self.files)
+        """Whether all files of an entry are there. One that cannot be looked at is not: this raises nothing."""
+        return all(os.path.isfile(entry / name) for name in self.files)  # noqa: PTH113  (Path.is_file does raise)
 
     def variables(self, suffix: str) -> tuple[str, ...]:
         """The names of a variable, such as ``DG_JIT_CACHE_DIR``; the first that is set counts."""
