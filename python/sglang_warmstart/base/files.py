@@ -5,26 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Late
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 # What a file system says that cannot sync a directory, or opens none.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES}
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
-# What answers at all answers sooner.
-ANSWER_S = 5.0
 # No process takes as long as that to publish something.
 LEFT_BEHIND_S = 3600.0
 _GONE = (errno.ESTALE, errno.EIO, errno.ENOENT)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-_T = TypeVar("_T")
 
 
 def publish(place: Path, build: Callable[[Path], object], scratch: Path) -> bool:
@@ -150,33 +143,6 @@ def sync(what: int | Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-
-
-def answered(call: Callable[[], _T], limit_s: float = ANSWER_S) -> _T:
-    """What a call returns, where the file system may never answer: a mount whose server is gone.
-
-    Args:
-        limit_s: seconds for the answer.
-
-    Raises:
-        TimeoutError: there was none. The call goes on in its thread, and nobody waits for it.
-    """
-    answer: Future[_T] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(call())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    try:
-        threading.Thread(target=ask, name="warmstart-files", daemon=True).start()
-    except RuntimeError:
-        return call()  # an interpreter that ends starts no more threads
-    try:
-        return answer.result(limit_s)
-    except Late:
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer in {limit_s:g} s") from None
 
 
 def hint(error: OSError) -> str:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Late
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sglang_warmstart.base.answers import ANSWER_S, answered
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.mounts import mount_of
 
-# A lock manager that answers does so in milliseconds.
-ANSWER_S = 5.0
 _TRY_AGAIN_S = 0.02
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -45,25 +41,12 @@ def try_lock(file: Any, operation: Literal["exclusive", "shared"] = "exclusive",
     Raises:
         NoLocksError: it cannot be locked.
     """
-    answer: Future[None] = Future()
     flags = (fcntl.LOCK_EX if operation == "exclusive" else fcntl.LOCK_SH) | fcntl.LOCK_NB
-
-    def ask() -> None:
-        try:
-            fcntl.flock(file, flags)
-        except BaseException as error:
-            answer.set_exception(error)
-        else:
-            answer.set_result(None)
-
-    # Nobody ends a call that hangs. A lock that comes after all goes with the file, which is closed by then.
-    threading.Thread(target=ask, name="warmstart-lock", daemon=True).start()
     try:
-        answer.result(answer_s)
+        # A lock that comes after all goes with the file, which is closed by then.
+        answered(lambda: fcntl.flock(file, flags), answer_s)
     except BlockingIOError:
         return False
-    except Late:
-        raise NoLocksError(f"no answer in {answer_s:g} s") from None
     except OSError as error:
         raise NoLocksError(first_line(error)) from error
     return True

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
 from typing import ParamSpec, TypeVar
 
+from sglang_warmstart.base.answers import begun
 from sglang_warmstart.base.mounts import mount_of
 
 # Publishing waits for the disk, kernel by kernel; a shared one may be slow, and is not gone for it.
@@ -43,15 +42,7 @@ class Disk:
         """
         if self._problem is not None:
             raise NoAnswerError(self._problem)
-        answer: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(call(*args, **kwargs))
-            except BaseException as error:
-                answer.set_exception(error)
-
-        Thread(target=run, name="warmstart-disk", daemon=True).start()
+        answer = begun(lambda: call(*args, **kwargs))
         done, _ = await asyncio.wait([asyncio.wrap_future(answer)], timeout=self._answer_s)
         if not done:
             self._problem = f"{self._root}: no answer in {self._answer_s:g} s from its file system ({mount_of(self._root)})"
