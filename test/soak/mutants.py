@@ -223,8 +223,8 @@ LINES = (
     _line(
         "further: at the end of a server",
         "node/service.py",
-        "    service.keep_further(path)\n",
-        "",
+        "        await asyncio.wait_for(service.keep_further(path), END_S)\n",
+        "        pass\n",
         "node/test_service.py",
     ),
     _line("cubin: truncated", "deepgemm/cubin.py", "if len(cubin) < needed:", "if False:", "deepgemm/test_cubin.py"),
