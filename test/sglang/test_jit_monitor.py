@@ -306,13 +306,13 @@ def test_where_there_is_no_compiler_to_stand_before_it_is_said(
 def test_it_stands_there_before_sglang_first_calls_deep_gemm(
     log: EventLog, begin: Callable[..., None], rank: ServedRank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What SGLang calls from 0.5.14 on. A DeepJIT asks for its compiler in its first call, also in this one.
+    # What SGLang calls from 0.5.13 on. A DeepJIT asks for its compiler in its first call, also in this one.
     seen: list[str] = []
     monkeypatch.setattr(rank.deep_gemm.module, "set_pdl", lambda _: seen.append(os.environ[COMPILER]), raising=False)
     monkeypatch.setenv("SGLANG_DEEPGEMM_PDL", "1")
     begin(exact=True)
     assert os.environ[COMPILER] != str(rank.nvcc.path), "the command"
-    assert seen in ([os.environ[COMPILER]], []) and bool(seen) is installed_release().since("0.5.14")
+    assert seen in ([os.environ[COMPILER]], []) and bool(seen) is installed_release().since("0.5.13")
     dense()
     assert rank.nvcc.compiled == compiled_for(target(DENSE)), "by the service, with the real one"
     assert [event.name for event in jit(log)] == ["a new target"], "and nothing by the command"
