@@ -18,6 +18,7 @@ from kit.node import Node, Place, wait_until
 from kit.standin_library import definition
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient
+from sglang_warmstart.node.disk import ANSWER_S
 from sglang_warmstart.node.protocol import Answer, Warmed
 
 PLENTY = 100 << 30
@@ -285,6 +286,27 @@ def test_a_file_system_that_never_answers_costs_the_time_that_the_rank_gives(
     ask(other)
     assert wait_until(lambda: not rests_in(place.cache))
     check(site, place, other)
+
+
+@pytest.mark.long
+def test_a_cache_that_never_answers_at_all_is_asked_once_and_the_service_ends_in_time(tmp_path: Path) -> None:
+    bad = BadFiles(tmp_path)
+    (tmp_path / "place").mkdir()
+    (tmp_path / "another").mkdir()
+    place, another = Place(tmp_path / "place"), Place(tmp_path / "another")
+    bad.set("hang", EVERY, place.cache.root)
+    with Node(tmp_path, **bad.environment) as node:
+        rank = place.rank(node)
+        answer = rank.warm(TARGETS, PLENTY, ANSWER_S + 15)
+        assert all(f"{place.cache.root}: no answer in 30 s" in each.error for each in answer.targets)
+        start = time.monotonic()
+        assert not place.rank(node).restore().known
+        assert ask(rank).targets and time.monotonic() - start < 2, "once is enough"
+        assert not any(each.error for each in ask(another.rank(node)).targets), "and others go on"
+        start = time.monotonic()
+        assert node.end() == 0
+        assert not node.left() and time.monotonic() - start < 15
+        assert "Traceback" not in node.log
 
 
 @pytest.mark.parametrize("fault", [turns_read_only, is_stale], ids=lambda fault: fault.__name__)
