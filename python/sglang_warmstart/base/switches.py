@@ -139,6 +139,12 @@ COMPILER = Switch(
     "nvrtc compiles kernels by NVRTC, into a cache of their own",
     "exact-warmup",
 )
+SHARED_CACHE = Switch(
+    "SGLANG_WARMSTART_SHARED_CACHE",
+    False,
+    boolean,
+    "1 trusts a kernel cache that other users can write: they can run code in the server",
+)
 BUNDLE: Switch[str | None] = Switch(
     "SGLANG_WARMSTART_BUNDLE",
     None,
@@ -179,6 +185,7 @@ SWITCHES: tuple[Switch[Any], ...] = (
     PRECOMPILE,
     WORKERS,
     COMPILER,
+    SHARED_CACHE,
     BUNDLE,
     BUNDLE_KEY,
     JIT_MONITOR,

@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from sglang_warmstart import __version__, plugin
+from sglang_warmstart.base import trust
 from sglang_warmstart.base.errors import first_line, one_line
 from sglang_warmstart.base.switches import (
     COMPILER,
@@ -31,6 +32,7 @@ from sglang_warmstart.bundle.source import shown
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm.compiler import CompileJob, CompilerError, Kind
 from sglang_warmstart.libraries.deep_gemm import installed_dialect
+from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE, deep_gemm_cache
 from sglang_warmstart.sglang.feature import Installation, State
 from sglang_warmstart.sglang.features import FEATURES, chosen_features
 
@@ -105,6 +107,7 @@ def examine() -> Findings:
     findings.notes += [complaint for complaint in complaints if complaint]
     findings.found = [_find_package(name) for name in _DISTRIBUTIONS]
     findings.found.append(find_compiler())
+    _examine_cache(findings)
     _examine_sglang(findings)
     findings.found.append(_find_gpu(findings))
     _examine_entry_point(findings)
@@ -140,6 +143,14 @@ def why_it_cannot_compile(capability: tuple[int, int]) -> str | None:
     except CompilerError as error:
         return " ".join(str(error).split())
     return None
+
+
+def _examine_cache(findings: Findings) -> None:
+    roots = installed_dialect().roots(os.environ.get(DEEP_GEMM_CACHE) or str(deep_gemm_cache(os.environ)))
+    try:
+        trust.check_caches(roots, os.environ)
+    except trust.UntrustedError as error:
+        findings.problems.append(f"exact warm-up and bundles do not use this cache: {error}")
 
 
 def _find_package(module: str) -> Found:

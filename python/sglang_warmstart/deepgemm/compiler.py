@@ -17,6 +17,7 @@ import msgspec
 
 from sglang_warmstart.deepgemm import nvrtc
 from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect
+from sglang_warmstart.deepgemm.flags import unknown_option
 
 Kind = Literal["nvcc", "nvrtc"]
 
@@ -106,6 +107,8 @@ def compile_kernel(job: CompileJob) -> bytes:
     Raises:
         CompilerError: with the compiler's own message.
     """
+    if (option := unknown_option(job.flags)) is not None:
+        raise CompilerError(f"{option!r} is no option that DeepGEMM gives to its compiler: it is not run")
     if job.compiler.kind == "nvrtc":
         try:
             return nvrtc.compile_source(job.source, job.flags, Path(job.compiler.cuda_home))

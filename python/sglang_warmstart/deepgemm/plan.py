@@ -14,6 +14,7 @@ import msgspec
 
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.dialects import Dialect, UnknownJitError, named
+from sglang_warmstart.deepgemm.flags import unknown_option
 from sglang_warmstart.deepgemm.identity import Identity
 from sglang_warmstart.deepgemm.marker import FurtherKernel, Launch, TargetKernels
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
@@ -340,6 +341,9 @@ def check(plan: Plan) -> None:
         raise PlanError(str(error)) from error
     if problem:
         raise PlanError(problem)
+    for line in plan.flags:
+        if (option := unknown_option(line, INCLUDE)) is not None:
+            raise PlanError(f"{option!r} is no option that DeepGEMM gives to its compiler: do not compile this plan")
     for name, kernel in plan.kernels.items():
         if len(name) > _NAME_LIMIT:
             raise PlanError(f"{name[:_NAME_LIMIT]}...: too long for the name of a directory")
