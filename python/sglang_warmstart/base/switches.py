@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from sglang_warmstart.base.errors import printable
+
 T = TypeVar("T")
 
 PLUGIN_NAME = "warmstart"
@@ -53,7 +55,7 @@ class Switch(Generic[T]):
             return self.parse(word), None
         except ValueError as error:
             default = f"using the default {self.shown_default}".rstrip()
-            return self.default, f'{self.name}: "{word}" is not {error}, {default}'
+            return self.default, printable(f'{self.name}: "{word}" is not {error}, {default}')
 
     def value(self, environment: Mapping[str, str]) -> T:
         """The value in an environment."""

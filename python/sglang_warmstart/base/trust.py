@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from sglang_warmstart.base.errors import printable
 from sglang_warmstart.base.switches import SHARED_CACHE
 
 # Of a cache: where kernels lie, where they are built, and what is this package's own.
@@ -42,7 +43,7 @@ def check(places: Iterable[Path], environment: Mapping[str, str]) -> None:
             who, remedy = f"can be written by every user (mode {stat.S_IMODE(found.st_mode):04o})", "chmod o-w it"
         else:
             continue
-        raise UntrustedError(f"{place} {who}, and kernels are code: {remedy}, or set {SHARED_CACHE.name}=1")
+        raise UntrustedError(printable(f"{place} {who}, and kernels are code: {remedy}, or set {SHARED_CACHE.name}=1"))
 
 
 def check_caches(roots: Iterable[Path], environment: Mapping[str, str]) -> None:

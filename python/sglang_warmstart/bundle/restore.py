@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sglang_warmstart.base import trust
+from sglang_warmstart.base.errors import printable
 from sglang_warmstart.bundle import archive, entries
-from sglang_warmstart.bundle.manifest import BundleError, Manifest, printable
+from sglang_warmstart.bundle.manifest import BundleError, Manifest
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import cubin, stub

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sglang_warmstart import __version__, plugin
 from sglang_warmstart.base import trust
-from sglang_warmstart.base.errors import first_line, one_line
+from sglang_warmstart.base.errors import first_line, one_line, printable
 from sglang_warmstart.base.switches import (
     COMPILER,
     ONLY,
@@ -299,13 +299,14 @@ def show(findings: Findings, console: Console) -> None:
         _entry(console, Text.assemble(f"{state.name}: ", (state.state, _COLOURS[state.state])), state.detail)
     _heading(console, "Switches")
     for switch in findings.switches:
-        value = (f"={switch.value}", "bold") if switch.value is not None else (f" (default: {switch.default})", "dim")
+        default = (f" (default: {switch.default})", "dim")
+        value = default if switch.value is None else (printable(f"={switch.value}"), "bold")
         _entry(console, Text.assemble(switch.name, value), switch.meaning)
     console.print()
     for note in findings.notes:
-        console.print(Text(f"note: {note}"))
+        console.print(Text(printable(f"note: {note}")))
     for problem in findings.problems:
-        console.print(Text(f"problem: {problem}", style="red"))
+        console.print(Text(printable(f"problem: {problem}"), style="red"))
     if findings.problems:
         console.print(Text("The plugin cannot do its work here.", style="bold red"))
     else:
@@ -321,4 +322,4 @@ def _entry(console: Console, text: Text, detail: str = "") -> None:
     # A path or a name that is longer than a line goes on in the next one.
     console.print(Padding(text, (0, 0, 0, 2)), overflow="fold")
     if detail:
-        console.print(Padding(Text(detail), (0, 0, 0, 6)), overflow="fold")
+        console.print(Padding(Text(printable(detail)), (0, 0, 0, 6)), overflow="fold")

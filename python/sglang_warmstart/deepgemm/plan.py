@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.dialects import Dialect, UnknownJitError, named
 from sglang_warmstart.deepgemm.flags import unknown_option
@@ -27,7 +28,7 @@ ON_GPU, NO_GPU = "on a GPU", "without a GPU"
 _NAME_LIMIT = 255  # bytes, as file systems have it
 
 
-class PlanError(Exception):
+class PlanError(QuotingError):
     """What is wrong with a plan, in one line."""
 
 
