@@ -86,7 +86,7 @@ def number_above_0(word: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    if not (word.isdecimal() and int(word) > 0):
+    if not (word.isdecimal() and len(word) < 10 and int(word) > 0):
         raise ValueError("a number above 0")
     return int(word)
 

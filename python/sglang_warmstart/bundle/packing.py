@@ -73,10 +73,11 @@ def _markers_in(root: Path, directory: Path) -> tuple[KernelCache, list[Marker]]
         try:
             first = msgspec.json.decode(path.read_bytes(), type=Marker)
             cache = KernelCache(root, dialects.named(first.identity.jit))
-        except (OSError, msgspec.DecodeError, UnknownJitError):
+            is_its_own = first.identity.digest == directory.name
+        except (OSError, ValueError, OverflowError, RecursionError, UnknownJitError):
             continue
         # Those that are of another identity than their directory's are not read.
-        return cache, list(Markers(cache, first.identity).all()) if first.identity.digest == directory.name else []
+        return cache, list(Markers(cache, first.identity).all()) if is_its_own else []
     return KernelCache(root), []
 
 

@@ -19,8 +19,11 @@ FLAGS = f"{CUBIN}.flags"
 
 
 def names_in(cache: KernelCache) -> set[str]:
-    """The names of all entries in the root that is written."""
-    return {path.name for path in (cache.root / "cache").glob("*")}
+    """The names of all entries in the root that is written, as far as they can be read."""
+    try:
+        return {path.name for path in (cache.root / "cache").glob("*")}
+    except OSError:
+        return set()  # it cannot be read, now
 
 
 def compiled_in(cache: KernelCache, names: Iterable[str], service: Path | None = None) -> list[RecordedKernel]:
