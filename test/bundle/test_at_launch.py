@@ -128,6 +128,20 @@ def test_with_a_key_one_that_it_has_signed_is_restored_and_no_other(
     assert server.is_marked
 
 
+def test_a_cache_that_others_can_write_is_left_as_it_is(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bundle.tar.zst"
+    path.write_bytes(bundle().archive())
+    server.cache.root.mkdir()
+    server.cache.root.chmod(0o777)
+    lock = server.restore(path)
+    assert wait_until(lambda: is_over(lock), 30)
+    said = f"the bundle is not restored: {path}: {server.cache.root} can be written by every user (mode 0777), "
+    assert said in line_of(capfd)
+    assert list(server.cache.root.iterdir()) == []
+
+
 def damaged(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 

@@ -17,6 +17,7 @@ from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.marker import Launch, Markers, targets_kernels
 from sglang_warmstart.deepgemm.plan import PlanError
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 
 SHAPES = (("GROUPED_GEMM_NT_F8F8BF16_MASKED", 7168, 2048), ("TF32_HC_PRENORM_GEMM", 24, 28672))
 
@@ -69,6 +70,21 @@ def test_a_bundle_that_was_restored_elsewhere_exports_the_same_plan(warmed: Warm
     with path.open("rb") as stream:
         restore(stream, Place(tmp_path / "other", there, {"CUDA_HOME": str(toolchain().cuda_home)}))
     assert plans.encode(packing.export(tmp_path / "other").plan) == plans.encode(plan)
+
+
+def test_a_kernel_that_was_compiled_with_a_hostile_option_is_left_out(warmed: Warmed) -> None:
+    for option in ("-ccbin=/tmp/evil", "-I/tmp/evil"):
+        target, (kernel, *_) = recording().of_target(*SHAPES[1], warmed.deep_gemm / "include")
+        flags = f"{kernel.flags} {option}"
+        compiler = identity_in(warmed.deep_gemm).compiler
+        name = warmed.cache.dialect.directory_of(kernel.directory, compiler, flags, kernel.source)
+        evil = RecordedKernel(name, kernel.source, flags, 1)
+        warmed.cache.publish(name, evil.source, cubin(b"evil"))
+        finished = [targets_kernels(target, [evil])]
+        Markers(warmed.cache, identity_in(warmed.deep_gemm)).add({"evil": option}, finished)
+        exported = packing.export(warmed.cache.root)
+        assert name not in exported.plan.kernels
+        assert f"{name}: '{option}' is no option that DeepGEMM gives to its compiler" in "".join(exported.notes)
 
 
 def test_all_ranks_of_all_servers_are_in_it(warmed: Warmed) -> None:

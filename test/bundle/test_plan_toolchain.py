@@ -191,6 +191,14 @@ def _requirements(release: str, kind: str = "nvcc", deep_gemm: str = "sgl-deep-g
     return toolchains.requirements_of(plan)
 
 
+@pytest.mark.parametrize(
+    "deep_gemm", ["--index-url=http://evil x", "evil 1.0", "sgl-deep-gemm 1\n--index-url http://evil", "sgl-deep-gemm"]
+)
+def test_a_plan_does_not_have_pip_install_what_it_likes(deep_gemm: str) -> None:
+    with pytest.raises(ToolchainError, match="is no release of sgl-deep-gemm or deep-gemm: install"):
+        toolchains.requirements_of(msgspec.structs.replace(real_plan(), deep_gemm=deep_gemm))
+
+
 def test_the_requirements_of_the_real_plan_are_what_the_toolchain_was_installed_from() -> None:
     pinned = dict(line.split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line)
     lines = toolchains.requirements_of(msgspec.structs.replace(real_plan(), kind="nvrtc"))

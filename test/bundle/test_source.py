@@ -6,6 +6,7 @@ import http.server
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def read(place: str, **options: int) -> bytes:
         stream.seek(0)
         assert stream.read() == first
         return first
+
+
+def test_a_long_word_is_looked_through_once() -> None:
+    start = time.monotonic()
+    assert source.shown("x" * 300_000) == "x" * 300_000
+    assert source.shown("x" * 300_000 + "://user:password@host/a?b") == "x" * 300_000 + "://host/a"
+    assert time.monotonic() - start < 5
 
 
 def test_a_path_is_opened_where_it_is(file: Path) -> None:

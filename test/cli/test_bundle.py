@@ -198,6 +198,25 @@ def test_unpack_goes_where_the_server_looks(bundle: Path, deep_gemm: Path, tmp_p
         assert Markers(KernelCache(tmp_path / name), identity_in(deep_gemm)).load(LAUNCH) is not None
 
 
+def test_a_cache_that_others_can_write_is_neither_filled_nor_packed(
+    bundle: Path, deep_gemm: Path, cache: Path, tmp_path: Path
+) -> None:
+    plan, other = write_plan(tmp_path / "plan.json", real_plan(SHAPES)), tmp_path / "other"
+    cache.chmod(0o777)
+    before = sorted(cache.rglob("*"))
+    for command in (
+        ("bundle", "unpack", bundle, "--cache", cache, "--deep-gemm", deep_gemm),
+        ("bundle", "pack", "--cache", cache, "-o", other),
+        ("plan", "export", "--cache", cache, "-o", other),
+        ("compile", plan, "-o", cache, "--deep-gemm", deep_gemm),
+    ):
+        assert f"{cache} can be written by every user (mode 0777), and kernels are code: " in refused(run(*command))
+    assert sorted(cache.rglob("*")) == before
+    assert not other.exists()
+    packed = run("bundle", "pack", "--cache", cache, "-o", other, SGLANG_WARMSTART_SHARED_CACHE="1")
+    assert packed.exit_code == 0, packed.output
+
+
 def test_a_relative_path_is_the_same_place(
     bundle: Path, deep_gemm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

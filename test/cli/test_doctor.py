@@ -29,6 +29,7 @@ SWITCHES = [
     "SGLANG_JIT_DEEPGEMM_PRECOMPILE",
     "SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS",
     "SGLANG_WARMSTART_COMPILER",
+    "SGLANG_WARMSTART_SHARED_CACHE",
     "SGLANG_WARMSTART_BUNDLE",
     "SGLANG_WARMSTART_BUNDLE_KEY",
     "SGLANG_WARMSTART_JIT_MONITOR",
@@ -234,6 +235,23 @@ def test_unknown_words_in_switches_are_named_and_no_reason_to_fail(doctor: Calla
     assert visit.status == 0
     for switch in switches:
         assert len([note for note in visit.report["notes"] if f'{switch}: "maybe"' in note]) == 1
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_obeyed(doctor: Callable[..., Visit]) -> None:
+    evil = "\x1b]0;title\x07\n\udcff"
+    visit = doctor(SGLANG_WARMSTART_COMPILER=evil, SGLANG_WARMSTART_ONLY=f"jit-monitor,{evil}", SGLANG_PLUGINS=None)
+    assert "\\x1b]0;title\\x07" in visit.out
+    assert visit.out.replace("\n", "").isprintable()
+
+
+def test_a_cache_that_others_can_write_is_a_problem(doctor: Callable[..., Visit], tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    visit = doctor("--json", SGLANG_DG_CACHE_DIR=str(tmp_path))
+    assert visit.status == 1
+    (problem,) = visit.report["problems"]
+    assert f"{tmp_path} can be written by every user (mode 0777)" in problem
+    visit = doctor("--json", SGLANG_DG_CACHE_DIR=str(tmp_path), SGLANG_WARMSTART_SHARED_CACHE="1")
+    assert (visit.status, visit.report["problems"]) == (0, [])
 
 
 def test_features_that_are_left_out_are_off(doctor: Callable[..., Visit]) -> None:

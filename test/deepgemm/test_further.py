@@ -80,6 +80,20 @@ def test_without_a_plan_the_same_call_compiles(tmp_path: Path) -> None:
         call_einsum(str(tmp_path / "cache"), VERSIONS[-1], refusing(tmp_path))
 
 
+def test_an_entry_without_the_name_of_a_kernel_is_not_taken(tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path)
+    for name in ("kernel.a." + "0" * 32, "kernel.\n." + "0" * 32, "evil"):
+        cache.path(name).mkdir(parents=True)
+        (cache.path(name) / "kernel.cu").write_text("// source")
+        (cache.path(name) / further.FLAGS).write_text(f"-O3\n{SERVICE}\n")
+    found = further.compiled_in(cache, further.names_in(cache), SERVICE)
+    assert [each.directory for each in found] == ["kernel.a." + "0" * 32]
+
+
+def test_a_cache_that_cannot_be_read_has_no_entries() -> None:
+    assert further.names_in(KernelCache(Path("/", "x" * 5000))) == set()
+
+
 def test_a_rank_without_a_service_leaves_nothing_beside_its_kernels(tmp_path: Path) -> None:
     output = tmp_path / "kernel.cubin"
     for service, left in ((None, False), (str(SERVICE), True)):

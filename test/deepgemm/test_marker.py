@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -158,6 +159,22 @@ def test_kernels_under_another_install_path_have_other_names_so_nothing_is_found
 
 
 # A marker that is not what it was
+
+
+@pytest.mark.parametrize("name", ["../victim", "../../victim", "{place}/victim", "victim/.", "", "a\nb", "\x1b[31m"])
+def test_a_kernel_whose_name_is_a_path_to_elsewhere_is_neither_read_nor_moved(
+    warmed: Warmed, tmp_path: Path, name: str
+) -> None:
+    name = name.format(place=tmp_path)
+    victim = warmed.cache.root / "cache" / name
+    if "victim" in name:
+        victim.mkdir(parents=True)
+        (victim / "kernel.cu").write_text("")
+        (victim / "kernel.cubin").write_bytes(real_cubin())
+    text = warmed.path.read_text().replace(warmed.kernels[0].directory, json.dumps(name)[1:-1])
+    warmed.path.write_text(text)
+    assert f": damaged: not a kernel's directory: {name!r}; it is set aside" in warmed.refusal()
+    assert "victim" not in name or (victim / "kernel.cubin").read_bytes() == real_cubin()
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -1])

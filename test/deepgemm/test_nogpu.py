@@ -214,6 +214,16 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         build.build(BESIDE_CPU_TORCH, {"XDG_CACHE_HOME": str(tmp_path / "file"), "PATH": os.environ["PATH"]})
 
 
+def test_stand_ins_that_others_could_have_put_there_are_not_loaded(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    place = tmp_path / "sglang-warmstart" / "nogpu"
+    place.mkdir(parents=True)
+    place.chmod(0o777)
+    with pytest.raises(StandInsError, match="nogpu can be written by every user"):
+        build.build(BESIDE_CPU_TORCH, environment)
+    assert not list(place.iterdir())
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of stand-ins, empty at first."""

@@ -112,6 +112,23 @@ def test_a_restart_restores_from_the_marker_and_neither_records_nor_compiles(
     assert place.nvcc.compiled == once_each(*asked)
 
 
+def test_a_cache_that_others_can_write_is_not_used_and_nothing_in_it_is_touched(
+    node: Node, place: Place, tmp_path: Path
+) -> None:
+    warm(place.rank(node), target())
+    runs, before = place.nvcc.runs, sorted(place.cache.root.rglob("*"))
+    (place.cache.root / "warmstart").chmod(0o777)
+    client = node.client()
+    problem = client.hello(place.hello()).problem
+    assert problem.startswith(f"{place.cache.root}/warmstart can be written by every user (mode 0777), ")
+    assert "\n" not in problem
+    with pytest.raises(ServiceGoneError, match="say Hello first"):
+        client.restore()
+    assert (place.nvcc.runs, sorted(place.cache.root.rglob("*"))) == (runs, before)
+    with Node(tmp_path, SGLANG_WARMSTART_SHARED_CACHE="1") as trusting:
+        assert place.rank(trusting).restore().known
+
+
 def test_a_launch_without_targets_is_known_from_then_on(node: Node, place: Place) -> None:
     rank = place.rank(node)
     assert rank.restore() == Answer(())

@@ -57,6 +57,16 @@ def test_its_kernels_are_there_for_the_library_and_a_restart_asks_for_none(
     assert call_on(f"{elsewhere}:{cache}", VERSION, [TARGET], tmp_path) == []
 
 
+def test_a_root_that_is_only_read_is_not_used_either_if_others_can_write_it(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    words = hello(f"{tmp_path / 'cache'}:{shared}", toolchain().deep_gemm_of(VERSION))
+    with Node(tmp_path) as node:
+        assert node.client().hello(words) == Welcome()
+        shared.chmod(0o777)
+        assert node.client().hello(words).problem.startswith(f"{shared} can be written by every user (mode 0777)")
+
+
 def test_a_compiler_that_it_does_not_take_is_said(tmp_path: Path) -> None:
     deep_gemm, old = toolchain().deep_gemm_of(VERSION), tmp_path / "nvcc"
     old.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from sglang_warmstart.base import trust
 from sglang_warmstart.base.events import READY
 from sglang_warmstart.base.answers import answered
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
@@ -41,9 +42,12 @@ def new_run(cache: Path) -> tuple[Path, str | None]:
     """
     place = runs_of(cache)
     try:
+        answered(lambda: trust.check_caches((cache,), os.environ))
         directory = answered(lambda: _made(place))
     except OSError as error:
-        problem = f"{place} cannot be written: {error.strerror or error}"
+        problem = str(error)
+        if not isinstance(error, trust.UntrustedError):
+            problem = f"{place} cannot be written: {error.strerror or error}"
         try:
             remove_abandoned()
             directory, alive = make_directory()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from sglang_warmstart.base.errors import printable
+
 T = TypeVar("T")
 
 PLUGIN_NAME = "warmstart"
@@ -53,7 +55,7 @@ class Switch(Generic[T]):
             return self.parse(word), None
         except ValueError as error:
             default = f"using the default {self.shown_default}".rstrip()
-            return self.default, f'{self.name}: "{word}" is not {error}, {default}'
+            return self.default, printable(f'{self.name}: "{word}" is not {error}, {default}')
 
     def value(self, environment: Mapping[str, str]) -> T:
         """The value in an environment."""
@@ -84,7 +86,7 @@ def number_above_0(word: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    if not (word.isdecimal() and int(word) > 0):
+    if not (word.isdecimal() and len(word) < 10 and int(word) > 0):
         raise ValueError("a number above 0")
     return int(word)
 
@@ -139,6 +141,12 @@ COMPILER = Switch(
     "nvrtc compiles kernels by NVRTC, into a cache of their own",
     "exact-warmup",
 )
+SHARED_CACHE = Switch(
+    "SGLANG_WARMSTART_SHARED_CACHE",
+    False,
+    boolean,
+    "1 trusts a kernel cache that other users can write: they can run code in the server",
+)
 BUNDLE: Switch[str | None] = Switch(
     "SGLANG_WARMSTART_BUNDLE",
     None,
@@ -179,6 +187,7 @@ SWITCHES: tuple[Switch[Any], ...] = (
     PRECOMPILE,
     WORKERS,
     COMPILER,
+    SHARED_CACHE,
     BUNDLE,
     BUNDLE_KEY,
     JIT_MONITOR,

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import msgspec
 
+from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.plan import Plan, PlanError
 from sglang_warmstart.libraries.cached import LibraryCache, defect_of
@@ -16,28 +17,10 @@ FORMAT = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Kernels share lines of flags, so that a small manifest can have much to hash: names are hashes, computed in Python.
 _TEXT_LIMIT = 16 << 20
-_LINE_LIMIT = 1000
 
 
-def printable(message: str) -> str:
-    """A line that may quote a bundle, for a terminal: a bundle may come from anybody.
-
-    What is not printable is escaped, and the middle of a long line left out.
-    """
-    if len(message) > _LINE_LIMIT:
-        message = f"{message[: _LINE_LIMIT // 2]} ... {message[-_LINE_LIMIT // 3 :]}"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-
-
-class BundleError(Exception):
-    """What is wrong with a bundle, in one line.
-
-    Args:
-        message: may quote the bundle.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+class BundleError(QuotingError):
+    """What is wrong with a bundle, in one line. It may quote the bundle."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

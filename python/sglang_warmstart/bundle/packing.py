@@ -17,6 +17,7 @@ from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.dialects import UnknownJitError
 from sglang_warmstart.deepgemm.dialects.dialect import CUBIN, SOURCE
+from sglang_warmstart.deepgemm.flags import unknown_option
 from sglang_warmstart.deepgemm.identity import build_hash, distribution_of, headers_hash
 from sglang_warmstart.deepgemm.marker import Marker, Markers
 from sglang_warmstart.deepgemm.plan import Plan, PlanError, Planner, merged
@@ -72,10 +73,11 @@ def _markers_in(root: Path, directory: Path) -> tuple[KernelCache, list[Marker]]
         try:
             first = msgspec.json.decode(path.read_bytes(), type=Marker)
             cache = KernelCache(root, dialects.named(first.identity.jit))
-        except (OSError, msgspec.DecodeError, UnknownJitError):
+            is_its_own = first.identity.digest == directory.name
+        except (OSError, ValueError, OverflowError, RecursionError, UnknownJitError):
             continue
         # Those that are of another identity than their directory's are not read.
-        return cache, list(Markers(cache, first.identity).all()) if first.identity.digest == directory.name else []
+        return cache, list(Markers(cache, first.identity).all()) if is_its_own else []
     return KernelCache(root), []
 
 
@@ -123,6 +125,8 @@ def _recorded(cache: KernelCache, marker: Marker, known: Iterable[str], director
         raise PlanError(f"{directory}: its flags cannot be read: {error}") from error
     if flags is None:
         raise PlanError(f"{directory} was compiled with other flags than the marker has")
+    if (option := unknown_option(flags, str(Path(marker.identity.installed_in, "include")))) is not None:
+        raise PlanError(f"{directory}: {option!r} is no option that DeepGEMM gives to its compiler")
     return RecordedKernel(directory, (entry / SOURCE).read_bytes().decode(), flags, m)
 
 

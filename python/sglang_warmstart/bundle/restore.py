@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from sglang_warmstart.base import trust
+from sglang_warmstart.base.errors import printable
 from sglang_warmstart.base.files import remove_left_behind
 from sglang_warmstart.bundle import archive, entries
-from sglang_warmstart.bundle.manifest import BundleError, Manifest, printable
+from sglang_warmstart.bundle.manifest import BundleError, Manifest
 from sglang_warmstart.bundle.signature import PublicKey
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import cubin, stub
@@ -96,14 +98,18 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
         public_key: whose signature it must bear.
 
     Raises:
-        BundleError: it is damaged, not signed by them, or not for the DeepGEMM or compiler of this place, and nothing
-            has been written; or the cache cannot be written, and what is there is whole.
+        BundleError: it is damaged, not signed by them, or not for the DeepGEMM or compiler of this place, or others can
+            write the cache, and nothing has been written; or the cache cannot be written, and what is there is whole.
     """
     start = time.monotonic()
     manifest = archive.read(stream, is_signed_by=public_key)
     restored = Restored()
-    compiler = _checked(manifest.plan, place, restored.notes)
     cache = manifest.plan.cache_in(place.cache)
+    try:
+        trust.check_caches((cache.root, *cache.read_only), place.environment)
+    except trust.UntrustedError as error:
+        raise BundleError(str(error)) from error
+    compiler = _checked(manifest.plan, place, restored.notes)
     include = place.deep_gemm / "include"
     names = manifest.plan.directories(include)
     caches = _caches(manifest, place, restored.notes)

@@ -15,7 +15,7 @@ from sglang_warmstart.bundle.manifest import BundleError
 _PIECE = 1 << 20
 _LIMIT = 64 << 30
 # Of a URL, the user and the password in it, and the query.
-_SECRETS = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")
+_SECRETS = re.compile(r"(\b\w+://)(?:[^\s/]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from sglang_warmstart.base.errors import printable
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError, Kind
@@ -20,6 +22,8 @@ from sglang_warmstart.deepgemm.plan import Plan
 
 # Where NVIDIA's packages of the index put CUDA 13 and later, below a directory of the Python path.
 _PACKAGED_CUDA = "nvidia/cu13"
+# The packages of the index that bring DeepGEMM.
+_BRING_DEEP_GEMM = ("sgl-deep-gemm", "deep-gemm")
 
 
 class ToolchainError(Exception):
@@ -124,7 +128,7 @@ def requirements_of(plan: Plan) -> list[str]:
     """What pip installs (with ``--no-deps``) to compile a plan.
 
     Raises:
-        ToolchainError: the plan's compiler is not to be had as a package.
+        ToolchainError: the plan's compiler or its DeepGEMM is not to be had as a package.
     """
     release = Compiler("", plan.compiler).release
     major, minor, *_ = [*release.split("."), "", ""]
@@ -136,6 +140,11 @@ def requirements_of(plan: Plan) -> list[str]:
     if plan.kind == "nvrtc":
         near += [f"nvidia-cuda-nvrtc=={major}.{minor}.*", f"cuda-bindings=={major}.{minor}.*"]
     name, _, version = plan.deep_gemm.partition(" ")
+    if plan.deep_gemm and (name not in _BRING_DEEP_GEMM or not re.fullmatch(r"[\w.+!-]+", version, re.ASCII)):
+        # A plan may come from anybody, and is not to have pip install what it likes.
+        raise ToolchainError(
+            f"{printable(plan.deep_gemm)} is no release of {' or '.join(_BRING_DEEP_GEMM)}: install it in another way"
+        )
     return exact + near + ([f"{name}=={version}"] if version else [])
 
 

@@ -18,7 +18,7 @@ from sglang_warmstart.bundle.places import place_of
 from sglang_warmstart.bundle.restore import defects_of, restore
 from sglang_warmstart.bundle.signature import PrivateKey, PublicKey
 from sglang_warmstart.cli.compile_view import size
-from sglang_warmstart.cli.ending import EXIT_FAILED, command
+from sglang_warmstart.cli.ending import EXIT_FAILED, cache_to_read, command
 from sglang_warmstart.cli.show import bundle_as_json, show_bundle
 from sglang_warmstart.deepgemm.plan import Plan
 from sglang_warmstart.libraries.cached import LibraryCache
@@ -151,7 +151,7 @@ def pack(
     private_key = PrivateKey.load(key) if key is not None else None
     with tempfile.TemporaryDirectory(prefix="warmstart-pack-") as directory:
         if base is None:
-            sources = _of_cache(cache or deep_gemm_cache(os.environ), identity)
+            sources = _of_cache(cache_to_read(cache), identity)
         else:
             sources = _of_bundle(base, _key(signer), Path(directory))
         plan, cubins, caches, notes = sources.plan, sources.cubins, sources.caches, sources.notes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from sglang_warmstart.base import trust
 from sglang_warmstart.bundle import archive, packing, toolchain
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.restore import has_good, mark
@@ -112,9 +114,12 @@ class CacheRoot:
     def open(self, directory: Path) -> set[str]:
         """See :class:`Output`."""
         try:
+            trust.check_caches((self._cache.root,), os.environ)
             self._cache.root.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self._cache.root).close()
             return {name for name, entry in self._names.items() if has_good(self._cache, entry)}
+        except trust.UntrustedError as error:
+            raise BundleError(str(error)) from error
         except OSError as error:
             what = error.strerror or error
             raise BundleError(f"{self.path} cannot be written ({what}): name another place") from error

@@ -16,7 +16,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from sglang_warmstart import __version__, plugin
-from sglang_warmstart.base.errors import first_line, one_line
+from sglang_warmstart.base import trust
+from sglang_warmstart.base.errors import first_line, one_line, printable
 from sglang_warmstart.base.switches import (
     COMPILER,
     ONLY,
@@ -31,6 +32,7 @@ from sglang_warmstart.bundle.source import shown
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm.compiler import CompileJob, CompilerError, Kind
 from sglang_warmstart.libraries.deep_gemm import installed_dialect
+from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE, deep_gemm_cache
 from sglang_warmstart.sglang.feature import Installation, State
 from sglang_warmstart.sglang.features import FEATURES, chosen_features
 
@@ -105,6 +107,7 @@ def examine() -> Findings:
     findings.notes += [complaint for complaint in complaints if complaint]
     findings.found = [_find_package(name) for name in _DISTRIBUTIONS]
     findings.found.append(find_compiler())
+    _examine_cache(findings)
     _examine_sglang(findings)
     findings.found.append(_find_gpu(findings))
     _examine_entry_point(findings)
@@ -140,6 +143,14 @@ def why_it_cannot_compile(capability: tuple[int, int]) -> str | None:
     except CompilerError as error:
         return " ".join(str(error).split())
     return None
+
+
+def _examine_cache(findings: Findings) -> None:
+    roots = installed_dialect().roots(os.environ.get(DEEP_GEMM_CACHE) or str(deep_gemm_cache(os.environ)))
+    try:
+        trust.check_caches(roots, os.environ)
+    except trust.UntrustedError as error:
+        findings.problems.append(f"exact warm-up and bundles do not use this cache: {error}")
 
 
 def _find_package(module: str) -> Found:
@@ -288,13 +299,14 @@ def show(findings: Findings, console: Console) -> None:
         _entry(console, Text.assemble(f"{state.name}: ", (state.state, _COLOURS[state.state])), state.detail)
     _heading(console, "Switches")
     for switch in findings.switches:
-        value = (f"={switch.value}", "bold") if switch.value is not None else (f" (default: {switch.default})", "dim")
+        default = (f" (default: {switch.default})", "dim")
+        value = default if switch.value is None else (printable(f"={switch.value}"), "bold")
         _entry(console, Text.assemble(switch.name, value), switch.meaning)
     console.print()
     for note in findings.notes:
-        console.print(Text(f"note: {note}"))
+        console.print(Text(printable(f"note: {note}")))
     for problem in findings.problems:
-        console.print(Text(f"problem: {problem}", style="red"))
+        console.print(Text(printable(f"problem: {problem}"), style="red"))
     if findings.problems:
         console.print(Text("The plugin cannot do its work here.", style="bold red"))
     else:
@@ -310,4 +322,4 @@ def _entry(console: Console, text: Text, detail: str = "") -> None:
     # A path or a name that is longer than a line goes on in the next one.
     console.print(Padding(text, (0, 0, 0, 2)), overflow="fold")
     if detail:
-        console.print(Padding(Text(detail), (0, 0, 0, 6)), overflow="fold")
+        console.print(Padding(Text(printable(detail)), (0, 0, 0, 6)), overflow="fold")

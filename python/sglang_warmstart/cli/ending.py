@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import ParamSpec
 
 import typer
 
+from sglang_warmstart.base import trust
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.toolchain import ToolchainError
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.plan import Plan, PlanError
+from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 # Something was done, and something was not.
 EXIT_FAILED = 1
@@ -34,7 +37,7 @@ def command(function: Callable[_Parameters, None]) -> Callable[_Parameters, None
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except (BundleError, PlanError, ToolchainError) as error:
+        except (BundleError, PlanError, ToolchainError, trust.UntrustedError) as error:
             # A compiler's words may be in it, and those have many lines.
             typer.echo(first_line(error), err=True)
             raise typer.Exit(EXIT_REFUSED) from error
@@ -67,6 +70,20 @@ def _read_plan(path: Path) -> Plan:
         raise PlanError(f"{path}: {error}") from error
     except (UnicodeDecodeError, OverflowError, RecursionError) as error:
         raise PlanError(f"{path}: not a plan: {error}") from error
+
+
+def cache_to_read(named: Path | None) -> Path:
+    """The root of DeepGEMM's cache that a command takes kernels from.
+
+    Args:
+        named: by the user; None for that of a server with this environment.
+
+    Raises:
+        UntrustedError: others can write it. What is packed, and maybe signed, would be theirs.
+    """
+    root = named or deep_gemm_cache(os.environ)
+    trust.check_caches((root, root / "nvrtc"), os.environ)
+    return root
 
 
 def write_plan(output: Path, plan: Plan, notes: tuple[str, ...] = ()) -> None:

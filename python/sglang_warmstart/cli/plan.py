@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +10,11 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from sglang_warmstart.bundle import packing, toolchain
-from sglang_warmstart.cli.ending import command, read_plans, write_plan
+from sglang_warmstart.cli.ending import cache_to_read, command, read_plans, write_plan
 from sglang_warmstart.cli.plan_make import make
 from sglang_warmstart.cli.plan_model import names_model, of_model
 from sglang_warmstart.cli.show import show_plan
 from sglang_warmstart.deepgemm import plan as plans
-from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 
 class _Group(TyperGroup):
@@ -55,7 +53,7 @@ def export(
 
     Exit status 0 when it has all their targets, 1 when some are left out, 2 when there is nothing to export.
     """
-    exported = packing.export(cache or deep_gemm_cache(os.environ), identity)
+    exported = packing.export(cache_to_read(cache), identity)
     write_plan(output, exported.plan, exported.notes)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.errors import first_line, printable
 from sglang_warmstart.bundle.manifest import Manifest
 from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.deepgemm.compiler import Compiler
@@ -54,7 +54,7 @@ def _show_launch(plan: Plan, launch: PlannedLaunch, console: Console, cubins: se
     for each in launch.targets:
         target = each.target
         numbers = (target.n, target.k, target.num_groups, target.num_sms, target.m_max)
-        table.add_row(Text(target.kernel_type), *map(str, numbers), Text(_count(each.kernels, cubins)))
+        table.add_row(Text(printable(target.kernel_type)), *map(str, numbers), Text(_count(each.kernels, cubins)))
     # A narrow terminal would cut the columns off.
     if (
         console.is_terminal
@@ -134,4 +134,5 @@ def bundle_as_json(manifest: Manifest, packed_bytes: int) -> dict[str, Any]:
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style), soft_wrap=True)
+    # A plan or a bundle may come from anybody.
+    console.print(Text(printable(text), style), soft_wrap=True)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from sglang_warmstart.base.errors import printable
 from sglang_warmstart.base.processes import KILL_S
 from sglang_warmstart.deepgemm import nvrtc
 from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect
@@ -74,9 +75,12 @@ def find_path(environment: Mapping[str, str], dialect: Dialect = FIRST_JIT) -> s
     Raises:
         CompilerError: it is not there; says where it was looked for.
     """
-    path, missing = dialect.compiler_path(environment)
+    try:
+        path, missing = dialect.compiler_path(environment)
+    except (OSError, ValueError) as error:  # a name too long, say
+        path, missing = None, str(error)
     if path is None:
-        raise CompilerError(missing)
+        raise CompilerError(printable(missing))
     return path
 
 

@@ -36,10 +36,11 @@ def compiled_in(cache: KernelCache, names: Iterable[str], service: Path | None =
     for name in sorted(names):
         entry = cache.path(name)
         try:
+            cache.dialect.kernel_name(name)
             flags, owner, *_ = (entry / FLAGS).read_text(encoding="utf-8").split("\n")
             source = (entry / SOURCE).read_bytes().decode()
         except (OSError, ValueError):
-            continue  # no rank's: there is no such file, or nobody here has written it
+            continue  # no rank's: there is no such file, or nobody here has written it, or it is no kernel
         if service is None or owner == str(service):
             found.append(RecordedKernel(name, source, flags, m=0))
     return found

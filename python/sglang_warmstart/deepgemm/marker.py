@@ -19,7 +19,9 @@ from pathlib import Path
 import msgspec
 
 from sglang_warmstart.base import files
+from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.deepgemm.cache import CacheError, KernelCache, KernelFile
+from sglang_warmstart.deepgemm.dialects import UnknownJitError
 from sglang_warmstart.deepgemm.identity import Identity
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.target import KernelUse, Target
@@ -88,7 +90,7 @@ class Marker(msgspec.Struct, frozen=True):
         return {use.directory for each in self.targets for use in each.kernels}
 
 
-class MarkerError(Exception):
+class MarkerError(QuotingError):
     """A marker that cannot be used; says why."""
 
 
@@ -216,12 +218,14 @@ class Markers:
         data = path.read_bytes()
         try:
             marker = msgspec.json.decode(data, type=Marker)
-        except msgspec.DecodeError as error:
+            if marker.format != FORMAT:
+                raise MarkerError(f"{path}: of format {marker.format}, expected {FORMAT}")
+            if marker.identity.digest != self.identity.digest:
+                raise MarkerError(f"{path}: of another GPU, DeepGEMM, compiler or setting")
+            for file in marker.files:
+                self.cache.dialect.kernel_name(file.directory)  # else it is no name, and may be a path to elsewhere
+        except (ValueError, OverflowError, RecursionError, UnknownJitError) as error:
             raise MarkerError(f"{path}: damaged: {error}") from error
-        if marker.format != FORMAT:
-            raise MarkerError(f"{path}: of format {marker.format}, expected {FORMAT}")
-        if marker.identity.digest != self.identity.digest:
-            raise MarkerError(f"{path}: of another GPU, DeepGEMM, compiler or setting")
         named = marker.of_targets | {each.directory for each in marker.further}
         if named != {file.directory for file in marker.files}:
             raise MarkerError(f"{path}: damaged: its targets and its files do not agree")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.dialects import Dialect, UnknownJitError, named
+from sglang_warmstart.deepgemm.flags import unknown_option
 from sglang_warmstart.deepgemm.identity import Identity
 from sglang_warmstart.deepgemm.marker import FurtherKernel, Launch, TargetKernels
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
@@ -26,7 +28,7 @@ ON_GPU, NO_GPU = "on a GPU", "without a GPU"
 _NAME_LIMIT = 255  # bytes, as file systems have it
 
 
-class PlanError(Exception):
+class PlanError(QuotingError):
     """What is wrong with a plan, in one line."""
 
 
@@ -340,6 +342,9 @@ def check(plan: Plan) -> None:
         raise PlanError(str(error)) from error
     if problem:
         raise PlanError(problem)
+    for line in plan.flags:
+        if (option := unknown_option(line, INCLUDE)) is not None:
+            raise PlanError(f"{option!r} is no option that DeepGEMM gives to its compiler: do not compile this plan")
     for name, kernel in plan.kernels.items():
         if len(name) > _NAME_LIMIT:
             raise PlanError(f"{name[:_NAME_LIMIT]}...: too long for the name of a directory")

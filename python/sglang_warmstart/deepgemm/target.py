@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from sglang_warmstart.base.errors import printable
+
 # K-major is what `.contiguous()` gives. "tma" is M-major with columns padded to 16 bytes, as the GEMM wants the scales
 # of the left operand; in any other layout DeepGEMM transposes them first, by a kernel of its own if they are K-major.
 # "packed" is "tma" for int32: four scales along K are the four bytes of one number, each a power of two (UE8M0).
@@ -87,10 +89,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         }
         if self.disable_ue8m0_cast:
             unusual["disable_ue8m0_cast"] = True
-        return (
+        # A marker or a plan may have been written by anybody.
+        return printable(
             f"<{self.kernel_type}> N={self.n} K={self.k} num_groups={self.num_groups} num_sms={self.num_sms} "
             f"M={self.m_alignment}..{self.m_max}"
-        ) + "".join(f" {name}={_shown(value)}" for name, value in unusual.items())
+            + "".join(f" {name}={_shown(value)}" for name, value in unusual.items())
+        )
 
 
 def _shown(value: object) -> str:

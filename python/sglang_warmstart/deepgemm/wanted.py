@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.deepgemm.gemms import BLOCKS, GEMMS, gemm_of, gemm_of_call, wrong_recipe
 from sglang_warmstart.deepgemm.gemms import recipes as recipes_of
 from sglang_warmstart.deepgemm.identity import Gpu
@@ -42,7 +43,7 @@ _FP4_COLUMNS = 128
 _LIMITS = {"n": 1 << 22, "k": 1 << 22, "num_groups": 1 << 16, "m_max": 1 << 20, "num_sms": 9999, "m_alignment": 1 << 12}
 
 
-class WantedError(Exception):
+class WantedError(QuotingError):
     """What is wrong with a file of targets, in one line."""
 
 

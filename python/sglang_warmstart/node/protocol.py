@@ -6,6 +6,7 @@ import struct
 
 import msgspec
 
+from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.marker import Launch
@@ -16,7 +17,7 @@ LENGTH = struct.Struct(">I")
 LIMIT = 64 << 20
 
 
-class ProtocolError(Exception):
+class ProtocolError(QuotingError):
     """The other side does not speak as it should; says what it said."""
 
 
@@ -148,7 +149,7 @@ def decode(body: bytes) -> Message:
     """
     try:
         message: Message = _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a message: {error}") from error
     return message
 

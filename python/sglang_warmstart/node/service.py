@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
+from sglang_warmstart.base import trust
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
@@ -189,6 +190,7 @@ class Service:
     async def _welcome(self, hello: Hello) -> tuple[Asker | None, Welcome]:
         try:
             dialect = dialect_of(Path(hello.deep_gemm))
+            trust.check_caches(dialect.roots(hello.cache), os.environ)
             if hello.kind not in dialect.compilers:
                 return None, Welcome(
                     problem=f"the JIT of this DeepGEMM cannot use {hello.kind}: leave {COMPILER.name} out"

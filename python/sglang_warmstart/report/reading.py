@@ -8,10 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.base.events import Event, Process
 
+# Some thousand years: what is longer is no time, and arithmetic with it overflows.
+_LONGEST_S = 1e11
 
-class NoEventsError(Exception):
+
+class NoEventsError(QuotingError):
     """There are no events to read; says where and what to do."""
 
 
@@ -66,7 +70,7 @@ def read_run(directory: Path) -> Run:
     for path in sorted(directory.glob("*.jsonl"), key=_number_of):
         try:
             process, events, bad = _read_file(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             unreadable.append(f"{path.name}: {error}")
             continue
         if bad:
@@ -113,14 +117,25 @@ def _read_file(path: Path) -> tuple[Process, list[Event], int]:
     lines = _lines(path)
     header = next(lines, b"")
     process = msgspec.json.decode(header, type=Process)
+    if not _are_times(process.started, process.epoch):
+        raise ValueError("its times are none")
     decoder = msgspec.json.Decoder(Event)
     events, bad = [], 0
     for line in lines:
         try:
-            events.append(decoder.decode(line))
-        except ValueError:  # no event, or no UTF-8
+            event = decoder.decode(line)
+        except (ValueError, RecursionError):  # no event, or no UTF-8
+            bad += 1
+            continue
+        if _are_times(event.at, event.seconds):
+            events.append(event)
+        else:
             bad += 1
     return process, events, bad
+
+
+def _are_times(*seconds: float) -> bool:
+    return all(abs(each) < _LONGEST_S for each in seconds)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -130,7 +145,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _number_of(path: Path) -> tuple[str, int]:
     stem, _, number = path.name.removesuffix(".jsonl").partition(".")
-    return stem, int(number) if number.isdecimal() else 0
+    return stem, _number(number)
 
 
 _ROLES = ("main", "rank", "restore", "service", "compile")
@@ -144,4 +159,4 @@ def _order(lane: Lane) -> tuple[int, list[int], int]:
 
 
 def _number(label: str) -> int:
-    return int(label) if label.isdecimal() else 0
+    return int(label) if label.isdecimal() and len(label) < 10 else 0

@@ -109,5 +109,5 @@ def _span(event: Event, start: float) -> Span:
 def _natural(name: str) -> tuple[int, list[tuple[int, str]]]:
     kind = name.partition(" ")[0]
     # "worker 2" before "worker 10".
-    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
     return _LANES.index(kind) if kind in _LANES else len(_LANES), parts

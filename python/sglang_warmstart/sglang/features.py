@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sglang_warmstart.base.errors import printable
 from sglang_warmstart.base.switches import ONLY
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
 from sglang_warmstart.sglang.bundle_restore import BUNDLE_RESTORE
@@ -47,5 +48,5 @@ def chosen_features(environment: Mapping[str, str]) -> tuple[tuple[Feature, ...]
         return FEATURES, None
     known = {feature.name for feature in FEATURES}
     words = ", ".join(f'"{name}"' for name in wanted if name not in known)
-    complaint = f"{ONLY.name}: there is no feature {words}: choose among {', '.join(sorted(known))}"
+    complaint = printable(f"{ONLY.name}: there is no feature {words}: choose among {', '.join(sorted(known))}")
     return tuple(feature for feature in FEATURES if feature.name in wanted), complaint if words else None

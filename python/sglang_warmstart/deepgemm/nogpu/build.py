@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_warmstart.base import files
+from sglang_warmstart.base import files, trust
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.deepgemm.record.child import LibraryError
 
@@ -68,7 +68,7 @@ def build(stand_ins: tuple[StandIn, ...], environment: Mapping[str, str]) -> Pat
             they are kept.
 
     Raises:
-        StandInsError: there is no C compiler, it fails, or they cannot be written.
+        StandInsError: there is no C compiler, it fails, or they cannot be written, or others could have written them.
     """
     named = environment.get("CC")
     found = [
@@ -77,6 +77,10 @@ def build(stand_ins: tuple[StandIn, ...], environment: Mapping[str, str]) -> Pat
     compiler = next(filter(None, found), None)
     key = hashlib.sha256(SOURCE.read_bytes() + repr(stand_ins).encode()).hexdigest()[:16]
     directory = _cache(environment) / "nogpu" / key
+    try:
+        trust.check((directory.parent.parent, directory.parent, directory), environment)
+    except trust.UntrustedError as error:
+        raise StandInsError(str(error)) from error
     if directory.is_dir():
         return directory
     if compiler is None:
