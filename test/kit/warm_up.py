@@ -38,7 +38,13 @@ def autotuned_is(do: Callable[[], object], runner: ModelRunner, monkeypatch: pyt
     """Let SGLang do this where it autotunes FlashInfer, and nothing else."""
     owner = dummy_runner(runner)
     if hasattr(owner, "_should_run_flashinfer_autotune"):
-        monkeypatch.setattr(owner, "_should_run_flashinfer_autotune", lambda: True)
+        decides_here = owner._should_run_flashinfer_autotune
+
+        def should_run() -> bool:
+            decides_here()  # it is hooked on 0.5.14
+            return True
+
+        monkeypatch.setattr(owner, "_should_run_flashinfer_autotune", should_run)
         monkeypatch.setattr(owner, "_flashinfer_autotune", lambda **_: do())
         return
     # What decides is hooked: let it decide, and do this when it has.
