@@ -36,7 +36,7 @@ PACKAGE = ROOT / "python" / "sglang_warmstart"
 # How often something is looked at, and for how long something is kept: nobody waits for that.
 NO_WAIT = re.compile(r"TRY|CHECK|LOOK|KEPT|LEFT")
 # Commands of an operator, and what they alone do: no server waits for them.
-COMMANDS = ("cli/", "bundle/build.py", "bundle/cluster.py")
+COMMANDS = ("cli/", "report/", "bundle/build.py", "bundle/cluster.py")
 SHORT_S = 0.3
 
 

@@ -30,7 +30,7 @@ from sglang_warmstart.deepgemm.target import KernelUse, Target
 VERSION = "Cuda compilation tools, release 13.0, V13.0.88\n"
 SIGNATURE = "NVCC13.0"
 FLAGS = (
-    "-std=c++20 --diag-suppress=39,161 --ptxas-options=--register-usage-level=10 -I/opt/deep_gemm/include "
+    "-std=c++20 --diag-suppress=39,161 --ptxas-options=--register-usage-level=10 "
     "--gpu-architecture=sm_90a --compiler-options=-fPIC,-O3,-Wno-abi -O3 --expt-relaxed-constexpr"
 )
 LINE_INFO = " -Xcompiler -rdynamic -lineinfo"

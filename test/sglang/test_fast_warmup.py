@@ -30,6 +30,11 @@ def update_config(compile_utils: ModuleType, chunked_prefill_size: int, gpu_id: 
         from sglang.srt.server_args import ServerArgs
 
         arguments = ServerArgs("dummy", chunked_prefill_size=chunked_prefill_size, base_gpu_id=base_gpu_id)
+        if installed_release().since("0.5.18"):
+            from sglang.srt.runtime_context import get_context
+
+            # Each case publishes its own, and no other test of this module asks.
+            get_context().set_server_args(arguments)
         compile_utils.update_deep_gemm_config(gpu_id, arguments)
         return
     from sglang.srt.runtime_context import get_context
