@@ -48,7 +48,9 @@ def rows() -> list[list[str]]:
 def constants() -> dict[str, float]:
     """The seconds that modules name, by "file NAME"."""
     found = {}
-    files_of_servers = (path for path in PACKAGE.rglob("*.py") if not str(path.relative_to(PACKAGE)).startswith(COMMANDS))
+    files_of_servers = (
+        path for path in PACKAGE.rglob("*.py") if not str(path.relative_to(PACKAGE)).startswith(COMMANDS)
+    )
     for path in files_of_servers:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

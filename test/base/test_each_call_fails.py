@@ -10,7 +10,9 @@ from kit.bad_files import BadFiles
 from kit.confined import run_python
 
 
-@pytest.mark.parametrize("how", ["once", *(pytest.param(each, marks=pytest.mark.long) for each in ("from then on", "kill"))])
+@pytest.mark.parametrize(
+    "how", ["once", *(pytest.param(each, marks=pytest.mark.long) for each in ("from then on", "kill"))]
+)
 def test_what_is_published_is_old_or_new(how: str, tmp_path: Path) -> None:
     code = "from kit.each_call import main; main()"
     found = json.loads(run_python(code, how, str(tmp_path), environment=BadFiles(tmp_path).environment))

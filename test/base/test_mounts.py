@@ -14,7 +14,9 @@ from sglang_warmstart.base.mounts import mount_of
 def test_it_is_the_innermost_mount_and_the_last_one_there(tmp_path: Path) -> None:
     outer, inner = tmp_path / "a place", tmp_path / "a place" / "below"
     inner.mkdir(parents=True)
-    setup = f"mount -t tmpfs none '{outer}'; mkdir '{inner}'; mount -t ramfs none '{inner}'; mount -t tmpfs none '{inner}'"
+    setup = (
+        f"mount -t tmpfs none '{outer}'; mkdir '{inner}'; mount -t ramfs none '{inner}'; mount -t tmpfs none '{inner}'"
+    )
     code = "import sys; from pathlib import Path; from sglang_warmstart.base.mounts import mount_of\n"
     code += "for each in sys.argv[1:]: print(mount_of(Path(each)))"
     said = run_python(code, str(outer / "x" / "y"), str(inner), str(inner / "x"), prefix=in_mount_namespace(setup))

@@ -12,9 +12,10 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 
 import torch.distributed
-from kit.ports import free_ports
 from sglang_warmstart.sglang import votes
 from sglang_warmstart.sglang.votes import Votes
+
+from kit.ports import free_ports
 
 LIMIT_S = 1.0
 ABSENT = -1

@@ -154,7 +154,10 @@ def test_two_nodes_that_race_there_agree(fault: Callable[[BadFiles, Path], Rule]
     "number",
     [
         pytest.param(errno.ENOSPC, id="ENOSPC"),
-        *(pytest.param(each, marks=pytest.mark.long, id=errno.errorcode[each]) for each in (errno.EDQUOT, errno.ESTALE)),
+        *(
+            pytest.param(each, marks=pytest.mark.long, id=errno.errorcode[each])
+            for each in (errno.EDQUOT, errno.ESTALE)
+        ),
     ],
 )
 def test_one_call_fails_whichever_it_is(number: int, site: Site) -> None:

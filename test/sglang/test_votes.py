@@ -9,7 +9,6 @@ from kit.fork_server import ForkServer
 from kit.voters import ABSENT, LIMIT_S
 from sglang_warmstart.sglang.votes import Votes
 
-
 RUN = "import json, sys; from kit.voters import run; print(json.dumps(run(*sys.argv[1:])))"
 
 

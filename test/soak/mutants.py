@@ -439,7 +439,7 @@ LINES = (
     _line(
         "ranks agree",
         "sglang/exact_warmup/warmup.py",
-        "end = agree(f\"forward {number}\", _WENT_WELL if failure is None else _FAILED)",
+        'end = agree(f"forward {number}", _WENT_WELL if failure is None else _FAILED)',
         "end = _WENT_WELL if failure is None else _FAILED",
         "sglang/test_exact_warmup.py",
         "sglang/test_deep_gemm_rank.py",

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.answers import answered
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import EVENTS, METRICS
 

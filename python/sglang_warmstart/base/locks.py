@@ -10,7 +10,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,9 +59,10 @@ class Held:
         self._file = file
 
     def release(self) -> None:
-        """Let go."""
+        """Let go. Nothing was written, so what the file system says of that is no matter."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
     def __enter__(self) -> Held:
         return self

@@ -18,7 +18,7 @@ def mount_of(path: Path, mounts: Path = _MOUNTS) -> str:
     Returns:
         "a file system that is not known" where the kernel does not say.
     """
-    place, found = Path(os.path.abspath(path)), ""  # not resolve, which looks at each part of it
+    place, found = Path(os.path.abspath(path)), ""  # noqa: PTH100  (Path.resolve looks at each part of it)
     longest = -1
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sglang_warmstart.base import trust
-from sglang_warmstart.base.events import READY
 from sglang_warmstart.base.answers import answered
+from sglang_warmstart.base.events import READY
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
 
 # Runs that are kept in a cache; the oldest of the others go first, ...

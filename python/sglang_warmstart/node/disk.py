@@ -45,6 +45,8 @@ class Disk:
         answer = begun(lambda: call(*args, **kwargs))
         done, _ = await asyncio.wait([asyncio.wrap_future(answer)], timeout=self._answer_s)
         if not done:
-            self._problem = f"{self._root}: no answer in {self._answer_s:g} s from its file system ({mount_of(self._root)})"
+            self._problem = (
+                f"{self._root}: no answer in {self._answer_s:g} s from its file system ({mount_of(self._root)})"
+            )
             raise NoAnswerError(self._problem)
         return done.pop().result()

@@ -315,7 +315,9 @@ class Service:
             async with rank.reading:
                 return await rank.shop.disk.ask(rank.sink.earlier)
         except (MarkerError, OSError) as error:
-            rank.notes.append(f"the marker is not used: {error}")
+            note = f"the marker is not used: {error}"
+            if note not in rank.notes:  # it has been read before, when the rank said hello
+                rank.notes.append(note)
             return None
 
     async def _told(self, rank: Asker | None, message: Announce | CannotDescribe) -> None:

@@ -168,7 +168,11 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
         for batch_size in batch_sizes:
             for mode in modes:
                 if mode == ForwardMode.DECODE and batch_size > decode_limit:
-                    logger.info("warmstart: no DECODE warm-up of %d: the most that can be decoded is %d", batch_size, decode_limit)
+                    logger.info(
+                        "warmstart: no DECODE warm-up of %d: the most that can be decoded is %d",
+                        batch_size,
+                        decode_limit,
+                    )
                     continue
                 model_runner._dummy_run(batch_size=batch_size, forward_mode_override=mode)
     set_is_extend_in_batch(False)  # as it was before a forward that extends
@@ -181,9 +185,7 @@ def pp_parallel_deep_gemm_warmup(model_runner: Any) -> None:
 def is_possible(model_runner: Any) -> bool:
     """Whether this start-up may run the warm-up. All of it comes from arguments that every rank shares."""
     return (
-        model_runner.device == "cuda"
-        and model_runner.pp_size > 1
-        and not model_runner.spec_algorithm.is_speculative()
+        model_runner.device == "cuda" and model_runner.pp_size > 1 and not model_runner.spec_algorithm.is_speculative()
     )
 
 
