@@ -1,7 +1,8 @@
 """The options of nvcc that DeepGEMM's JITs write. No other is taken from a file.
 
 Flags come from DeepGEMM itself while it is recorded, and from files: markers, plans and bundles. Other options of nvcc
-run programs (``-ccbin``, ``--compiler-options=-wrapper,...``), read files (``--options-file``, ``-include``) and write them (``-o``, ``-time``).
+run programs (``-ccbin``, ``--compiler-options=-wrapper,...``), read files (``--options-file``, ``-include``) and write
+them (``-o``, ``-time``).
 nvcc gives its command lines to a shell, so the path of an include directory must be a plain one.
 
 Source: ``csrc/jit/compiler.hpp`` of DeepGEMM 0.1.x; ``include/deep_jit/backend/cuda/options.hpp`` of 0.2.x.
