@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from kit.confined import run_python
 from sglang_warmstart.base.runs import new_run, runs_of
 from sglang_warmstart.base.trust import UntrustedError, check, check_caches
 
@@ -49,6 +50,26 @@ def test_what_another_user_owns_is_refused(cache: Path) -> None:
     with pytest.raises(UntrustedError, match="warmstart belongs to user 12345, this is user 0"):
         check_caches([cache], {})
     check_caches([cache], {SWITCH: "1"})
+
+
+SQUASHED = """
+import ctypes, sys
+from pathlib import Path
+from sglang_warmstart.base.trust import check_caches
+ctypes.CDLL(None).setfsuid(12345)  # for file systems, this process is another user from here on
+check_caches([Path(sys.argv[1])], {})
+"""
+
+
+@needs_root
+def test_where_a_file_system_takes_us_for_the_owner_it_is_ours_as_under_root_squash() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        os.chown(directory, 12345, -1)
+        run_python(SQUASHED, directory)
+        with pytest.raises(UntrustedError, match="belongs to user 12345, this is user 0"):
+            check_caches([Path(directory)], {})
+        assert not list(Path(directory).iterdir())
 
 
 @needs_root

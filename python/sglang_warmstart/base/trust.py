@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -37,13 +38,22 @@ def check(places: Iterable[Path], environment: Mapping[str, str]) -> None:
             found = place.stat()
         except (OSError, ValueError):  # it is not there, or its name is no path: then nothing is read from it either
             continue
-        if found.st_uid not in (0, os.geteuid()):
+        if found.st_uid not in (0, os.geteuid()) and not _is_ours(place, found.st_uid):
             who, remedy = f"belongs to user {found.st_uid}, this is user {os.geteuid()}", "name a directory of your own"
         elif found.st_mode & stat.S_IWOTH:
             who, remedy = f"can be written by every user (mode {stat.S_IMODE(found.st_mode):04o})", "chmod o-w it"
         else:
             continue
         raise UntrustedError(printable(f"{place} {who}, and kernels are code: {remedy}, or set {SHARED_CACHE.name}=1"))
+
+
+def _is_ours(place: Path, owner: int) -> bool:
+    """Whether the file system takes this user for the owner, as NFS does that maps root to another."""
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            return os.fstat(file.fileno()).st_uid == owner
+    except OSError:
+        return False
 
 
 def check_caches(roots: Iterable[Path], environment: Mapping[str, str]) -> None:
