@@ -33,7 +33,12 @@ PRENORM = msgspec.structs.replace(TARGETS[3], m_max=4)
 @pytest.fixture(autouse=True, scope="module")
 def no_forkserver_left() -> Iterator[None]:
     """The command has a DeepGEMM loaded into the forkserver of this process, and others want another one."""
+    _stop_forkserver()
     yield
+    _stop_forkserver()
+
+
+def _stop_forkserver() -> None:
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     multiprocessing.set_forkserver_preload([])
 

@@ -110,8 +110,8 @@ def test_a_compile_is_refused_before_it_begins_in_the_call_that_needs_it(
     ("run", "call"),
     [
         _TRITON,
-        pytest.param(*_TVM_FFI.values, id="tvm-ffi", marks=[_NINJA, pytest.mark.long]),
-        pytest.param(*_FLASHINFER_0_7.values, id="flashinfer 0.7", marks=[_NINJA, pytest.mark.long]),
+        pytest.param(*_TVM_FFI.values, id="tvm-ffi", marks=[*_NINJA, pytest.mark.long]),
+        pytest.param(*_FLASHINFER_0_7.values, id="flashinfer 0.7", marks=[*_NINJA, pytest.mark.long]),
     ],
 )
 def test_what_a_cache_has_is_not_refused(
