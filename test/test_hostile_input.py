@@ -20,7 +20,7 @@ def test_each_input_is_taken_or_refused_in_one_line(name: str, monkeypatch: pyte
         subject = SUBJECTS[name](Path(place))
         monkeypatch.chdir(empty)
 
-        @settings(max_examples=300, deadline=5000, database=None)
+        @settings(max_examples=100, deadline=5000, database=None)
         @given(st.integers(0, 1 << 32))
         def try_one(seed: int) -> None:
             WATCH.outside.clear()

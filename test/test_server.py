@@ -229,6 +229,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.release("0.5.12", "0.5.23")  # in between, an engine starts as a server does
 def test_an_engine_in_a_program_takes_the_keyword_and_answers_the_same(
     tiny_model: Path, tmp_path: Path, with_features: Served
 ) -> None:
