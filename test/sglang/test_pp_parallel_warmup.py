@@ -400,7 +400,7 @@ def test_a_decode_stays_below_the_limit_of_the_attention_kernels(
     runner.kernel_warmup()
     assert [size for mode, size in (forward.shape for forward in forwards) if mode == DECODE] == decodes
     assert [size for mode, size in (forward.shape for forward in forwards) if mode == EXTEND] == [1, 16]
-    assert ("no DECODE warm-up of 16: the most that can be decoded is 8" in caplog.text) is (decodes == [1])
+    assert ("no DECODE warm-up of 16: " in caplog.text) is (decodes == [1])
 
 
 def test_the_limit_of_combined_backends_is_that_of_the_one_that_decodes(
