@@ -303,19 +303,31 @@ def test_a_cache_that_never_answers_at_all_is_asked_once_and_the_service_ends_in
     (tmp_path / "place").mkdir()
     (tmp_path / "another").mkdir()
     place, another = Place(tmp_path / "place"), Place(tmp_path / "another")
-    bad.set("hang", EVERY, place.cache.root)
     with Node(tmp_path, **bad.environment) as node:
-        rank = place.rank(node)
+        rank, later = place.rank(node), node.client()
+        bad.set("hang", EVERY, place.cache.root)
         answer = rank.warm(TARGETS, PLENTY, ANSWER_S + 15)
         assert all(f"{place.cache.root}: no answer in 30 s" in each.error for each in answer.targets)
         start = time.monotonic()
-        assert not place.rank(node).restore().known
         assert ask(rank).targets and time.monotonic() - start < 2, "once is enough"
+        assert f"{place.cache.root}: no answer in 5 s" in later.hello(place.hello()).problem
         assert not any(each.error for each in ask(another.rank(node)).targets), "and others go on"
         start = time.monotonic()
         assert node.end() == 0
         assert not node.left() and time.monotonic() - start < 15
         assert "Traceback" not in node.log
+
+
+def test_who_says_hello_on_a_cache_that_does_not_answer_keeps_no_other_waiting(site: Site) -> None:
+    place, another = site.place(), site.place("another")
+    rule = site.bad.set("hang", LOOKS, place.cache.root)
+    with ThreadPoolExecutor(1) as thread:
+        welcome = thread.submit(site.node.client().hello, place.hello())
+        assert wait_until(lambda: rule.fired)
+        start = time.monotonic()
+        ask(another.rank(site.node))
+        assert not welcome.done() and time.monotonic() - start < 4, "the service hears the others meanwhile"
+        assert f"{place.cache.root}: no answer in 5 s" in welcome.result().problem
 
 
 @pytest.mark.parametrize("fault", [turns_read_only, is_stale], ids=lambda fault: fault.__name__)

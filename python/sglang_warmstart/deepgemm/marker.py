@@ -59,6 +59,11 @@ class FurtherKernel(msgspec.Struct, frozen=True, order=True):
     flags: str
 
 
+def name_of(launch: Launch) -> str:
+    """The name of the marker of a launch, without its suffix."""
+    return hashlib.sha256(msgspec.json.encode(launch, order="deterministic")).hexdigest()[:16]
+
+
 def targets_kernels(target: Target, kernels: Iterable[RecordedKernel]) -> TargetKernels:
     """A target with what was recorded for it."""
     recorded = list(kernels)
@@ -112,8 +117,7 @@ class Markers:
 
     def path(self, launch: Launch) -> Path:
         """The marker of a launch, or where it is to be written. One of our own root comes first."""
-        name = hashlib.sha256(msgspec.json.encode(launch, order="deterministic")).hexdigest()[:16]
-        paths = [directory / f"{name}.json" for directory in self._directories]
+        paths = [directory / f"{name_of(launch)}.json" for directory in self._directories]
         return next(filter(Path.is_file, paths), paths[0])
 
     def load(self, launch: Launch) -> Marker | None:

@@ -23,6 +23,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 from sglang_warmstart.base import trust
+from sglang_warmstart.base.answers import ANSWER_S
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
@@ -35,7 +36,7 @@ from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
 from sglang_warmstart.deepgemm.dialects import UnknownJitError, dialect_of
 from sglang_warmstart.deepgemm.identity import identity_of
 from sglang_warmstart.deepgemm.ledger import Entry, Ledger
-from sglang_warmstart.deepgemm.marker import MarkerError, Markers, TargetKernels, targets_kernels
+from sglang_warmstart.deepgemm.marker import MarkerError, Markers, TargetKernels, name_of, targets_kernels
 from sglang_warmstart.deepgemm.nogpu.host import PLACE
 from sglang_warmstart.deepgemm.record.child import RecordingOrder, RecordingProblem, record
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
@@ -190,7 +191,8 @@ class Service:
     async def _welcome(self, hello: Hello) -> tuple[Asker | None, Welcome]:
         try:
             dialect = dialect_of(Path(hello.deep_gemm))
-            trust.check_caches(dialect.roots(hello.cache), os.environ)
+            # Whoever says hello waits for a short time only.
+            await Disk(Path(hello.cache), ANSWER_S).ask(trust.check_caches, dialect.roots(hello.cache), os.environ)
             if hello.kind not in dialect.compilers:
                 return None, Welcome(
                     problem=f"the JIT of this DeepGEMM cannot use {hello.kind}: leave {COMPILER.name} out"
@@ -215,7 +217,7 @@ class Service:
             shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress, disk)
         sink: Sink = LaunchMarker(shop.markers, hello.launch)
         if self._plans is not None:
-            name = f"{identity.digest}-{shop.markers.path(hello.launch).stem}.json"
+            name = f"{identity.digest}-{name_of(hello.launch)}.json"
             sink = RankPlan(self._plans / name, identity, hello.launch)
         rank = Asker(hello, shop, sink)
         shop.askers.append(rank)

@@ -297,17 +297,17 @@ class Rank:
             names += f" and {len(keys) - _NAMED} more"
         if self.strict:
             raise WarmupError(f"{names} cannot be warmed: {reason}")
+        are, them = ("is", "it") if len(keys) == 1 else ("are", "them")
         for key in keys:
             self.ledger.leave(key, reason, no_context=fast)
         if self.only_plans:
-            logger.warning("warmstart: %s is not in the plan: %s", names, reason)
+            logger.warning("warmstart: %s %s not in the plan: %s", names, are, reason)
             self.ledger.done.update(keys)
             with suppress(ServiceGoneError):
                 for key in keys:
                     self.client.left_out(_name(key), reason)
             return
         way = "by its fast list of Ms" if fast else "in its own way"
-        are, them = ("is", "it") if len(keys) == 1 else ("are", "them")
         logger.warning("warmstart: %s %s left to SGLang, which warms %s %s: %s", names, are, them, way, reason)
 
 
