@@ -55,6 +55,7 @@ from sglang_warmstart.sglang.exact_warmup.launch import is_material
 from sglang_warmstart.sglang.features import chosen_features
 
 from kit.bundles import LAUNCH, bundle_of, compressed, cubin, recorded_plan, tar_of, tiny_plan
+from kit.other_bytes import other_bytes as mutated
 from kit.recorded import recording
 
 WORDS = (
@@ -109,28 +110,8 @@ _JSON = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 400, '"\\ud800
 _DEEP = (100, 1000, 20_000)
 
 
-def other_bytes(rng: random.Random, whole: bytes) -> bytes:
-    """Bytes with some flipped, cut out, put in, or taken from elsewhere."""
-    data = bytearray(whole)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        at, length = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 4, 8, 100, 512))
-        match rng.randrange(8):
-            case 0 | 1 if at < len(data):
-                data[at] ^= 1 << rng.randrange(8)
-            case 2 if at < len(data):
-                data[at] = rng.choice((0, 1, 0x1B, 0x7F, 0x80, 0xC1, 0xFF, 0x22, 0x2F, 0x5C, 0x7D))
-            case 3:
-                data[at : at + length] = rng.randbytes(length)
-            case 4:
-                del data[at : at + length]
-            case 5:
-                data[at:at] = rng.randbytes(length)
-            case 6:
-                start = rng.randrange(len(data) + 1)
-                data[at:at] = data[start : start + length]
-            case 7 if rng.random() < 0.3:
-                del data[at:]
-    return bytes(data)
+_BYTES = (0, 1, 0x1B, 0x7F, 0x80, 0xC1, 0xFF, 0x22, 0x2F, 0x5C, 0x7D)
+other_bytes = functools.partial(mutated, special=_BYTES)
 
 
 def other_value(rng: random.Random, value: Any) -> Any:

@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import msgspec
 import zstandard
 from kit.bundles import LAUNCH, Bundle, Member, bomb, bundle_of, compressed, cubin, identity, member, sha256, tar_of
+from kit.other_bytes import other_bytes
 from kit.outside import TooSlow, Watch
 from rich.console import Console
 from rich.progress import track
@@ -164,27 +165,8 @@ LEVELS: dict[str, Callable[[random.Random, Bundle], bytes]] = {
 
 
 def _other_bytes(rng: random.Random, whole: bytes) -> bytes:
-    data = bytearray(whole)
-    for _ in range(rng.choice([1, 1, 2, 4, 16])):
-        at = rng.randrange(len(data) + 1) if rng.random() < 0.5 else rng.randrange(min(len(data), 40) + 1)
-        length = rng.choice([1, 1, 2, 4, 8, 100, 512])
-        match rng.randrange(8):
-            case 0 | 1 if at < len(data):
-                data[at] ^= 1 << rng.randrange(8)
-            case 2 if at < len(data):
-                data[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, ord("/"), ord("."), ord('"'), ord("9")])
-            case 3:
-                data[at : at + length] = rng.randbytes(length)
-            case 4:
-                del data[at : at + length]
-            case 5:
-                data[at:at] = rng.randbytes(length)
-            case 6:
-                start = rng.randrange(len(data) + 1)
-                data[at:at] = data[start : start + length]
-            case 7 if rng.random() < 0.3:
-                del data[at:]
-    return bytes(data)
+    # Formats say what they are in their first bytes.
+    return other_bytes(rng, whole, (0, 1, 0x7F, 0x80, 0xFF, *b'/."9'), head=40)
 
 
 def _sum_headers(tar: bytearray, sizes: Iterable[int]) -> None:
