@@ -454,7 +454,7 @@ LINES = (
     _line(
         "trust: the service asks",
         "node/service.py",
-        "            trust.check_caches(dialect.roots(hello.cache), os.environ)\n",
+        "            await Disk(Path(hello.cache), ANSWER_S).ask(trust.check_caches, dialect.roots(hello.cache), os.environ)\n",
         "",
         "node/test_service.py",
     ),
