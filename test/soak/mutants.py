@@ -454,8 +454,8 @@ LINES = (
     _line(
         "trust: the service asks",
         "node/service.py",
-        "            await Disk(Path(hello.cache), ANSWER_S).ask(trust.check_caches, dialect.roots(hello.cache), os.environ)\n",
-        "",
+        ".ask(trust.check_caches, dialect.roots(hello.cache), os.environ)",
+        ".ask(str)",
         "node/test_service.py",
     ),
     _line(
