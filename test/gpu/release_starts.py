@@ -58,8 +58,6 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
         model.mkdir(parents=True, exist_ok=True)
         (model / "config.json").write_text(json.dumps({**json.loads((HERE / f"{config}.json").read_text()), **changes}))
         environment = {**FAST, **(WATCHED if state == "stock" else {})}
-        # Several servers on a GPU.
-        arguments = (*arguments, "--mem-fraction-static", "0.25")
         run = Run(f"{label}-{state}", list(arguments), environment, home, prompts=prompts())
         start(run, model, logs, gpu)
         seen = warmup_of(run) | {"model": label, "state": state, "prompts_s": run.answers_s}
