@@ -362,6 +362,29 @@ def release_starts() -> str:
     return table([*titles, "first prompts of 1 / 17 / 333 / 3000 tokens, s", "JIT while serving"], rows)
 
 
+def deep_gemm_part() -> str:
+    """DeepGEMM's part of starts of 0.5.23 on one host."""
+    results = result("release-side-by-side-0.5.23")
+    rows = []
+    for model in ("deepseek", "qwen-deep_gemm"):
+        stock, warm = (run(results, f"{model}-{state}") for state in ("stock", "warm"))
+        recolds = [run(results, f"{model}-recold-{number}") for number in (1, 2)]
+        seconds = [each["warmup_s"] for each in recolds]
+        rows.append(
+            [
+                model,
+                f"{stock['warmup_s']:.1f}",
+                " / ".join(f"{each:.1f}" for each in seconds),
+                " / ".join(f"{stock['warmup_s'] / each:.1f}" for each in seconds),
+                f"{warm['warmup_s']:.3f}",
+                " / ".join(f"{each['ready_s']:.1f}" for each in (stock, run(results, f"{model}-cold"))),
+                " / ".join(f"{each['ready_s']:.1f}" for each in (*recolds, warm)),
+            ]
+        )
+    titles = ["model", "stock's sweeps, s", "exact, s", "times faster", "exact, warm, s"]
+    return table([*titles, "ready: stock / exact, all cold, s", "ready: DeepGEMM's cache cold, twice / warm, s"], rows)
+
+
 def met_late(each: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets of a start that were met in a forward: the waits for them."""
     return [event for event in each["events"] if event.get("name") == "a new target"]
@@ -379,6 +402,7 @@ TABLES = (
     patched,
     releases,
     release_starts,
+    deep_gemm_part,
     nvrtc,
     nvrtc_kernels,
     bundles,
