@@ -15,6 +15,8 @@ DEEP_GEMMS := 0.1.7 0.2.0 0.2.3.post2 0.2.5
 FLASHINFERS := 0.6.17 0.7.2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Hundreds of processes import the same modules: each would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,7 +25,8 @@ SHELL := /bin/bash
 # Two installs at once are slower than one after the other, and their messages mix.
 .NOTPARALLEL:
 
-PIP := -m pip install --quiet
+# Modules are compiled when they are imported; most of them never are.
+PIP := -m pip install --quiet --no-compile
 
 # Two processes; the tests of a module stay together, so that its fixtures are paid once.
 PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
@@ -150,7 +153,7 @@ $(TORCH_2_11): test/kit/torch_without_cuda.py .venv/.sglang
 define patched
 $(1)/.complete: $(2)/.package $(wildcard patches/sglang-$(3)/*)
 	@rm -rf $(1) && mkdir $(1)
-	@cp -r $(2)/lib/python3.*/site-packages/sglang $(1)/
+	@cp -a $(2)/lib/python3.*/site-packages/sglang $(1)/
 	@PYTHONPATH=$(CURDIR)/python $(2)/bin/sglang-warmstart patches apply $(1)
 	@touch $$@
 endef
