@@ -19,7 +19,7 @@ import torch
 from monitoring import WATCHED
 from runs import HERE, Run, checkpoint, helper, start, warmup_of
 
-DEEPSEEK, QWEN = "deepseek-v3-2layer", "qwen3-235b-a22b-fp8-2layer"
+DEEPSEEK, DEEPSEEK_V4, QWEN = "deepseek-v3-2layer", "deepseek-v4-4layer", "qwen3-235b-a22b-fp8-2layer"
 FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 PROMPT_TOKENS = (1, 17, 333, 3000)
 _EAGLE = (
@@ -33,7 +33,10 @@ MODELS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "qwen-deep_gemm": (QWEN, ("--moe-runner-backend", "deep_gemm"), {}),
     "qwen": (QWEN, (), {}),
     "deepseek-eagle": (DEEPSEEK, _EAGLE, {"num_nextn_predict_layers": 1}),
+    "deepseek-v4": (DEEPSEEK_V4, (), {}),
 }
+# Its experts are in FP8.
+VARIABLES = {"deepseek-v4": {"SGLANG_DSV4_FP4_EXPERTS": "0"}}
 
 
 def prompts() -> list[list[int]]:
@@ -57,7 +60,7 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
         model, home = scratch / f"model-{label}", scratch / f"home-{label}-{'stock' if state == 'stock' else 'exact'}"
         model.mkdir(parents=True, exist_ok=True)
         (model / "config.json").write_text(json.dumps({**json.loads((HERE / f"{config}.json").read_text()), **changes}))
-        environment = {**FAST, **(WATCHED if state == "stock" else {})}
+        environment = {**FAST, **VARIABLES.get(label, {}), **(WATCHED if state == "stock" else {})}
         run = Run(f"{label}-{state}", list(arguments), environment, home, prompts=prompts())
         start(run, model, logs, gpu)
         seen = warmup_of(run) | {"model": label, "state": state, "prompts_s": run.answers_s}

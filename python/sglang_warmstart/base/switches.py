@@ -147,6 +147,13 @@ SHARED_CACHE = Switch(
     boolean,
     "1 trusts a kernel cache that other users can write: they can run code in the server",
 )
+BUILD_AHEAD = Switch(
+    "SGLANG_WARMSTART_BUILD_AHEAD",
+    True,
+    boolean,
+    "0 leaves kernels of TileLang to the process that calls them, one after another",
+    "hc-prenorm",
+)
 BUNDLE: Switch[str | None] = Switch(
     "SGLANG_WARMSTART_BUNDLE",
     None,
@@ -188,6 +195,7 @@ SWITCHES: tuple[Switch[Any], ...] = (
     WORKERS,
     COMPILER,
     SHARED_CACHE,
+    BUILD_AHEAD,
     BUNDLE,
     BUNDLE_KEY,
     JIT_MONITOR,

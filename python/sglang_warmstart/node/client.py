@@ -9,8 +9,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel
 from sglang_warmstart.node import protocol
-from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Welcome
+from sglang_warmstart.node.protocol import (
+    Announce,
+    Answer,
+    AwaitBuilds,
+    Build,
+    Built,
+    CannotDescribe,
+    Hello,
+    Restore,
+    Warm,
+    Welcome,
+)
 
 # To listen, and to give a short answer.
 ANSWER_S = 30.0
@@ -19,7 +31,7 @@ LATE_S = 15.0
 # For kernels that somebody is restoring into the cache when a rank asks for them.
 RESTORE_LIMIT_S = 180.0
 
-A = TypeVar("A", Welcome, Answer)
+A = TypeVar("A", Welcome, Answer, Built)
 
 
 class ServiceGoneError(Exception):
@@ -86,6 +98,25 @@ class ServiceClient:
             ServiceGoneError: no answer.
         """
         return self._ask(Warm(tuple(targets), free_bytes, limit_s), Answer, limit_s + LATE_S)
+
+    def build(self, kernel: TileLangKernel) -> None:
+        """Have a kernel built that will be called.
+
+        Raises:
+            ServiceGoneError: nobody is there.
+        """
+        self._send(Build(kernel))
+
+    def await_builds(self, limit_s: float) -> Built:
+        """Wait until all that this rank wants built is there, or the time is up.
+
+        Args:
+            limit_s: seconds, as for :meth:`warm`.
+
+        Raises:
+            ServiceGoneError: no answer.
+        """
+        return self._ask(AwaitBuilds(limit_s), Built, limit_s + LATE_S)
 
     def close(self) -> None:
         """Say good-bye."""

@@ -11,6 +11,7 @@ from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.marker import Launch
 from sglang_warmstart.deepgemm.target import KernelUse, Target
+from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel
 
 # A frame is the length of its message, in 4 bytes, and the message.
 LENGTH = struct.Struct(">I")
@@ -130,7 +131,37 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     known: bool = False
 
 
-Message = Hello | Welcome | Restore | CannotDescribe | Announce | Warm | Answer
+class Build(msgspec.Struct, frozen=True, tag=True):
+    """A kernel of TileLang's that will be called: it is built now. Not answered; there need have been no ``Hello``."""
+
+    kernel: TileLangKernel
+
+
+class AwaitBuilds(msgspec.Struct, frozen=True, tag=True):
+    """All that this rank wants built is needed. Answered by ``Built`` when it is there, or the time is up.
+
+    Args:
+        limit_s: seconds until then.
+    """
+
+    limit_s: float
+
+
+class Built(msgspec.Struct, frozen=True, tag=True):
+    """What became of it.
+
+    Args:
+        built: kernels that are in TileLang's cache.
+        failed: why others are not, each in one line.
+        not_ready: those for which the time was up.
+    """
+
+    built: int = 0
+    failed: tuple[str, ...] = ()
+    not_ready: int = 0
+
+
+Message = Hello | Welcome | Restore | CannotDescribe | Announce | Warm | Answer | Build | AwaitBuilds | Built
 
 _decoder = msgspec.msgpack.Decoder(Message)
 

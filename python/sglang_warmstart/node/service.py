@@ -44,10 +44,23 @@ from sglang_warmstart.deepgemm.record.way import ON_GPU, Way, way_for
 from sglang_warmstart.deepgemm.sinks import LaunchMarker, RankPlan, Sink
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node import limits, protocol
+from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.disk import Disk, NoAnswerError
 from sglang_warmstart.node.pool import CompilePool, KernelError, Places, RenewedExecutor
 from sglang_warmstart.node.progress import Progress
-from sglang_warmstart.node.protocol import Announce, Answer, CannotDescribe, Hello, Restore, Warm, Warmed, Welcome
+from sglang_warmstart.node.protocol import (
+    Announce,
+    Answer,
+    AwaitBuilds,
+    Build,
+    Built,
+    CannotDescribe,
+    Hello,
+    Restore,
+    Warm,
+    Warmed,
+    Welcome,
+)
 from sglang_warmstart.node.restoring import wait_until_unlocked
 
 # The largest of DeepGEMM's kernels takes nvcc 8 s where all cores compile at once.
@@ -127,6 +140,7 @@ class Service:
         self._room = asyncio.Condition()
         self._recording: Counter[str] = Counter()  # children, by GPU
         self._lanes = Lanes()
+        self._builds = Builds()
 
     def prepare(self, way: Way, deep_gemm: str) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
@@ -155,6 +169,7 @@ class Service:
         compilers.end_all_runs()
         for executor in self._executors.values():
             executor.shutdown(wait=False, cancel_futures=True)
+        self._builds.stop()
         for child in multiprocessing.active_children():
             child.kill()
 
@@ -162,8 +177,12 @@ class Service:
         """Talk to one rank until it goes."""
         try:
             rank: Asker | None = None
-            answer: Welcome | Answer
+            wanted: set[asyncio.Task[str]] = set()
+            answer: Welcome | Answer | Built
             async for message in _messages(reader):
+                if isinstance(message, Build):
+                    wanted.add(self._builds.begin(message.kernel))
+                    continue
                 if isinstance(message, (Announce, CannotDescribe)):
                     await self._told(rank, message)
                     continue
@@ -171,6 +190,8 @@ class Service:
                     rank, answer = await self._welcome(message)
                     if rank is not None:
                         self._get_ready(rank)
+                elif isinstance(message, AwaitBuilds):
+                    answer = await _built(wanted, message.limit_s)
                 elif rank is None:
                     answer = Welcome(problem="say Hello first")
                 elif isinstance(message, Warm):
@@ -497,6 +518,12 @@ def _keep_further(shop: Workshop, service: Path) -> None:
             except Exception as error:
                 # Whatever the cache is like: the kernels are in it, and the service goes on.
                 logger.warning("%s: %s", rank.sink.complaint, first_line(error))
+
+
+async def _built(wanted: set[asyncio.Task[str]], limit_s: float) -> Built:
+    done = (await asyncio.wait(wanted, timeout=limit_s))[0] if wanted else set()
+    failed = tuple(sorted(reason for reason in (each.result() for each in done) if reason))
+    return Built(len(done) - len(failed), failed, len(wanted) - len(done))
 
 
 def _imported(way: Way, deep_gemm: str) -> tuple[str, str]:

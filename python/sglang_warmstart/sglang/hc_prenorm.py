@@ -21,15 +21,18 @@ from sglang_warmstart.base.errors import StandsAsideError, passing
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.sglang import mhc_at_once
 from sglang_warmstart.sglang.fast_warmup import COMPILE_ONE, COMPILE_ONE_PARAMETERS, COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.mhc_at_once import is_without_prenorm
 
 if TYPE_CHECKING:
     import torch
 
 DEEPSEEK_V4 = "sglang.srt.models.deepseek_v4"
+MHC, NEW_MHC = "sglang.srt.layers.mhc", "sglang.kernels.ops.layernorm.mhc"
 # Where SGLang's rule for the number of splits is, in later releases and in earlier ones.
-_RULE_IN, _RULE = ("sglang.kernels.ops.layernorm.mhc", "sglang.srt.layers.mhc"), "_compute_num_split_for_mhc_pre"
+_RULE_IN, _RULE = (NEW_MHC, MHC), "_compute_num_split_for_mhc_pre"
 # Where the function that `deep_gemm` exports stays reachable once the module's attribute is ours.
 DIRECT = "__warmstart_direct__"
 KERNEL_TYPE = "TF32_HC_PRENORM_GEMM"
@@ -126,6 +129,8 @@ def hc_prenorm_wrapper(
         key: tuple[int, int, int | None],
         *tensors: torch.Tensor,
     ) -> None:
+        if is_without_prenorm():
+            return
         m, (n, k, num_splits) = tensors[0].shape[0], key
         with entrypoint.compile_utils.deep_gemm_execution_hook(m, n, k, num_splits or 0, kernel_type):
             # The hook may have put somebody at DeepGEMM's door, who is to see this call.
@@ -285,6 +290,8 @@ HC_PRENORM = Feature(
         f"{DEEPSEEK_V4}.DeepseekV4DecoderLayer.__init__": "tells that such a model has been chosen",
         f"deep_gemm.{GEMM}": "all call sites take it from the module inside the function; replaced when the first such "
         "layer is built",
+        f"{NEW_MHC}.prewarm_mhc_pre": "runs every bucket once: its TileLang kernels are built at once before",
+        f"{MHC}._prewarm_mhc_pre": "the same in 0.5.14",
     },
     upstream="follow-up of #25810",
     drop_when="upstream warms the prenorm GEMM per split bucket",
@@ -292,5 +299,7 @@ HC_PRENORM = Feature(
     steps=(
         Step((COMPILE_UTILS, ENTRYPOINT), install_kernel_type),
         Step((ENTRYPOINT, DEEPSEEK_V4), install_routing, required=False),
+        Step((NEW_MHC,), mhc_at_once.install, required=False),
+        Step((MHC,), mhc_at_once.install, required=False),
     ),
 )

@@ -6,6 +6,7 @@ specialised on that number. The first request in a new bucket waits for them to 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from sglang_warmstart.base.hooks import Hooks, class_of
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.sglang.feature import Feature, Step
-from sglang_warmstart.sglang.hc_prenorm import DEEPSEEK_V4
+from sglang_warmstart.sglang.hc_prenorm import DEEPSEEK_V4, MHC
+from sglang_warmstart.sglang.mhc_at_once import at_once
 from sglang_warmstart.sglang.seams.seam import MODEL_RUNNER
 
 if TYPE_CHECKING:
     import torch
 
-MHC = "sglang.srt.layers.mhc"
 NEXTN = "sglang.srt.models.deepseek_v4_nextn"
 # The method of layers and models alike.
 BUCKETS = "prewarm_mhc_token_count_buckets"
@@ -70,19 +71,19 @@ def prewarm_token_counts(layer: Any, token_counts: Sequence[int], device: torch.
         "attention": (layer.hc_attn_fn, layer.hc_attn_scale, layer.hc_attn_base, layer.input_layernorm),
         "ffn": (layer.hc_ffn_fn, layer.hc_ffn_scale, layer.hc_ffn_base, layer.post_attention_layernorm),
     }
-    with torch.inference_mode():
-        for num_tokens in token_counts:
-            for path, (fn, scale, base, norm) in paths.items():
-                start = time.perf_counter()
-                shape = (num_tokens, layer.hc_mult, layer.hidden_size)
-                layer.hc_pre(torch.empty(shape, dtype=torch.bfloat16, device=device), fn, scale, base, norm=norm)
-                torch.get_device_module(device).synchronize()
-                logger.info(
-                    "warmstart: mHC prewarm: path=%s num_tokens=%d in %.3f s",
-                    path,
-                    num_tokens,
-                    time.perf_counter() - start,
-                )
+
+    def run(say: Callable[..., None]) -> None:
+        with torch.inference_mode():
+            for num_tokens in token_counts:
+                for path, (fn, scale, base, norm) in paths.items():
+                    start = time.perf_counter()
+                    shape = (num_tokens, layer.hc_mult, layer.hidden_size)
+                    layer.hc_pre(torch.empty(shape, dtype=torch.bfloat16, device=device), fn, scale, base, norm=norm)
+                    torch.get_device_module(device).synchronize()
+                    say(path, num_tokens, time.perf_counter() - start)
+
+    at_once(lambda: run(lambda *_: None))
+    run(functools.partial(logger.info, "warmstart: mHC prewarm: path=%s num_tokens=%d in %.3f s"))
 
 
 def prewarm_buckets_of_layer(layer: Any, max_num_tokens: int, device: torch.device | str) -> tuple[int, ...]:

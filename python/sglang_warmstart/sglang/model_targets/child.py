@@ -24,8 +24,9 @@ from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
 from sglang_warmstart.sglang.feature import Feature, find_built_in
+from sglang_warmstart.sglang.hc_prenorm import MHC
 from sglang_warmstart.sglang.m_list import full_m_list
-from sglang_warmstart.sglang.mhc_prewarm import MHC, MHC_PREWARM
+from sglang_warmstart.sglang.mhc_prewarm import MHC_PREWARM
 from sglang_warmstart.sglang.model_targets.protocol import Answer, Begun, NotFound, Question, Ranks, Refused
 from sglang_warmstart.sglang.model_targets.recorder import Recorder
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError, where

@@ -1,0 +1,166 @@
+"""TileLang's kernels, built ahead of use: a call notes what it would compile, and other processes compile that.
+
+TileLang takes 12 to 16 s for a kernel of mHC, most of it in passes of its own that run in the process that calls, on
+one core. Tracing the kernel's Python, in contrast, takes a third of a second, and what comes of that goes into the key
+of TileLang's cache. So the call is made up to there, and what it would compile is handed to a process that has no GPU.
+The next call finds the kernel in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from sglang_warmstart.base.errors import first_line
+
+# What decides where TileLang keeps its cache, and by which compiler it makes a kernel; and all TILELANG_*.
+_VARIABLES = ("HOME", "PATH", "CUDA_HOME", "CUDA_PATH")
+_PLAIN = (bool, int, float, str)
+
+
+class BuildError(Exception):
+    """A kernel could not be built; says why."""
+
+
+class TileLangKernel(msgspec.Struct, frozen=True):
+    """A kernel as TileLang is about to compile it.
+
+    Args:
+        name: of the function.
+        function: the traced function (``tvm.ir.save_json``).
+        target, target_host: as text.
+        execution_backend, out_idx, pass_configs, compile_flags: as ``JITKernel`` takes them.
+        environment: the process's variables that TileLang reads.
+
+    Source: ``JITKernel`` in TileLang's ``jit/kernel.py``.
+    """
+
+    name: str
+    function: str
+    target: str
+    target_host: str | None
+    execution_backend: str
+    out_idx: list[int] | int | None
+    pass_configs: dict[str, bool | int | float | str] | None
+    compile_flags: list[str] | str | None
+    environment: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Equal for what is the same kernel in the same cache."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+class _PostponedError(Exception):
+    """A compile has been noted instead."""
+
+
+@contextlib.contextmanager
+def postponed(found: Callable[[TileLangKernel], None]) -> Iterator[None]:
+    """What this thread would compile is handed to ``found``; the call that needs it writes nothing.
+
+    A kernel that TileLang has in memory or on disk runs as it does outside. So does one that cannot be described.
+    """
+    from tilelang.jit import JITImpl
+    from tilelang.jit.kernel import JITKernel
+
+    thread, signature = threading.get_ident(), inspect.signature(JITKernel.__init__)
+    compile_it, call = JITKernel.__init__, JITImpl.__call__
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        kernel = None
+        if threading.get_ident() == thread and not given.arguments["from_database"]:
+            kernel = _described(given.arguments, os.environ)
+        if kernel is None:
+            compile_it(*args, **kwargs)
+            return
+        found(kernel)
+        raise _PostponedError
+
+    def go_on(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except _PostponedError:
+            # In lazy mode a caller takes this for the kernel, and calls it.
+            return _do_nothing
+
+    JITKernel.__init__, JITImpl.__call__ = note, go_on
+    try:
+        yield
+    finally:
+        JITKernel.__init__, JITImpl.__call__ = compile_it, call
+
+
+def build(kernel: TileLangKernel) -> None:
+    """Compile a kernel into TileLang's cache, without a GPU.
+
+    Raises:
+        BuildError: it cannot be.
+    """
+    try:
+        # It brings tvm along, and says where that is.
+        from tilelang.cache import cached
+        from tvm import ir, target
+
+        def from_text(text: str) -> Any:
+            made = target.Target(json.loads(text) if text.startswith("{") else text)
+            if str(made) != text:
+                raise BuildError(f'the target "{text}" is not understood')
+            return made
+
+        cached(
+            ir.load_json(kernel.function),
+            kernel.out_idx,
+            target=from_text(kernel.target),
+            target_host=from_text(kernel.target_host) if kernel.target_host is not None else None,
+            execution_backend=kernel.execution_backend,
+            verbose=False,
+            pass_configs=kernel.pass_configs,
+            compile_flags=kernel.compile_flags,
+        )
+    except BuildError:
+        raise
+    except Exception as error:
+        # As text: what TileLang raises need not survive the way to another process.
+        raise BuildError(f"{type(error).__name__}: {first_line(error)}") from None
+
+
+def _described(given: Mapping[str, Any], environment: Mapping[str, str]) -> TileLangKernel | None:
+    from tvm import ir
+
+    configs, indices, flags = given["pass_configs"], given["out_idx"], given["compile_flags"]
+    if not all(isinstance(value, _PLAIN) for value in (configs or {}).values()):
+        return None
+    function, host = given["func"], given["target_host"]
+    return TileLangKernel(
+        name=_text(function.attrs["global_symbol"]),
+        function=_text(ir.save_json(function)),
+        target=_text(given["target"]),
+        target_host=None if host is None else _text(host),
+        execution_backend=_text(given["execution_backend"]),
+        out_idx=list(indices) if isinstance(indices, (list, tuple)) else indices,
+        pass_configs=None if configs is None else {_text(name): value for name, value in configs.items()},
+        compile_flags=list(flags) if isinstance(flags, (list, tuple)) else flags,
+        environment={
+            name: value for name, value in environment.items() if name in _VARIABLES or name.startswith("TILELANG_")
+        },
+    )
+
+
+def _text(value: Any) -> str:
+    # TVM has a string type of its own, and TileLang enumerations whose members are strings.
+    return str.__str__(str(getattr(value, "value", value)))
+
+
+def _do_nothing(*_args: Any, **_kwargs: Any) -> None:
+    pass
