@@ -65,3 +65,30 @@ def test_calls_do_not_wait_for_each_other(tmp_path: Path) -> None:
 
 def test_a_slow_disk_is_not_a_dead_one() -> None:
     assert 10 <= disks.ANSWER_S <= 60
+
+
+def test_it_rests_when_no_call_is_under_way_nor_waits_for_one_that_hangs(tmp_path: Path) -> None:
+    async def ask() -> tuple[bool, float]:
+        disk, begun = Disk(tmp_path), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def publish() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            time.sleep(0.3)
+            (tmp_path / "kernel").touch()
+
+        asking = asyncio.create_task(disk.ask(publish))
+        await begun.wait()
+        asking.cancel()  # whoever asked may have gone
+        await disk.rest()
+        there = (tmp_path / "kernel").exists()
+        await disk.rest()
+        gone, start = Disk(tmp_path, answer_s=0.1), time.monotonic()
+        with pytest.raises(NoAnswerError):
+            await gone.ask(time.sleep, 2)
+        await gone.rest()
+        return there, time.monotonic() - start
+
+    there, seconds = asyncio.run(ask())
+    assert there
+    assert seconds < 1.5

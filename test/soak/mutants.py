@@ -223,7 +223,7 @@ LINES = (
     _line(
         "further: at the end of a server",
         "node/service.py",
-        "        await asyncio.wait_for(service.keep_further(path), END_S)\n",
+        "        await asyncio.wait_for(service.end(path), END_S)\n",
         "        pass\n",
         "node/test_service.py",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from sglang_warmstart.base.answers import begun
 from sglang_warmstart.base.mounts import mount_of
@@ -33,6 +33,7 @@ class Disk:
         self._root = root
         self._answer_s = ANSWER_S if answer_s is None else answer_s
         self._problem: str | None = None
+        self._asked: set[asyncio.Future[Any]] = set()
 
     async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a call returns or raises. It runs in a thread of its own, which nobody waits for at the end.
@@ -42,11 +43,18 @@ class Disk:
         """
         if self._problem is not None:
             raise NoAnswerError(self._problem)
-        answer = begun(lambda: call(*args, **kwargs))
-        done, _ = await asyncio.wait([asyncio.wrap_future(answer)], timeout=self._answer_s)
+        answer = asyncio.wrap_future(begun(lambda: call(*args, **kwargs)))
+        self._asked.add(answer)
+        answer.add_done_callback(self._asked.discard)
+        done, _ = await asyncio.wait([answer], timeout=self._answer_s)
         if not done:
             self._problem = (
                 f"{self._root}: no answer in {self._answer_s:g} s from its file system ({mount_of(self._root)})"
             )
             raise NoAnswerError(self._problem)
         return done.pop().result()
+
+    async def rest(self) -> None:
+        """Return when no call is under way: what is being published is then there, and nothing of it elsewhere."""
+        while self._asked and self._problem is None:
+            await asyncio.wait(self._asked)

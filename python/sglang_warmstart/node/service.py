@@ -269,6 +269,12 @@ class Service:
             with contextlib.suppress(NoAnswerError):  # the ranks have been told
                 await shop.disk.ask(_keep_further, shop, service)
 
+    async def end(self, service: Path) -> None:
+        """After :meth:`stop`: leave the caches whole, with all that is known, and nothing half made beside them."""
+        await self.keep_further(service)
+        for shop in list(self._workshops.values()):
+            await shop.disk.rest()
+
     async def _wait_for_restoring(self) -> None:
         if self._restoring is not None:
             done = await wait_until_unlocked(self._restoring, RESTORE_LIMIT_S)
@@ -576,7 +582,7 @@ async def run(service: Service, path: Path, parent: int) -> int:
     looking.cancel()
     service.stop()
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(service.keep_further(path), END_S)
+        await asyncio.wait_for(service.end(path), END_S)
     return 0
 
 
