@@ -385,6 +385,43 @@ def deep_gemm_part() -> str:
     return table([*titles, "ready: stock / exact, all cold, s", "ready: DeepGEMM's cache cold, twice / warm, s"], rows)
 
 
+def mhc() -> str:
+    """TileLang's kernels of mHC's buckets."""
+    cold, warm, alone = result("mhc")["runs"]
+    one = list(alone["seconds"].values())
+    rows = [
+        ["one kernel alone (three of them)", " / ".join(f"{seconds:.1f}" for seconds in one)],
+        [f"all {cold['buckets']} at once, built by the service", f"{cold['at_once_s']:.1f}"],
+        ["then each run once, loaded from TileLang's cache", f"{cold['then_s']:.1f}"],
+        [f"all {warm['buckets']} in a restart", f"{warm['at_once_s'] + warm['then_s']:.1f}"],
+    ]
+    return table(["mHC", "s"], rows)
+
+
+def deepseek_v4() -> str:
+    """What a start of DeepSeek-V4 compiles, by library."""
+    runs = result("deepseek-v4-0.5.23")["runs"]
+    events = [[each for each in run["events"] if each.get("kind") in ("jit", "compile")] for run in runs]
+    names = ("sglang-jit", "deep-gemm", "flashinfer", "tilelang", "triton")
+
+    def seconds(of: list[dict[str, Any]], library: str, where: tuple[str, ...]) -> str:
+        found = [
+            each for each in of if each.get("library") == library and each["kind"] in where and "cached" not in each
+        ]
+        return f"{len(found)}: {sum(each['seconds'] for each in found):.1f} s" if found else ""
+
+    rows = [
+        [
+            name,
+            seconds(events[0], name, ("jit",)),
+            seconds(events[0], name, ("compile",)),
+            seconds(events[1], name, ("jit",)),
+        ]
+        for name in names
+    ]
+    return table(["library", "exact: in the rank", "exact: by the service", "stock: in the rank, so far"], rows)
+
+
 def met_late(each: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets of a start that were met in a forward: the waits for them."""
     return [event for event in each["events"] if event.get("name") == "a new target"]
@@ -403,6 +440,8 @@ TABLES = (
     releases,
     release_starts,
     deep_gemm_part,
+    mhc,
+    deepseek_v4,
     nvrtc,
     nvrtc_kernels,
     bundles,

@@ -8,12 +8,14 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
 
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now
 from sglang_warmstart.base.processes import end_with
-from sglang_warmstart.libraries.tilelang_ahead import BuildError, TileLangKernel, build
+from sglang_warmstart.base.switches import WORKERS
+from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel, build
 from sglang_warmstart.node import limits
 from sglang_warmstart.node.pool import RenewedExecutor
 
@@ -28,7 +30,7 @@ class Builds:
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[str]] = {}
         # Where a library's cache is, it reads when it is imported.
-        self._executors: dict[frozenset[tuple[str, str]], Executor] = {}
+        self._rooms: dict[frozenset[tuple[str, str]], _Room] = {}
         self._lanes = Lanes()
 
     def begin(self, kernel: TileLangKernel) -> asyncio.Task[str]:
@@ -40,32 +42,44 @@ class Builds:
 
     def stop(self) -> None:
         """End what runs. Its processes end with this one."""
-        for executor in self._executors.values():
-            executor.shutdown(wait=False, cancel_futures=True)
+        for room in self._rooms.values():
+            room.executor.shutdown(wait=False, cancel_futures=True)
 
     async def _build(self, kernel: TileLangKernel) -> str:
-        executor = self._executor(kernel.environment)
+        key = frozenset(kernel.environment.items())
+        if key not in self._rooms:
+            self._rooms[key] = _Room(RenewedExecutor(functools.partial(_processes, kernel.environment)))
+        room = self._rooms[key]
+        room.under_way += 1
         at, lane, reason = now(), self._lanes.take(), ""
         try:
-            await asyncio.wrap_future(executor.submit(build, kernel))
-        except (BuildError, BrokenExecutor, OSError) as error:
-            reason = f"{kernel.name}: {error}"
+            await asyncio.wrap_future(room.executor.submit(build, kernel))
+        except Exception as error:
+            # Whatever it is, the rank compiles it.
+            reason = f"{kernel.name}: {first_line(error)}"
         finally:
             self._lanes.give_back(lane)
+            room.under_way -= 1
+            if room.under_way == 0:
+                # Each of its processes holds half a gigabyte.
+                del self._rooms[key]
+                room.executor.shutdown(wait=False)
         emit("compile", kernel.name, at, now() - at, library="tilelang", lane=f"builder {lane}", error=reason)
         return reason
 
-    def _executor(self, environment: Mapping[str, str]) -> Executor:
-        key = frozenset(environment.items())
-        if key not in self._executors:
-            self._executors[key] = RenewedExecutor(functools.partial(_processes, dict(environment)))
-        return self._executors[key]
+
+@dataclass
+class _Room:
+    """Processes that have imported a library with the same variables."""
+
+    executor: Executor
+    under_way: int = 0
 
 
 def _processes(environment: dict[str, str]) -> Executor:
-    workers = limits.compile_workers(math.ceil(_PER_CORE * limits.container_cores(limits.own_groups())))
+    wish = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
     return ProcessPoolExecutor(
-        workers,
+        limits.compile_workers(wish),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(os.getpid(), environment),

@@ -68,8 +68,9 @@ COMPILE_LIMIT_S = 120.0
 RECORD_LIMIT_S = 120.0
 # Whoever restores kernels has a limit of its own, which is lower.
 RESTORE_LIMIT_S = 150.0
-# At the end, for the cache to take what the ranks have compiled themselves.
-END_S = 5.0
+# At the end, for the cache to take what is being published, and what the ranks have compiled themselves. Whoever stops
+# the service waits a little longer (STOP_S).
+END_S = 8.0
 # What a recording child takes of the GPU's memory, mostly its context, and the share of the free memory for all.
 CHILD_BYTES = 1 << 30
 CHILDREN_MAX = 16
@@ -271,9 +272,7 @@ class Service:
 
     async def end(self, service: Path) -> None:
         """After :meth:`stop`: leave the caches whole, with all that is known, and nothing half made beside them."""
-        await self.keep_further(service)
-        for shop in list(self._workshops.values()):
-            await shop.disk.rest()
+        await asyncio.gather(self.keep_further(service), *(shop.disk.rest() for shop in list(self._workshops.values())))
 
     async def _wait_for_restoring(self) -> None:
         if self._restoring is not None:
@@ -581,8 +580,10 @@ async def run(service: Service, path: Path, parent: int) -> int:
     server.close()
     looking.cancel()
     service.stop()
-    with contextlib.suppress(asyncio.TimeoutError):
+    try:
         await asyncio.wait_for(service.end(path), END_S)
+    except asyncio.TimeoutError:
+        logger.warning("the cache takes longer than %g s at the end: a later start removes what is half made", END_S)
     return 0
 
 
