@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from kit.bad_files import BadFiles
 from kit.confined import run_python
 from sglang_warmstart.base.runs import new_run, runs_of
 from sglang_warmstart.base.trust import UntrustedError, check, check_caches
@@ -115,3 +119,18 @@ def test_the_events_of_a_run_go_elsewhere(cache: Path, monkeypatch: pytest.Monke
     assert not runs_of(cache).exists()
     monkeypatch.setenv(SWITCH, "1")
     assert new_run(cache)[0].parent == runs_of(cache)
+
+
+def test_whose_a_cache_is_is_found_out_also_where_files_without_a_name_are_not_had(cache: Path, tmp_path: Path) -> None:
+    bad = BadFiles(tmp_path)
+    rule = bad.refuse(("tmpfile",), cache, errno.EOPNOTSUPP)
+    code = (
+        "import os; from pathlib import Path; from sglang_warmstart.base.trust import _is_ours; "
+        f"print(_is_ours(Path({str(cache)!r}), os.geteuid()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **bad.environment}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert rule.fired
+    assert list(cache.iterdir()) == [cache / "warmstart"], "nothing is left"
