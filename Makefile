@@ -31,11 +31,18 @@ PIP := -m pip install --quiet --no-compile
 # Two processes; the tests of a module stay together, so that its fixtures are paid once.
 PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 
+# How SGLang's hook comes to the package. What that does then is the same whoever calls it.
+HOOK := $(patsubst %,test/sglang/test_deep_gemm_rank.py::test_%, \
+  the_first_call_becomes_a_target_with_its_layouts_and_loads_all_its_kernels \
+  the_second_call_goes_straight_to_deep_gemm nothing_is_warmed_while_a_graph_is_captured \
+  a_target_that_does_not_compile_is_left_to_sglang_with_one_line \
+  without_a_context_the_first_rank_warms_the_fast_list_by_sglang_itself \
+  strict_a_target_that_does_not_compile_is_raised a_prenorm_that_is_routed_becomes_the_same_target)
 # What a patched SGLang does itself, as the plugin does.
-BEHAVIOUR := test/test_server.py $(patsubst %,test/sglang/test_%.py,attn_tp_gather exact_warmup deep_gemm_rank fast_warmup \
-  hc_prenorm hc_prenorm_routing mhc_prewarm pp_parallel_warmup unreached)
+BEHAVIOUR := test/test_server.py $(patsubst %,test/sglang/test_%.py,attn_tp_gather exact_warmup fast_warmup \
+  hc_prenorm hc_prenorm_routing mhc_prewarm pp_parallel_warmup unreached) $(HOOK)
 # What the patches for 0.5.23 change. They leave the rest to the plugin, which is loaded beside them.
-BESIDE := test/sglang/test_fast_warmup.py test/sglang/test_exact_warmup.py test/sglang/test_deep_gemm_rank.py
+BESIDE := test/sglang/test_fast_warmup.py test/sglang/test_exact_warmup.py $(HOOK)
 
 .PHONY: help demo test test-patched test-matrix $(RELEASES:%=matrix-%) soak lint clean
 
