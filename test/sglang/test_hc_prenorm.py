@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+from collections.abc import Callable
 from enum import IntEnum
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -259,6 +261,34 @@ def test_mhc_pre_reaches_the_wrapper(
     assert targets(compile_utils) == {key: True}
     expected = given["residual"].flatten(1).float() @ given["fn"].T
     torch.testing.assert_close(launch.gemm_out.sum(0), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.by_plugin
+@pytest.mark.release(since="0.5.14")
+def test_sglangs_own_prewarm_has_its_kernels_built_before_it_runs(
+    deep_gemm: DeepGemm, deepseek_v4: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang_warmstart.sglang import mhc_at_once
+
+    monkeypatch.setenv("SGLANG_OPT_DEEPGEMM_HC_PRENORM", "1")
+    module, launches, built = mhc_module(), install_mhc_kernels(monkeypatch), list[int]()
+    with contextlib.suppress(AttributeError):
+        deepseek_v4.DeepseekV4DecoderLayer(object(), 0)
+    chunk = SimpleNamespace(chunked_prefill_size=256)
+    for where, name in (("runtime_context", "get_schedule"), ("server_args", "get_global_server_args")):
+        holder = importlib.import_module(f"sglang.srt.{where}")
+        monkeypatch.setattr(holder, name, lambda: chunk, raising=False)
+    monkeypatch.setattr(module, "get_mhc_pre_token_count_representatives", lambda *_: (64, 128, 256))
+
+    def build_at_once(run: Callable[[], object]) -> None:
+        run()
+        built.append(len(launches))
+
+    monkeypatch.setattr(mhc_at_once, "build_at_once", build_at_once)
+    prewarm = next(vars(module)[name] for name in ("prewarm_mhc_pre", "_prewarm_mhc_pre") if name in vars(module))
+    prewarm(**of_mhc(1), n_splits=1, n_splits_pre=32)
+    assert built == [3]
+    assert [launch.residual.shape[0] for launch in launches] == [64, 128, 256] * 2
 
 
 @pytest.mark.release("0.5.23")

@@ -14,6 +14,7 @@ from kit.environment import child_environment, python_path
 from kit.node import Node, wait_until
 from kit.toolchain import toolchain
 from kit.watched_libraries import needs
+from sglang.srt.distributed.device_communicators import pynccl_allocator
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.switches import SERVICE
 from sglang_warmstart.sglang import mhc_at_once
@@ -167,7 +168,8 @@ mhc_at_once.build_at_once = astray
 def test_where_allocations_wait_for_other_ranks_no_rank_runs_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     mhc = module(lambda: runs.append(1))
-    vars(mhc)["is_allocation_symmetric"] = lambda: True
+    vars(mhc)["use_symmetric_memory"] = None
+    monkeypatch.setattr(pynccl_allocator, "is_symmetric_memory_enabled", lambda: True)
     monkeypatch.setenv(SERVICE, "/nowhere/service.sock")
     mhc_at_once.install(Hooks("hc-prenorm"), mhc)
     mhc.prewarm_mhc_pre()

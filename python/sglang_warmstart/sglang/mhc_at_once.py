@@ -105,11 +105,16 @@ def install(hooks: Hooks, mhc: ModuleType) -> None:
 
     def prewarm(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         # An allocation in symmetric memory waits for other ranks, which may have nothing to build.
-        is_symmetric: Callable[[], bool] = getattr(mhc, "is_allocation_symmetric", lambda: False)
-        if not is_symmetric():
+        if not ("use_symmetric_memory" in vars(mhc) and _is_memory_symmetric()):
             at_once(lambda: original(*args, **kwargs))
         original(*args, **kwargs)
 
     for name in _PREWARM:
         if name in vars(mhc):
             hooks.wrap_any(mhc, name, prewarm)
+
+
+def _is_memory_symmetric() -> bool:
+    from sglang.srt.distributed.device_communicators.pynccl_allocator import is_symmetric_memory_enabled
+
+    return bool(is_symmetric_memory_enabled())
