@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -318,7 +319,8 @@ def test_what_was_done_some_time_ago_outlives_a_kill(machine: Machine) -> None:
         assert machine.run(plan).status == 0
         assert machine.compiled() == [1, 1, 2, 3, 4]
     finally:
-        os.killpg(machine.starts()[3], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a compiler knows nothing of who has started it
+            os.killpg(machine.starts()[3], signal.SIGKILL)
 
 
 def test_it_is_not_written_anew_for_each_kernel(machine: Machine) -> None:

@@ -67,7 +67,7 @@ def test_a_slow_disk_is_not_a_dead_one() -> None:
     assert 10 <= disks.ANSWER_S <= 60
 
 
-def test_it_rests_when_no_call_is_under_way_nor_waits_for_one_that_hangs(tmp_path: Path) -> None:
+def test_it_rests_when_nothing_is_being_published_nor_waits_for_what_hangs(tmp_path: Path) -> None:
     async def ask() -> tuple[bool, float]:
         disk, begun = Disk(tmp_path), asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -77,7 +77,7 @@ def test_it_rests_when_no_call_is_under_way_nor_waits_for_one_that_hangs(tmp_pat
             time.sleep(0.3)
             (tmp_path / "kernel").touch()
 
-        asking = asyncio.create_task(disk.ask(publish))
+        asking = asyncio.create_task(disk.publish(publish))
         await begun.wait()
         asking.cancel()  # whoever asked may have gone
         await disk.rest()
@@ -85,7 +85,7 @@ def test_it_rests_when_no_call_is_under_way_nor_waits_for_one_that_hangs(tmp_pat
         await disk.rest()
         gone, start = Disk(tmp_path, answer_s=0.1), time.monotonic()
         with pytest.raises(NoAnswerError):
-            await gone.ask(time.sleep, 2)
+            await gone.publish(time.sleep, 2)
         await gone.rest()
         return there, time.monotonic() - start
 

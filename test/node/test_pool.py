@@ -129,11 +129,12 @@ def test_the_largest_kernel_that_waits_is_the_next(tmp_path: Path) -> None:
     order, real = (shlex.quote(str(tmp_path / name)) for name in ("order", "real.cubin"))
     (tmp_path / "real.cubin").write_bytes(real_cubin())
     compiler = write_compiler(tmp_path, f'sha256sum < "$source" >> {order}; cp {real} "$cubin"')
-    first, *others = _kernels(8)
-    compile_all(Order(tmp_path / "root", compiler.compiler, (first, *others), workers=1))
-    expected = [first, *sorted(others, key=lambda kernel: -size_of(kernel.source))]
-    digests = [hashlib.sha256(kernel.source.encode()).hexdigest() for kernel in expected]
-    assert [line.split()[0] for line in (tmp_path / "order").read_text().splitlines()] == digests
+    kernels = {hashlib.sha256(kernel.source.encode()).hexdigest(): kernel for kernel in _kernels(8)}
+    compile_all(Order(tmp_path / "root", compiler.compiler, tuple(kernels.values()), workers=1))
+    # The first is the one of which it is first known that the cache does not have it.
+    first, *others = (kernels[line.split()[0]] for line in (tmp_path / "order").read_text().splitlines())
+    assert {first, *others} == {*kernels.values()}
+    assert others == sorted(others, key=lambda kernel: -size_of(kernel.source))
 
 
 def test_a_waiter_that_gives_up_takes_nothing_from_the_others(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_importing_the_model_touches_nothing(
     own = exported(deep_gemm)
     installation.hooks.undo()
     for step in installation.feature.steps:  # again, now that there is a DeepGEMM
-        step.install(installation.hooks, *(sys.modules[name] for name in step.modules))
+        if all(name in sys.modules for name in step.modules):
+            step.install(installation.hooks, *(sys.modules[name] for name in step.modules))
     assert exported(deep_gemm) is own
     begin_a_layer(deepseek_v4)
     assert exported(deep_gemm) is not own

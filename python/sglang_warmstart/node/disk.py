@@ -33,7 +33,7 @@ class Disk:
         self._root = root
         self._answer_s = ANSWER_S if answer_s is None else answer_s
         self._problem: str | None = None
-        self._asked: set[asyncio.Future[Any]] = set()
+        self._publishing: set[asyncio.Future[Any]] = set()
 
     async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a call returns or raises. It runs in a thread of its own, which nobody waits for at the end.
@@ -43,9 +43,18 @@ class Disk:
         """
         if self._problem is not None:
             raise NoAnswerError(self._problem)
+        return await self._wait(asyncio.wrap_future(begun(lambda: call(*args, **kwargs))))
+
+    async def publish(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As :meth:`ask`, of a call that takes no lock and leaves something half made where it is cut off."""
+        if self._problem is not None:
+            raise NoAnswerError(self._problem)
         answer = asyncio.wrap_future(begun(lambda: call(*args, **kwargs)))
-        self._asked.add(answer)
-        answer.add_done_callback(self._asked.discard)
+        self._publishing.add(answer)
+        answer.add_done_callback(self._publishing.discard)
+        return await self._wait(answer)
+
+    async def _wait(self, answer: asyncio.Future[T]) -> T:
         done, _ = await asyncio.wait([answer], timeout=self._answer_s)
         if not done:
             self._problem = (
@@ -55,6 +64,6 @@ class Disk:
         return done.pop().result()
 
     async def rest(self) -> None:
-        """Return when no call is under way: what is being published is then there, and nothing of it elsewhere."""
-        while self._asked and self._problem is None:
-            await asyncio.wait(self._asked)
+        """Return when nothing is being published: it is then there, and no half of it elsewhere."""
+        while self._publishing and self._problem is None:
+            await asyncio.wait(self._publishing)

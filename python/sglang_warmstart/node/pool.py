@@ -172,7 +172,7 @@ class CompilePool:
                 target=target,
                 error=failure,
             )
-        await self._disk.ask(self._cache.publish, kernel.directory, kernel.source, data, kernel.flags)
+        await self._disk.publish(self._cache.publish, kernel.directory, kernel.source, data, kernel.flags)
         self.compiled += 1
 
 
