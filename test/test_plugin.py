@@ -93,6 +93,7 @@ CHANGED_IN_0_5_23 = {
     f"{RUNNERS}.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture_one_shape",
     f"{RUNNERS}.prefill_cuda_graph_runner:PrefillCudaGraphRunner.capture_one_shape",
     "sglang.kernels.jit.utils.compile.ninja:build",
+    "sglang.kernels.ops.layernorm.mhc:prewarm_mhc_pre",
     f"{SCHEDULER}:Scheduler.__init__",
     f"{SCHEDULER}:Scheduler.run_event_loop",
     f"{ENGINE}:Engine._launch_subprocesses",

@@ -43,6 +43,7 @@ from sglang_warmstart.deepgemm.marker import FurtherKernel, MarkerError, Markers
 from sglang_warmstart.deepgemm.plan import INCLUDE, Plan, PlanError
 from sglang_warmstart.deepgemm.target import KernelUse, Target
 from sglang_warmstart.libraries.table import LIBRARIES
+from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel
 from sglang_warmstart.node import protocol
 from sglang_warmstart.node.protocol import ProtocolError
 from sglang_warmstart.report.page import page_of
@@ -429,6 +430,9 @@ def messages() -> tuple[protocol.Message, ...]:
     gpu = Gpu("NVIDIA H200", 132, (9, 0), 0)
     hello = protocol.Hello("/nonexistent/cache", {"CUDA_HOME": "/nonexistent"}, "/nonexistent/deep_gemm", gpu, LAUNCH)
     warmed = protocol.Warmed(target, (KernelUse(1, _kernel(1)),))
+    kernel = TileLangKernel(
+        "fused", "{}", "cuda", None, "tvm_ffi", [1], {"tl.x": True}, ["-O3"], {"HOME": "/nonexistent"}
+    )
     return (
         hello,
         protocol.Welcome(("a note",), "a problem", True),
@@ -437,6 +441,9 @@ def messages() -> tuple[protocol.Message, ...]:
         protocol.Announce((target,), 1 << 30),
         protocol.Warm((target,), 1 << 30, 0.1),
         protocol.Answer((warmed,), 1, ("a note",), True),
+        protocol.Build(kernel),
+        protocol.AwaitBuilds(0.1),
+        protocol.Built(1, ("a reason",), 2),
     )
 
 

@@ -25,12 +25,15 @@ _NICE = 5
 
 
 class Builds:
-    """All of them live in one event loop."""
+    """All of them live in one event loop. They are bounded as the node's compiles are, by cores and free memory."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[str]] = {}
         # Where a library's cache is, it reads when it is imported.
         self._rooms: dict[frozenset[tuple[str, str]], _Room] = {}
+        workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
+        self._workers = limits.compile_workers(workers)
+        self._places = asyncio.Semaphore(self._workers)
         self._lanes = Lanes()
 
     def begin(self, kernel: TileLangKernel) -> asyncio.Task[str]:
@@ -46,25 +49,30 @@ class Builds:
             room.executor.shutdown(wait=False, cancel_futures=True)
 
     async def _build(self, kernel: TileLangKernel) -> str:
-        key = frozenset(kernel.environment.items())
+        key, reason = frozenset(kernel.environment.items()), ""
         if key not in self._rooms:
-            self._rooms[key] = _Room(RenewedExecutor(functools.partial(_processes, kernel.environment)))
+            make = functools.partial(_processes, self._workers, kernel.environment)
+            self._rooms[key] = _Room(RenewedExecutor(make))
         room = self._rooms[key]
-        room.under_way += 1
-        at, lane, reason = now(), self._lanes.take(), ""
+        room.wanted += 1
         try:
-            await asyncio.wrap_future(room.executor.submit(build, kernel))
-        except Exception as error:
-            # Whatever it is, the rank compiles it.
-            reason = f"{kernel.name}: {first_line(error)}"
+            async with self._places:
+                at, lane = now(), self._lanes.take()
+                try:
+                    await asyncio.wrap_future(room.executor.submit(build, kernel))
+                except Exception as error:
+                    # Whatever it is, the rank compiles it.
+                    reason = f"{kernel.name}: {first_line(error)}"
+                finally:
+                    self._lanes.give_back(lane)
+                lane_name = f"builder {lane}"
+                emit("compile", kernel.name, at, now() - at, library="tilelang", lane=lane_name, error=reason)
         finally:
-            self._lanes.give_back(lane)
-            room.under_way -= 1
-            if room.under_way == 0:
+            room.wanted -= 1
+            if room.wanted == 0:
                 # Each of its processes holds half a gigabyte.
                 del self._rooms[key]
                 room.executor.shutdown(wait=False)
-        emit("compile", kernel.name, at, now() - at, library="tilelang", lane=f"builder {lane}", error=reason)
         return reason
 
 
@@ -73,13 +81,12 @@ class _Room:
     """Processes that have imported a library with the same variables."""
 
     executor: Executor
-    under_way: int = 0
+    wanted: int = 0
 
 
-def _processes(environment: dict[str, str]) -> Executor:
-    wish = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
+def _processes(workers: int, environment: dict[str, str]) -> Executor:
     return ProcessPoolExecutor(
-        limits.compile_workers(wish),
+        workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(os.getpid(), environment),
