@@ -319,7 +319,7 @@ def test_what_was_done_some_time_ago_outlives_a_kill(machine: Machine) -> None:
         assert machine.run(plan).status == 0
         assert machine.compiled() == [1, 1, 2, 3, 4]
     finally:
-        with contextlib.suppress(ProcessLookupError):  # a compiler knows nothing of who has started it
+        with contextlib.suppress(ProcessLookupError):  # it was seen to have gone by then
             os.killpg(machine.starts()[3], signal.SIGKILL)
 
 

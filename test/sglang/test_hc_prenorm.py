@@ -85,6 +85,19 @@ def test_a_split_bucket_is_a_target_of_its_own(
     assert targets(compile_utils) == {key: True}
 
 
+@pytest.mark.by_plugin
+def test_while_kernels_of_tilelang_are_looked_for_a_new_bucket_waits(
+    deep_gemm: DeepGemm, compile_utils: ModuleType
+) -> None:
+    from sglang_warmstart.sglang import mhc_at_once
+
+    with mhc_at_once._without_prenorm():
+        Prenorm(5, 4).run()
+    assert (deep_gemm.calls, targets(compile_utils)) == ([], {})
+    Prenorm(5, 4).run()
+    assert [call.m for call in deep_gemm.calls] == [1, 5]
+
+
 def test_each_bucket_is_warmed_with_one_m_and_once(deep_gemm: DeepGemm) -> None:
     for num_splits in (4, None, 4, None, 16):
         for m in (64, 7):

@@ -169,11 +169,15 @@ def test_where_allocations_wait_for_other_ranks_no_rank_runs_more_often(monkeypa
     runs: list[int] = []
     mhc = module(lambda: runs.append(1))
     vars(mhc)["use_symmetric_memory"] = None
-    monkeypatch.setattr(pynccl_allocator, "is_symmetric_memory_enabled", lambda: True)
-    monkeypatch.setenv(SERVICE, "/nowhere/service.sock")
+    symmetric = True
+    monkeypatch.setattr(pynccl_allocator, "is_symmetric_memory_enabled", lambda: symmetric)
+    monkeypatch.setattr(mhc_at_once, "build_at_once", lambda run: run())
     mhc_at_once.install(Hooks("hc-prenorm"), mhc)
     mhc.prewarm_mhc_pre()
     assert runs == [1]
+    symmetric = False
+    mhc.prewarm_mhc_pre()
+    assert runs == [1] * 3
 
 
 @pytest.mark.long

@@ -103,6 +103,23 @@ def test_a_layer_runs_both_paths_at_each_token_count(
     ]
 
 
+@pytest.mark.by_plugin
+def test_the_kernels_are_built_at_once_before(
+    launches: list[FusedPrenorm], deepseek_v4: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang_warmstart.sglang import mhc_at_once
+
+    built: list[int] = []
+
+    def build_at_once(run: Callable[[], object]) -> None:
+        run()
+        built.append(len(launches))
+
+    monkeypatch.setattr(mhc_at_once, "build_at_once", build_at_once)
+    deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0).prewarm_mhc_token_counts((70, 3), "cpu")
+    assert (built, len(launches)) == ([4], 8)
+
+
 def test_each_path_gets_its_own_weights(launches: list[FusedPrenorm], deepseek_v4: ModuleType) -> None:
     layer = deepseek_v4.DeepseekV4DecoderLayer(tiny_deepseek_v4(), 0)
     received = []

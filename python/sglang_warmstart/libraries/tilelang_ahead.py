@@ -1,6 +1,6 @@
 """TileLang's kernels, built ahead of use: a call notes what it would compile, and other processes compile that.
 
-TileLang takes 12 to 16 s for a kernel of mHC, most of it in passes of its own that run in the process that calls, on
+TileLang takes 12 to 15 s for a kernel of mHC, most of it in passes of its own that run in the process that calls, on
 one core. Tracing the kernel's Python, in contrast, takes a third of a second, and what comes of that goes into the key
 of TileLang's cache. So the call is made up to there, and what it would compile is handed to a process that has no GPU.
 The next call finds the kernel in the cache.

@@ -41,18 +41,19 @@ class Disk:
         Raises:
             NoAnswerError: it takes too long, or another one did before.
         """
-        if self._problem is not None:
-            raise NoAnswerError(self._problem)
-        return await self._wait(asyncio.wrap_future(begun(lambda: call(*args, **kwargs))))
+        return await self._wait(self._begin(lambda: call(*args, **kwargs)))
 
     async def publish(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As :meth:`ask`, of a call that takes no lock and leaves something half made where it is cut off."""
-        if self._problem is not None:
-            raise NoAnswerError(self._problem)
-        answer = asyncio.wrap_future(begun(lambda: call(*args, **kwargs)))
+        answer = self._begin(lambda: call(*args, **kwargs))
         self._publishing.add(answer)
         answer.add_done_callback(self._publishing.discard)
         return await self._wait(answer)
+
+    def _begin(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        if self._problem is not None:
+            raise NoAnswerError(self._problem)
+        return asyncio.wrap_future(begun(call))
 
     async def _wait(self, answer: asyncio.Future[T]) -> T:
         done, _ = await asyncio.wait([answer], timeout=self._answer_s)

@@ -1,7 +1,7 @@
 """mHC's TileLang kernels of all split buckets, built all at once before each is run once.
 
 SGLang 0.5.14 and later runs a token count of every bucket, one after another, when weights have been loaded; for
-0.5.12 and 0.5.13 :mod:`.mhc_prewarm` does. TileLang compiles a kernel for each, in this process, 12 to 16 s long. Here
+0.5.12 and 0.5.13 :mod:`.mhc_prewarm` does. TileLang compiles a kernel for each, in this process, 12 to 15 s long. Here
 the same run is made first with these compiles postponed, and the node's service builds the kernels meanwhile.
 """
 
