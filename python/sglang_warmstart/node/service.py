@@ -193,6 +193,7 @@ class Service:
                         self._get_ready(rank)
                 elif isinstance(message, AwaitBuilds):
                     answer = await _built(wanted, message.limit_s)
+                    self._go_on()
                 elif rank is None:
                     answer = Welcome(problem="say Hello first")
                 elif isinstance(message, Warm):
@@ -204,11 +205,21 @@ class Service:
                 writer.write(protocol.encode(answer))
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the rank has gone: what it asked for is of use to others, and to the next start
+            pass  # the rank has gone: what it asked for is of use to others, and to the next start; or the service has
         except protocol.ProtocolError as error:
             logger.warning("a connection was closed: %s", error)
         finally:
             writer.close()
+
+    def _go_on(self) -> None:
+        """Called before an answer that took time.
+
+        Raises:
+            ConnectionAbortedError: this service has ended what it was asked for itself: nothing is to be said of it, and
+                nothing kept.
+        """
+        if self._stopped.is_set():
+            raise ConnectionAbortedError("the service ends")
 
     async def _welcome(self, hello: Hello) -> tuple[Asker | None, Welcome]:
         try:
@@ -361,6 +372,7 @@ class Service:
         works = [self._work(rank, target, question.free_bytes) for target in question.targets]
         if works:
             await asyncio.wait(works, timeout=question.limit_s)
+        self._go_on()
         rank.shop.progress.rest()
         answers = []
         finished: list[Entry] = []

@@ -1,0 +1,69 @@
+"""A recipe: what a library has compiled, written down so that it can be built again in a process without a GPU.
+
+Whoever watches a library makes one when it compiles something, and :func:`tell` hands it to whoever keeps them. To
+build it is the business of the library's module ``ahead`` (:class:`.library.Library`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+
+class Recipe(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one module or kernel is built.
+
+    Args:
+        library: its name in the table of libraries.
+        name: of the kernel, for people.
+        form: what the library's builder understands; values that JSON has.
+        environment: variables that decide what is built, and where.
+        made: a pattern below the library's root; what matches is there once it is built. Empty if that cannot be told.
+        seconds: how long it took.
+    """
+
+    library: str
+    name: str
+    form: dict[str, Any]
+    environment: dict[str, str] = {}
+    made: str = ""
+    seconds: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """Equal for what is built in the same way into the same cache."""
+        what = (self.library, self.form, self.environment)
+        return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()
+
+
+class BuildError(Exception):
+    """It could not be built; says why in one line."""
+
+
+_listeners: list[Callable[[Recipe], object]] = []
+
+
+def listen(listener: Callable[[Recipe], object]) -> Callable[[], None]:
+    """Have ``listener`` hear of every recipe of this process. Returns what ends that."""
+    _listeners.append(listener)
+
+    def end() -> None:
+        with contextlib.suppress(ValueError):
+            _listeners.remove(listener)
+
+    return end
+
+
+def is_heard() -> bool:
+    """Whether anybody listens: else there is no need to make a recipe."""
+    return bool(_listeners)
+
+
+def tell(recipe: Recipe) -> None:
+    """Hand a recipe to whoever listens."""
+    for listener in list(_listeners):
+        listener(recipe)
