@@ -151,8 +151,8 @@ BUILD_AHEAD = Switch(
     "SGLANG_WARMSTART_BUILD_AHEAD",
     True,
     boolean,
-    "0 leaves kernels of TileLang to the process that calls them, one after another",
-    "hc-prenorm",
+    "0 leaves what other JIT compilers than DeepGEMM's compile to the process that calls it, one after another",
+    "build-ahead",
 )
 BUNDLE: Switch[str | None] = Switch(
     "SGLANG_WARMSTART_BUNDLE",

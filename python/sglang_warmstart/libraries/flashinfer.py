@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from sglang_warmstart.base.hooks import Hooks
-from sglang_warmstart.libraries import machine, ninja
+from sglang_warmstart.libraries import machine, ninja, ninja_ahead
 from sglang_warmstart.libraries.library import Library, covered_by_forward_or_bundle
 from sglang_warmstart.libraries.machine import Environment
 
@@ -35,8 +35,7 @@ class FlashInfer(Library):
     Each version has a directory of its own, with one below it per set of architectures; a module is a directory
     ``cached_ops/NAME`` in that.
 
-    Building ahead: ``gen_..._module().build()`` needs no GPU where ``FLASHINFER_CUDA_ARCH_LIST`` names the
-    architecture. Its lock is a flock of ``cached_ops/tmp/NAME.lock``.
+    Its lock is a flock of ``cached_ops/tmp/NAME.lock``.
     """
 
     name = "flashinfer"
@@ -48,6 +47,8 @@ class FlashInfer(Library):
         "package has not brought it compiled"
     }
     remedy = covered_by_forward_or_bundle(name)
+    ahead = ninja_ahead.__name__
+    variables = ("FLASHINFER_*",)
 
     def root(self, environment: Environment) -> Path | None:
         """Source: ``flashinfer/jit/env.py``. An empty variable is the working directory; without a home it fails."""
@@ -81,7 +82,8 @@ class FlashInfer(Library):
 
         def run_ninja(original: Callable[..., Any], workdir: Path, ninja_file: Path, *args: Any, **kwargs: Any) -> Any:
             # The directory has the module's name.
-            with ninja.building(self, workdir.name, workdir, ninja_file):
+            lock = workdir.parent / "tmp" / f"{workdir.name}.lock"
+            with ninja.building(self, workdir.name, workdir, ninja_file, lock):
                 return original(workdir, ninja_file, *args, **kwargs)
 
         hooks.wrap(module, "run_ninja", run_ninja, "workdir, ninja_file, verbose")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.libraries import machine
 from sglang_warmstart.libraries.machine import Environment
+from sglang_warmstart.libraries.recipe import Recipe
+
+# Where a cache is, and which compilers there are.
+_VARIABLES = ("HOME", "PATH", "CUDA_HOME", "CUDA_PATH", "CXX", "CC", "LIBRARY_PATH", "CPATH")
 
 
 class Library(ABC):
@@ -28,10 +33,9 @@ class Library(ABC):
         module: to be imported before ``watch``; empty where no hook in a module shows what is compiled.
         hooks: what ``watch`` changes, by full dotted name, and why there.
         remedy: what would have covered a compile while serving.
-
-    Building ahead of need will be two more methods here: one that writes down what a start has compiled so that it can
-    be built again, and one that builds it under the library's own lock, where the library looks for it. The docstring
-    of each object says what that takes.
+        ahead: the module that builds by recipe: ``prepare(form)`` once in a process that forks for each build,
+            ``build(form, root, environment)`` in that; empty where there is none.
+        variables: patterns of variables that decide what is built, and where: a recipe has them.
     """
 
     name: ClassVar[str]
@@ -41,6 +45,8 @@ class Library(ABC):
     module: ClassVar[str] = ""
     hooks: ClassVar[Mapping[str, str]] = {}
     remedy: ClassVar[str]
+    ahead: ClassVar[str] = ""
+    variables: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def root(self, environment: Environment) -> Path | None:
@@ -70,6 +76,32 @@ class Library(ABC):
     def is_installed(self) -> bool:
         """Whether this Python has it."""
         return machine.version(*self.distributions) != machine.NOT_INSTALLED
+
+    def versions(self, environment: Environment) -> dict[str, str]:
+        """What has to be the same for a recipe to be of use. A wrong one costs a build that nobody looks for."""
+        nvcc = machine.cuda_home(environment) / "bin" / "nvcc"
+        return {
+            self.name: machine.version(*self.distributions),
+            "sglang": machine.version("sglang"),
+            "torch": machine.version("torch"),
+            "nvcc": machine.program_version(str(nvcc), environment),
+        }
+
+    def recipe(
+        self, name: str, form: Mapping[str, Any], environment: Environment, made: str = "", seconds: float = 0.0
+    ) -> Recipe:
+        """A recipe of this library's."""
+        chosen = {
+            variable: value
+            for variable, value in environment.items()
+            if any(fnmatch.fnmatchcase(variable, pattern) for pattern in (*_VARIABLES, *self.variables))
+        }
+        return Recipe(self.name, name, dict(form), chosen, made, seconds)
+
+    def is_made(self, recipe: Recipe, environment: Environment) -> bool:
+        """Whether the cache has what a recipe builds. Nobody looks whether it is up to date: its library does."""
+        root = self.root(environment)
+        return bool(recipe.made) and root is not None and next(root.glob(recipe.made), None) is not None
 
     def mismatch(self, key: Mapping[str, str], environment: Environment) -> str | None:
         """Why files of a cache would not be found again here, in one line; None if they would.

@@ -12,15 +12,19 @@ newer. pip gives a header the time of its installation. The time of ``build.ninj
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import emit, now
+from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.monitor import is_refusing, refuse
+from sglang_warmstart.libraries.ninja_ahead import described
 
 _ASK_LIMIT_S = 60
 
@@ -28,12 +32,13 @@ LEFT_OUT = ("*.o.d", "*.recompact", "*.lock")
 
 
 @contextmanager
-def building(library: Library, name: str, directory: Path, file: Path) -> Iterator[None]:
+def building(library: Library, name: str, directory: Path, file: Path, lock: Path) -> Iterator[None]:
     """Record whether ninja, run inside, builds something in a directory; refuse what is not to be built.
 
     Args:
         name: of the module that is built.
         file: ninja's, as it will be run.
+        lock: that the library holds.
 
     Raises:
         JitWhileServingError: it was refused. Nothing was built.
@@ -42,6 +47,7 @@ def building(library: Library, name: str, directory: Path, file: Path) -> Iterat
         refuse(library, name)
     at, before = now(), _built(directory)
     failure = ""
+    form = _form(library, directory, file, lock)
     try:
         yield
     except Exception as error:
@@ -53,6 +59,19 @@ def building(library: Library, name: str, directory: Path, file: Path) -> Iterat
             emit("jit", name, at, seconds, library=library.name, error=failure, remedy=library.remedy)
         else:
             emit("load", name, at, seconds, library=library.name, cached=True)
+            seconds = 0.0
+        if form and not failure:
+            with contextlib.suppress(Exception):  # the module is built
+                made = str(PurePosixPath(form["directory"], "*.so"))
+                recipes.tell(library.recipe(name, form, os.environ, made, seconds))
+
+
+def _form(library: Library, directory: Path, file: Path, lock: Path) -> dict[str, Any] | None:
+    """What would have it built again, written down before ninja runs; None if nobody asks, or it cannot be."""
+    with contextlib.suppress(Exception):  # whatever a fork's FlashInfer looks like, it builds
+        if recipes.is_heard() and (root := library.root(os.environ)) is not None:
+            return described(root, directory, file, lock, os.environ)
+    return None
 
 
 def _has_work(directory: Path, file: Path) -> bool:

@@ -5,13 +5,18 @@ Earlier releases build their kernels by tvm-ffi (:mod:`.tvm_ffi`).
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+from sglang_warmstart.base.events import now
 from sglang_warmstart.base.hooks import Hooks
-from sglang_warmstart.libraries import machine
+from sglang_warmstart.libraries import machine, sglang_jit_ahead
+from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.library import Library, covered_by_forward_or_bundle
 from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.monitor import compiling
@@ -26,8 +31,7 @@ class SglangJit(Library):
     contents: of ninja's file, in which known directories have names, the sources, the versions of both compilers and of
     some packages; and of all that the compiler read. What tells a hit is ``sgl_deps.json``, a list of the latter.
 
-    Building ahead: SGLang's ``override_jit_cuda_arch`` lets ``load_jit`` build without a GPU; it loads the library,
-    too. Its lock is a flock of ``.lock`` beside the entries.
+    Its lock is a flock of ``.lock`` beside the entries.
     """
 
     name = "sglang-jit"
@@ -37,9 +41,14 @@ class SglangJit(Library):
     module = "sglang.kernels.jit.utils.compile.ninja"
     hooks: ClassVar[Mapping[str, str]] = {
         "sglang.kernels.jit.utils.compile.ninja.build": "SGLang's JIT (0.5.18 and later) has no hook; it comes here "
-        "only with what its cache does not have"
+        "only with what its cache does not have",
+        "sglang.kernels.jit.utils.compile.ninja.generate": "called for every module before SGLang looks into its "
+        "cache: what is to be built again is written down here",
     }
     remedy = covered_by_forward_or_bundle(name)
+    ahead = sglang_jit_ahead.__name__
+    # Read by SGLang and by what it takes headers from. Not all of SGLang's: each of its ranks has some of its own.
+    variables = ("SGLANG_JIT_*", "SGLANG_CACHE_DIR", "TVM_FFI_*", "FLASHINFER_*")
 
     @property
     def is_installed(self) -> bool:
@@ -79,7 +88,31 @@ class SglangJit(Library):
         """
 
         def build(original: Callable[..., Any], *, spec: Any, **kwargs: Any) -> Any:
+            at = now()
             with compiling(self, str(spec.module_name)):
-                return original(spec=spec, **kwargs)
+                built = original(spec=spec, **kwargs)
+            self._tell(spec, kwargs["build_file"], now() - at)
+            return built
+
+        def generate(original: Callable[..., str], spec: Any) -> str:
+            text = original(spec)
+            self._tell(spec, text)
+            return text
 
         hooks.wrap(module, "build", build, "spec, build_dir, build_file")
+        hooks.wrap(module, "generate", generate, "spec")
+
+    def _tell(self, spec: Any, text: str, seconds: float = 0.0) -> None:
+        """Hand over the recipe of a module, with the place of its entry."""
+        if not recipes.is_heard():
+            return
+        with contextlib.suppress(Exception):  # whatever a fork's JIT looks like, it builds
+            from sglang.kernels.jit.utils.compile import cache
+
+            root = self.root(os.environ)
+            form = None if root is None else sglang_jit_ahead.described(spec, root, os.environ)
+            if root is not None and form is not None:
+                key = cache.compute_build_key(spec, build_file=text)
+                scope = cache.build_key_dir(module_name=spec.module_name, build_key=key)
+                made = f"{glob.escape(str(scope.relative_to(root)))}/deps-*/*.so"
+                recipes.tell(self.recipe(str(spec.module_name), form, os.environ, made, seconds))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+from sglang_warmstart.base.events import now
 from sglang_warmstart.base.hooks import Hooks, class_of
-from sglang_warmstart.libraries import machine
+from sglang_warmstart.libraries import machine, tilelang_ahead
+from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import NOT_INSTALLED, Environment
 from sglang_warmstart.libraries.monitor import compiling
+from sglang_warmstart.libraries.tilelang_ahead import described, entry_of
 
 
 class TileLang(Library):
@@ -21,10 +25,8 @@ class TileLang(Library):
 
     An entry of the cache is a directory; ``params.pkl`` is written last, each file is renamed into place. The
     directory's name is a hash over the kernel, options, TileLang's version, and size and modification time in
-    nanoseconds of ``libtilelang.so``, but not over the version of CUDA's compiler.
-
-    Building ahead: ``tilelang.compile`` with the target ``cuda -arch=sm_...`` needs no GPU. There is no lock: the first
-    to rename wins.
+    nanoseconds of ``libtilelang.so``, but not over the version of CUDA's compiler. There is no lock: the first to
+    rename wins.
     """
 
     name = "tilelang"
@@ -39,6 +41,8 @@ class TileLang(Library):
         "mhc-prewarm would have if this is mHC's and its token count lies within a prefill chunk, or TileLang's cache "
         "out of a bundle (bundle pack --include tilelang)"
     )
+    ahead = tilelang_ahead.__name__
+    variables = ("TILELANG_*",)
 
     def root(self, environment: Environment) -> Path | None:
         """Source: ``Environment`` in ``tilelang/env.py``.
@@ -83,8 +87,17 @@ class TileLang(Library):
             if cached:
                 original(*args, **kwargs)
                 return
+            at = now()
             with compiling(self, name, shape):
                 original(*args, **kwargs)
+            if recipes.is_heard():
+                with contextlib.suppress(Exception):  # the kernel is compiled
+                    bound = signature.bind(*args, **kwargs)
+                    bound.apply_defaults()
+                    form, root = described(bound.arguments), self.root(os.environ)
+                    if form is not None and root is not None:
+                        entry = Path(entry_of(bound.arguments)).relative_to(root)
+                        recipes.tell(self.recipe(name, form, os.environ, f"{entry}/params.pkl", now() - at))
 
         hooks.wrap(cls, "__init__", __init__, "self, func")
 

@@ -9,28 +9,23 @@ The next call finds the kernel in the cache.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.libraries.machine import Environment
+from sglang_warmstart.libraries.recipe import BuildError
 
-# What decides where TileLang keeps its cache, and by which compiler it makes a kernel; and all TILELANG_*.
-_VARIABLES = ("HOME", "PATH", "CUDA_HOME", "CUDA_PATH")
 _PLAIN = (bool, int, float, str)
 
 
-class BuildError(Exception):
-    """A kernel could not be built; says why."""
-
-
-class TileLangKernel(msgspec.Struct, frozen=True):
+class TileLangKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A kernel as TileLang is about to compile it.
 
     Args:
@@ -38,7 +33,6 @@ class TileLangKernel(msgspec.Struct, frozen=True):
         function: the traced function (``tvm.ir.save_json``).
         target, target_host: as text.
         execution_backend, out_idx, pass_configs, compile_flags: as ``JITKernel`` takes them.
-        environment: the process's variables that TileLang reads.
 
     Source: ``JITKernel`` in TileLang's ``jit/kernel.py``.
     """
@@ -51,12 +45,6 @@ class TileLangKernel(msgspec.Struct, frozen=True):
     out_idx: list[int] | int | None
     pass_configs: dict[str, bool | int | float | str] | None
     compile_flags: list[str] | str | None
-    environment: dict[str, str]
-
-    @property
-    def digest(self) -> str:
-        """Equal for what is the same kernel in the same cache."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 class _PostponedError(Exception):
@@ -64,8 +52,8 @@ class _PostponedError(Exception):
 
 
 @contextlib.contextmanager
-def postponed(found: Callable[[TileLangKernel], None]) -> Iterator[None]:
-    """What this thread would compile is handed to ``found``; the call that needs it writes nothing.
+def postponed(found: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """What this thread would compile is handed to ``found``, in the form of a recipe; the call writes nothing.
 
     A kernel that TileLang has in memory or on disk runs as it does outside. So does one that cannot be described.
     """
@@ -80,7 +68,7 @@ def postponed(found: Callable[[TileLangKernel], None]) -> Iterator[None]:
         given.apply_defaults()
         kernel = None
         if threading.get_ident() == thread and not given.arguments["from_database"]:
-            kernel = _described(given.arguments, os.environ)
+            kernel = described(given.arguments)
         if kernel is None:
             compile_it(*args, **kwargs)
             return
@@ -101,14 +89,20 @@ def postponed(found: Callable[[TileLangKernel], None]) -> Iterator[None]:
         JITKernel.__init__, JITImpl.__call__ = compile_it, call
 
 
-def build(kernel: TileLangKernel) -> None:
+def prepare(_form: Mapping[str, Any]) -> None:
+    """Import TileLang, which takes seconds."""
+    # It brings tvm along, and says where that is.
+    import tilelang.cache  # noqa: F401 (a process that forks later has it then)
+
+
+def build(form: Mapping[str, Any], _root: Path | None, _environment: Environment) -> None:
     """Compile a kernel into TileLang's cache, without a GPU.
 
     Raises:
         BuildError: it cannot be.
     """
     try:
-        # It brings tvm along, and says where that is.
+        kernel = msgspec.convert(form, TileLangKernel)
         from tilelang.cache import cached
         from tvm import ir, target
 
@@ -135,14 +129,15 @@ def build(kernel: TileLangKernel) -> None:
         raise BuildError(f"{type(error).__name__}: {first_line(error)}") from None
 
 
-def _described(given: Mapping[str, Any], environment: Mapping[str, str]) -> TileLangKernel | None:
+def described(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The form of a recipe for what ``JITKernel`` is given; None if it has no form in JSON."""
     from tvm import ir
 
     configs, indices, flags = given["pass_configs"], given["out_idx"], given["compile_flags"]
     if not all(isinstance(value, _PLAIN) for value in (configs or {}).values()):
         return None
     function, host = given["func"], given["target_host"]
-    return TileLangKernel(
+    kernel = TileLangKernel(
         name=_text(function.attrs["global_symbol"]),
         function=_text(ir.save_json(function)),
         target=_text(given["target"]),
@@ -151,10 +146,22 @@ def _described(given: Mapping[str, Any], environment: Mapping[str, str]) -> Tile
         out_idx=list(indices) if isinstance(indices, (list, tuple)) else indices,
         pass_configs=None if configs is None else {_text(name): value for name, value in configs.items()},
         compile_flags=list(flags) if isinstance(flags, (list, tuple)) else flags,
-        environment={
-            name: value for name, value in environment.items() if name in _VARIABLES or name.startswith("TILELANG_")
-        },
     )
+    return dict(msgspec.to_builtins(kernel))
+
+
+def entry_of(given: Mapping[str, Any]) -> str:
+    """A kernel's directory in TileLang's cache; empty where this TileLang does not say.
+
+    Source: ``KernelCache.cached`` in ``tilelang/cache/kernel_cache.py``.
+    """
+    from tilelang import cache
+
+    names = ("func", "out_idx", "execution_backend", "target", "target_host", "pass_configs", "compile_flags")
+    keys = vars(cache).get("_dispatch_map", {}).get(_text(given["execution_backend"]))
+    if keys is None:
+        return ""
+    return str(keys._get_cache_path(keys._generate_key(args=(), **{name: given[name] for name in names})))
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from sglang_warmstart.base.hooks import Hooks
-from sglang_warmstart.libraries import machine, ninja
+from sglang_warmstart.libraries import machine, ninja, ninja_ahead
 from sglang_warmstart.libraries.library import Library, covered_by_forward_or_bundle
 from sglang_warmstart.libraries.machine import Environment
 
@@ -19,10 +19,8 @@ from sglang_warmstart.libraries.machine import Environment
 class TvmFfi(Library):
     """tvm-ffi.
 
-    A module is a directory, named after it and a hash over its sources, flags and include paths.
-
-    Building ahead: ``tvm_ffi.cpp.build`` needs no GPU where ``TVM_FFI_CUDA_ARCH_LIST`` names the architecture. Its lock
-    is a flock of ``lock`` in the module's directory.
+    A module is a directory, named after it and a hash over its sources, flags and include paths. Its lock is a flock of
+    ``lock`` in that.
     """
 
     name = "tvm-ffi"
@@ -34,6 +32,8 @@ class TvmFfi(Library):
         "JIT kernels are built here"
     }
     remedy = covered_by_forward_or_bundle(name)
+    ahead = ninja_ahead.__name__
+    variables = ("TVM_FFI_*",)
 
     def root(self, environment: Environment) -> Path | None:
         """Source: ``build_inline`` in ``tvm_ffi/cpp/extension.py``. Without a home, it fails.
@@ -64,7 +64,8 @@ class TvmFfi(Library):
         def build_ninja(original: Callable[..., Any], build_dir: str, *args: Any, **kwargs: Any) -> Any:
             # The directory is named after the module, with a hash of all that goes into it.
             directory = Path(build_dir)
-            with ninja.building(self, directory.name.rpartition("_")[0], directory, directory / "build.ninja"):
+            name = directory.name.rpartition("_")[0]
+            with ninja.building(self, name, directory, directory / "build.ninja", directory / "lock"):
                 return original(build_dir, *args, **kwargs)
 
         hooks.wrap(module, "build_ninja", build_ninja, "build_dir")

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from sglang_warmstart.deepgemm.target import Target
-from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel
+from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.node import protocol
 from sglang_warmstart.node.protocol import (
     Announce,
     Answer,
     AwaitBuilds,
     Build,
+    BuildPlanned,
     Built,
     CannotDescribe,
+    Compiled,
     Hello,
     Restore,
     Warm,
@@ -99,13 +101,29 @@ class ServiceClient:
         """
         return self._ask(Warm(tuple(targets), free_bytes, limit_s), Answer, limit_s + LATE_S)
 
-    def build(self, kernel: TileLangKernel) -> None:
-        """Have a kernel built that will be called.
+    def build(self, recipe: Recipe) -> None:
+        """Have built what will be called.
 
         Raises:
             ServiceGoneError: nobody is there.
         """
-        self._send(Build(kernel))
+        self._send(Build(recipe))
+
+    def compiled(self, recipe: Recipe) -> None:
+        """Say what a library has compiled, for the plan of the next start.
+
+        Raises:
+            ServiceGoneError: nobody is there.
+        """
+        self._send(Compiled(recipe))
+
+    def build_planned(self, plan: Path, capability: str) -> None:
+        """Have built what the plan of this launch has.
+
+        Raises:
+            ServiceGoneError: nobody is there.
+        """
+        self._send(BuildPlanned(str(plan), capability))
 
     def await_builds(self, limit_s: float) -> Built:
         """Wait until all that this rank wants built is there, or the time is up.

@@ -27,6 +27,8 @@ from sglang_warmstart.node.disk import Disk
 LOCK_S = 10.0
 # How often somebody else's lock is tried again.
 _TRY_AGAIN_S = 0.1
+# The largest of DeepGEMM's kernels, where all cores compile.
+_LARGEST_S = 8.0
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -111,14 +113,14 @@ class CompilePool:
         self._watcher.planned()
         try:
             while not await self._has(kernel):
-                async with self._places.one_for(size_of(kernel.source)):
+                async with self._places.one_for(seconds_of(kernel.source)):
                     if (held := await self._take(kernel)) is not None:
                         with held:
                             await self._compile(kernel, target)
                         return
                 if not await self._wait_for_other(kernel):
                     # Its holder is slow, or hangs.
-                    async with self._places.one_for(size_of(kernel.source)):
+                    async with self._places.one_for(seconds_of(kernel.source)):
                         await self._compile(kernel, target)
                     return
             _say_found(kernel, target)
@@ -208,20 +210,20 @@ class RenewedExecutor(Executor):
 
 
 class Places:
-    """The places at a node's compilers. The largest kernel that waits is the next: else it would end last."""
+    """The places at a node's compilers. What takes longest of all that wait is the next: else it would end last."""
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
 
     @contextlib.asynccontextmanager
-    async def one_for(self, size: int) -> AsyncIterator[None]:
+    async def one_for(self, seconds: float) -> AsyncIterator[None]:
         if self._free > 0:
             self._free -= 1
         else:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._waiting, (-size, next(self._arrivals), turn))
+            heapq.heappush(self._waiting, (-seconds, next(self._arrivals), turn))
             await turn
         try:
             yield
@@ -241,6 +243,11 @@ def size_of(source: str) -> int:
     """
     _, _, instantiation = source.partition("__instantiate_kernel")
     return math.prod(int(number) or 1 for number in re.findall(r"(?<![\w:])\d+(?=[,\s])", instantiation))
+
+
+def seconds_of(source: str) -> float:
+    """The same guess in seconds, for the order beside what is not DeepGEMM's."""
+    return _LARGEST_S * (1 - 1 / (1 + math.log(size_of(source))))
 
 
 def _compile_named(name: str, job: CompileJob) -> bytes:

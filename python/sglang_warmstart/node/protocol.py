@@ -11,7 +11,7 @@ from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.marker import Launch
 from sglang_warmstart.deepgemm.target import KernelUse, Target
-from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel
+from sglang_warmstart.libraries.recipe import Recipe
 
 # A frame is the length of its message, in 4 bytes, and the message.
 LENGTH = struct.Struct(">I")
@@ -132,9 +132,27 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
 
 
 class Build(msgspec.Struct, frozen=True, tag=True):
-    """A kernel of TileLang's that will be called: it is built now. Not answered; there need have been no ``Hello``."""
+    """What will be called is built now. Not answered; there need have been no ``Hello``."""
 
-    kernel: TileLangKernel
+    recipe: Recipe
+
+
+class Compiled(msgspec.Struct, frozen=True, tag=True):
+    """What this rank has had compiled, or has found in a cache: for the plan of the next start. Not answered."""
+
+    recipe: Recipe
+
+
+class BuildPlanned(msgspec.Struct, frozen=True, tag=True):
+    """Where the plan of this launch is, of all that is not DeepGEMM's: it is built now. Not answered.
+
+    Args:
+        plan: its path.
+        capability: of this node's GPUs, "9.0"; empty if that is not known.
+    """
+
+    plan: str
+    capability: str = ""
 
 
 class AwaitBuilds(msgspec.Struct, frozen=True, tag=True):
@@ -151,7 +169,7 @@ class Built(msgspec.Struct, frozen=True, tag=True):
     """What became of it.
 
     Args:
-        built: kernels that are in TileLang's cache.
+        built: what is in the caches.
         failed: why others are not, each in one line.
         not_ready: those for which the time was up.
     """
@@ -161,7 +179,8 @@ class Built(msgspec.Struct, frozen=True, tag=True):
     not_ready: int = 0
 
 
-Message = Hello | Welcome | Restore | CannotDescribe | Announce | Warm | Answer | Build | AwaitBuilds | Built
+_OfRank = Hello | Restore | CannotDescribe | Announce | Warm | Build | Compiled | BuildPlanned | AwaitBuilds
+Message = _OfRank | Welcome | Answer | Built
 
 _decoder = msgspec.msgpack.Decoder(Message)
 

@@ -28,7 +28,7 @@ from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
 from sglang_warmstart.base.processes import end_with
-from sglang_warmstart.base.switches import COMPILER
+from sglang_warmstart.base.switches import COMPILER, WORKERS
 from sglang_warmstart.deepgemm import compiler as compilers
 from sglang_warmstart.deepgemm import further, stub
 from sglang_warmstart.deepgemm.cache import KernelCache
@@ -43,9 +43,10 @@ from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.record.way import ON_GPU, Way, way_for
 from sglang_warmstart.deepgemm.sinks import LaunchMarker, RankPlan, Sink
 from sglang_warmstart.deepgemm.target import Target
-from sglang_warmstart.node import limits, protocol
+from sglang_warmstart.node import builders, limits, protocol
 from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.disk import Disk, NoAnswerError
+from sglang_warmstart.node.planned import Planned
 from sglang_warmstart.node.pool import CompilePool, KernelError, Places, RenewedExecutor
 from sglang_warmstart.node.progress import Progress
 from sglang_warmstart.node.protocol import (
@@ -53,8 +54,10 @@ from sglang_warmstart.node.protocol import (
     Answer,
     AwaitBuilds,
     Build,
+    BuildPlanned,
     Built,
     CannotDescribe,
+    Compiled,
     Hello,
     Restore,
     Warm,
@@ -132,7 +135,6 @@ class Service:
         self._plans = plans
         self._under_way: set[asyncio.Task[None]] = set()
         self._workshops: dict[tuple[str, str], Workshop] = {}
-        self._places: Places | None = None
         self._executors: dict[str, Executor] = {}
         self._forkserver = multiprocessing.get_context("forkserver")
         self._prepared: tuple[str, str] | None = None  # the library and the DeepGEMM that the forkserver has imported
@@ -141,7 +143,10 @@ class Service:
         self._room = asyncio.Condition()
         self._recording: Counter[str] = Counter()  # children, by GPU
         self._lanes = Lanes()
-        self._builds = Builds()
+        # One bound a node, for all that compiles.
+        self._places = Places(limits.compile_workers(WORKERS.value(os.environ)))
+        self._builds = Builds(self._places)
+        self._planned = Planned(self._builds)
 
     def prepare(self, way: Way, deep_gemm: str) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
@@ -172,7 +177,8 @@ class Service:
             executor.shutdown(wait=False, cancel_futures=True)
         self._builds.stop()
         for child in multiprocessing.active_children():
-            child.kill()
+            if not child.name.startswith(builders.NAME):
+                child.kill()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one rank until it goes."""
@@ -182,7 +188,13 @@ class Service:
             answer: Welcome | Answer | Built
             async for message in _messages(reader):
                 if isinstance(message, Build):
-                    wanted.add(self._builds.begin(message.kernel))
+                    wanted.add(self._builds.begin(message.recipe))
+                    continue
+                if isinstance(message, BuildPlanned):
+                    self._planned.begin(Path(message.plan), message.capability)
+                    continue
+                if isinstance(message, Compiled):
+                    self._planned.met(message.recipe)
                     continue
                 if isinstance(message, (Announce, CannotDescribe)):
                     await self._told(rank, message)
@@ -215,8 +227,7 @@ class Service:
         """Called before an answer that took time.
 
         Raises:
-            ConnectionAbortedError: this service has ended what it was asked for itself: nothing is to be said of it, and
-                nothing kept.
+            ConnectionAbortedError: this service has ended the work itself: nothing is to be said of it, or kept.
         """
         if self._stopped.is_set():
             raise ConnectionAbortedError("the service ends")
@@ -243,8 +254,6 @@ class Service:
             workers = limits.compile_workers(hello.workers)
             progress = Progress(workers)
             executor = self._executor(hello.kind, workers)
-            # One bound a node, as of the executor: that of the first rank.
-            self._places = self._places or Places(workers)
             disk = Disk(cache.root)
             pool = CompilePool(executor, cache, compiler, progress, COMPILE_LIMIT_S, self._places, disk)
             shop = self._workshops[key] = Workshop(compiler, Markers(cache, identity), pool, progress, disk)
@@ -277,6 +286,7 @@ class Service:
 
     async def keep_further(self, service: Path) -> None:
         """Keep them now: in the markers of all ranks that share the cache, whichever has called them first."""
+        await self._planned.keep()
         for shop in list(self._workshops.values()):
             with contextlib.suppress(NoAnswerError):  # the ranks have been told
                 await shop.disk.ask(_keep_further, shop, service)

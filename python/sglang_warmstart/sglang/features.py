@@ -2,8 +2,8 @@
 
 They are installed in this order. If several hook one function, the later one is outside. So ``mhc-prewarm`` comes
 before ``pp-parallel-warmup``: the forwards of the latter must be the last thing in ``ModelRunner.kernel_warmup``. And
-``bundle-restore`` comes after ``exact-warmup``: restoring must have begun when the service starts. What watches comes
-last: ``jit-monitor``, then ``start-up-events``, whose run begins before everything else and whose steps contain
+``bundle-restore`` comes after ``exact-warmup``: restoring must have begun when the service starts; ``build-ahead``
+comes before it, and asks that service. What watches comes last: ``jit-monitor``, then ``start-up-events``, whose run begins before everything else and whose steps contain
 everything else.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from sglang_warmstart.base.errors import printable
 from sglang_warmstart.base.switches import ONLY
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
+from sglang_warmstart.sglang.build_ahead import BUILDING_AHEAD
 from sglang_warmstart.sglang.bundle_restore import BUNDLE_RESTORE
 from sglang_warmstart.sglang.exact_warmup.hooks import EXACT_WARMUP
 from sglang_warmstart.sglang.fast_warmup import FAST_WARMUP
@@ -30,6 +31,7 @@ FEATURES: tuple[Feature, ...] = (
     MHC_PREWARM,
     PP_PARALLEL_WARMUP,
     ATTN_TP_GATHER,
+    BUILDING_AHEAD,
     EXACT_WARMUP,
     BUNDLE_RESTORE,
     JIT_MONITORING,

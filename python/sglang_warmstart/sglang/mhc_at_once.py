@@ -21,11 +21,16 @@ from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import BUILD_AHEAD, SERVICE, STRICT
-from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel, postponed
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.libraries.table import LIBRARIES
+from sglang_warmstart.libraries.tilelang import TileLang
+from sglang_warmstart.libraries.tilelang_ahead import postponed
 from sglang_warmstart.node.client import ServiceClient
 
 # Stock SGLang compiles one after another here, longer than this.
 BUILD_WAIT_S = 150.0
+# One of them, alone; for the order.
+_KERNEL_S = 14.0
 
 # SGLang's own function that runs each bucket, by release.
 _PREWARM = ("prewarm_mhc_pre", "_prewarm_mhc_pre")
@@ -62,13 +67,14 @@ def build_at_once(run: Callable[[], object]) -> None:
     path = os.environ.get(SERVICE)
     if path is None or not BUILD_AHEAD.value(os.environ):
         return
-    kernels: dict[str, TileLangKernel] = {}
-    client = ServiceClient(Path(path))
+    kernels: dict[str, Recipe] = {}
+    client, library = ServiceClient(Path(path)), LIBRARIES[TileLang.name]
 
-    def found(kernel: TileLangKernel) -> None:
-        if kernel.digest not in kernels:
-            kernels[kernel.digest] = kernel
-            client.build(kernel)
+    def found(form: dict[str, Any]) -> None:
+        recipe = library.recipe(form["name"], form, os.environ, seconds=_KERNEL_S)
+        if recipe.digest not in kernels:
+            kernels[recipe.digest] = recipe
+            client.build(recipe)
 
     try:
         with timed("step", "mHC's kernels at once", kernels=0) as details:

@@ -34,6 +34,7 @@ from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank, WarmupError
 from sglang_warmstart.sglang.exact_warmup.unreached import unreached
 from sglang_warmstart.sglang.forward_modes import DUMMY_RUN, takes_forward_mode
+from sglang_warmstart.sglang.gpus import capabilities
 from sglang_warmstart.sglang.hc_prenorm import other_buckets
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
@@ -365,21 +366,9 @@ def start_node_service(server_args: Any) -> None:
 
 
 def _all_are_too_old() -> bool:
-    """Whether no GPU of this machine is of Hopper's age or younger, as DeepGEMM's JIT asks for.
-
-    By NVML: torch would start CUDA in this process. False where it does not say.
-    """
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-            return bool(gpus) and all(pynvml.nvmlDeviceGetCudaComputeCapability(gpu)[0] < _HOPPER for gpu in gpus)
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception:
-        return False
+    """Whether no GPU of this machine is of Hopper's age or younger, as DeepGEMM's JIT asks for."""
+    found = capabilities()
+    return bool(found) and all(major < _HOPPER for major, _ in found)
 
 
 def _refuse(reason: str, strict: bool) -> None:

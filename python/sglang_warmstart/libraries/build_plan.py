@@ -1,0 +1,152 @@
+"""The plan of all that a launch compiles and that is not DeepGEMM's: recipes, kept for its next start."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from sglang_warmstart.base.errors import first_line, printable
+from sglang_warmstart.base.files import write_atomically
+from sglang_warmstart.libraries.machine import Environment
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.libraries.table import LIBRARIES
+
+FORMAT = 1
+# A start compiles some dozens of modules and some hundreds of kernels.
+RECIPES_MAX = 4096
+BYTES_MAX = 64 << 20
+
+
+class BuildPlanError(Exception):
+    """A plan cannot be read; says why in one line."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What belongs to one library.
+
+    Args:
+        versions: with which it was compiled.
+        capability: of the GPU, as "9.0".
+        recipes: in the order in which the start came to them.
+    """
+
+    versions: dict[str, str]
+    capability: str
+    recipes: tuple[Recipe, ...]
+
+
+class BuildPlan(msgspec.Struct, frozen=True):
+    """What a launch compiles, by the name of the library."""
+
+    parts: dict[str, Part] = {}
+    format: int = FORMAT
+
+
+def load(path: Path) -> BuildPlan:
+    """Read a plan. One that is not there has nothing in it.
+
+    Raises:
+        BuildPlanError: it is no plan.
+        OSError: it cannot be read.
+    """
+    try:
+        if path.stat().st_size > BYTES_MAX:
+            raise BuildPlanError(f"{path} is larger than any plan")
+        plan = msgspec.json.decode(path.read_bytes(), type=BuildPlan)
+    except FileNotFoundError:
+        return BuildPlan()
+    except (ValueError, RecursionError) as error:
+        raise BuildPlanError(f"{path} is no plan of builds: {printable(first_line(error))}") from error
+    if plan.format != FORMAT:
+        raise BuildPlanError(f"{path} has format {plan.format}, and this is of format {FORMAT}")
+    return plan
+
+
+def usable(plan: BuildPlan, capability: str, environment: Environment) -> tuple[list[Recipe], list[str]]:
+    """The recipes that hold here, and for each library whose recipes do not, one line that says why.
+
+    Args:
+        capability: of this node's GPUs; empty if that is not known.
+    """
+    recipes: list[Recipe] = []
+    refused = []
+    for name, part in plan.parts.items():
+        library = LIBRARIES.get(name)
+        if library is None or not library.ahead:
+            refused.append(printable(f"{name} is no library that builds ahead"))
+            continue
+        if reason := _difference(part, library.versions(environment), capability):
+            refused.append(printable(f"{name}: {reason}"))
+        else:
+            recipes += [recipe for recipe in part.recipes if recipe.library == name]
+    return recipes, refused
+
+
+def _difference(part: Part, versions: Mapping[str, str], capability: str) -> str:
+    if capability and part.capability and capability != part.capability:
+        return f"it was compiled for capability {part.capability}, this GPU has {capability}"
+    for name, version in versions.items():
+        if part.versions.get(name) != version:
+            return f"{name} was {part.versions.get(name, 'not known')} and is {version} here"
+    return ""
+
+
+class Record:
+    """What a start has compiled so far, together with what its plan had. Used from several threads.
+
+    Args:
+        path: of the plan.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._met: dict[str, Recipe] = {}
+        self._lock = threading.Lock()
+
+    def add(self, recipe: Recipe) -> None:
+        """One that was compiled, or found in a cache; the longest time of a recipe counts.
+
+        Its variables are not kept: the next start has its own, and with them perhaps another place for a cache.
+        """
+        recipe = msgspec.structs.replace(recipe, environment={})
+        with self._lock:
+            known = self._met.get(recipe.digest)
+            if len(self._met) < RECIPES_MAX and (known is None or known.seconds < recipe.seconds):
+                self._met[recipe.digest] = recipe
+
+    def keep(self, capability: str, environment: Environment) -> bool:
+        """Write the plan, if it has become another. What it had for other versions goes.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        with self._lock:
+            met = dict(self._met)
+        try:
+            plan = load(self.path)
+        except BuildPlanError:
+            plan = BuildPlan()  # it is replaced
+        parts = dict(plan.parts)
+        for name in {recipe.library for recipe in met.values()} & set(LIBRARIES):
+            versions = LIBRARIES[name].versions(environment)
+            part = parts.get(name)
+            kept = {} if part is None or _difference(part, versions, capability) else _by_digest(part.recipes)
+            for digest, recipe in met.items():
+                if recipe.library == name and (digest not in kept or kept[digest].seconds < recipe.seconds):
+                    kept[digest] = recipe
+            recipes = tuple(list(kept.values())[:RECIPES_MAX])
+            parts[name] = Part(versions, capability, recipes)
+        if parts == plan.parts:
+            return False
+        write_atomically(self.path, msgspec.json.encode(BuildPlan(parts)))
+        return True
+
+
+def _by_digest(recipes: tuple[Recipe, ...]) -> dict[str, Recipe]:
+    return {recipe.digest: recipe for recipe in recipes}

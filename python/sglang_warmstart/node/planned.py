@@ -1,0 +1,77 @@
+"""The plan of a launch, of all that is not DeepGEMM's: it is built, and what the ranks compile goes into it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from sglang_warmstart.base import trust
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.build_plan import BuildPlanError, Record
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.node.builds import Builds
+from sglang_warmstart.node.disk import Disk
+
+logger = logging.getLogger("sglang.warmstart.service")
+
+
+class Planned:
+    """The plans of this service; one, mostly. It lives in one event loop.
+
+    Args:
+        builds: of the node.
+    """
+
+    def __init__(self, builds: Builds) -> None:
+        self._builds = builds
+        self._record: Record | None = None
+        self._capability = ""
+        self._disk: Disk | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._met: list[Recipe] = []  # before it was said where the plan is
+
+    def begin(self, plan: Path, capability: str) -> None:
+        """Build what a plan has, if anything; from now on what is compiled goes into it."""
+        if self._record is not None and self._record.path == plan:
+            return
+        self._record, self._capability, self._disk = Record(plan), capability, Disk(plan.parent)
+        for recipe in self._met:
+            self._record.add(recipe)
+        self._met.clear()
+        task = asyncio.create_task(self._build(plan, capability, self._disk))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def met(self, recipe: Recipe) -> None:
+        """A rank has had this compiled, or has found it in a cache."""
+        if self._record is not None:
+            self._record.add(recipe)
+        elif len(self._met) < build_plan.RECIPES_MAX:
+            self._met.append(recipe)
+
+    async def keep(self) -> None:
+        """Write the plan, if it has become another."""
+        if self._record is None or self._disk is None:
+            return
+        try:
+            await self._disk.ask(self._record.keep, self._capability, os.environ)
+        except OSError as error:
+            logger.warning("the plan of builds cannot be kept: %s", first_line(error))
+            self._record = None
+
+    async def _build(self, path: Path, capability: str, disk: Disk) -> None:
+        try:
+            await disk.ask(trust.check, (path.parent.parent, path.parent), os.environ)
+            plan = await disk.ask(build_plan.load, path)
+            recipes, refused = await disk.ask(build_plan.usable, plan, capability, os.environ)
+        except (OSError, BuildPlanError) as error:
+            logger.warning("nothing is built ahead by a plan: %s", first_line(error))
+            return
+        for reason in refused:
+            logger.info("not built ahead: %s", reason)
+        reasons = await asyncio.gather(*(self._builds.begin(recipe) for recipe in recipes))
+        for reason in filter(None, reasons):
+            logger.warning("not built ahead: %s", reason)

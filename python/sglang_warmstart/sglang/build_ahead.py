@@ -1,0 +1,129 @@
+"""F7: what other libraries than DeepGEMM compile is built before a rank comes to it, by the plan of an earlier start.
+
+What a rank's libraries compile, the JIT monitor's hooks write down as recipes (:mod:`..libraries.recipe`). Each goes to
+the node's service, which keeps them beside DeepGEMM's kernels, and builds them at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.base.log import LOGGER_NAME
+from sglang_warmstart.base.switches import BUILD_AHEAD, JIT_MONITOR, SERVICE
+from sglang_warmstart.libraries import recipe as recipes
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.sglang.envs import ENVIRON, declare
+from sglang_warmstart.sglang.feature import Feature, Step
+from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
+
+# Below the root of DeepGEMM's cache.
+PLANS = Path("warmstart", "ahead")
+# The service has been started just before.
+_ANSWER_S = 5.0
+
+logger = logging.getLogger(LOGGER_NAME)
+
+
+class Teller:
+    """Tells the service what this process has had compiled. Nobody waits for it.
+
+    Args:
+        limit: of recipes that wait to be told. More are not told.
+    """
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._waiting: queue.Queue[Recipe] = queue.Queue(limit)
+        self._begun = False
+        self._lock = threading.Lock()
+
+    def __call__(self, recipe: Recipe) -> None:
+        if SERVICE in os.environ:
+            with self._lock:
+                if not self._begun:
+                    self._begun = True
+                    threading.Thread(target=self._tell, name="warmstart recipes", daemon=True).start()
+            with contextlib.suppress(queue.Full):
+                self._waiting.put_nowait(recipe)
+
+    def _tell(self) -> None:
+        # Here and not above: every process of a server imports this module, and most have nothing to tell.
+        from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
+
+        try:
+            client = ServiceClient(Path(os.environ[SERVICE]))
+            while True:
+                client.compiled(self._waiting.get())
+        except (ServiceGoneError, KeyError) as error:
+            logger.info("warmstart: the next start does not know what is compiled from now on: %s", first_line(error))
+
+
+def begin_builds(server_args: Any) -> None:
+    """Have the service build what the plan of this launch has. It has just been started, if there is one."""
+    if SERVICE not in os.environ or not BUILD_AHEAD.value(os.environ):
+        return
+    from sglang_warmstart.node.client import ServiceClient
+
+    try:
+        client = ServiceClient(Path(os.environ[SERVICE]), _ANSWER_S)
+        try:
+            client.build_planned(plan_of(server_args), _capability())
+        finally:
+            client.close()
+    except Exception as error:
+        # Whatever it is, the server starts without.
+        logger.warning("warmstart: nothing is built ahead: %s", first_line(error))
+
+
+def plan_of(server_args: Any) -> Path:
+    """Where the plan of a launch is: what all its ranks on this node compile is in one."""
+    from sglang_warmstart.deepgemm.marker import name_of
+    from sglang_warmstart.sglang.caches import deep_gemm_cache
+    from sglang_warmstart.sglang.exact_warmup.launch import launch_of
+
+    launch = {**launch_of(server_args, 0, os.environ), "rank": f"all of node {server_args.node_rank}"}
+    return deep_gemm_cache(os.environ).absolute() / PLANS / f"{name_of(launch)}.json"
+
+
+def _capability() -> str:
+    from sglang_warmstart.sglang.gpus import capabilities
+
+    found = {f"{major}.{minor}" for major, minor in capabilities()}
+    return found.pop() if len(found) == 1 else ""
+
+
+def install_recipes(hooks: Hooks, environ: ModuleType) -> None:
+    """Declare the switch on ``Envs``, and hear of every recipe of this process."""
+    declare(hooks, environ, BUILD_AHEAD)
+    if BUILD_AHEAD.value(os.environ) and JIT_MONITOR.value(os.environ) != "off":
+        hooks.also_undo(recipes.listen(Teller()))
+
+
+def install_builds(hooks: Hooks, engine: ModuleType) -> None:
+    """Begin to build before the schedulers are started, when the service has been."""
+    before_the_ranks(hooks, engine, begin_builds)
+
+
+BUILDING_AHEAD = Feature(
+    name="build-ahead",
+    gains="what other JIT compilers than DeepGEMM's compiled at an earlier start is built while weights load",
+    hooks={
+        f"{ENVIRON}.Envs.{BUILD_AHEAD.name}": "the switch, beside its neighbours",
+        LAUNCH: "runs once per node before any rank; wrapped before exact-warmup, whose service it asks",
+    },
+    upstream="none",
+    drop_when="upstream builds all its kernels ahead of use",
+    built_in_as=(),
+    steps=(
+        Step((ENVIRON,), install_recipes),
+        Step((ENGINE,), install_builds, required=False),
+    ),
+)
