@@ -201,3 +201,26 @@ def run_inductor(code: str, place: Path, name: str = "run", **environment: str) 
     settings = {"TORCHINDUCTOR_CACHE_DIR": str(place / "cache"), **environment}
     start = f"import runpy; runpy.run_path({str(place / 'graph.py')!r}, {{'serve': serve}})"
     return run_watched(BEGIN + start, place / name, settings)
+
+
+# Compiled by the C++ compiler alone: what needs nvcc takes half a minute here.
+_SGLANG_JIT = """
+from sglang.kernels.jit.utils.arch import override_jit_cuda_arch
+from sglang.kernels.jit.utils.compile import load_jit
+
+def compile():
+    with override_jit_cuda_arch(9, 0):
+        load_jit("add_one", cpp_files=[{source!r}], cpp_wrappers=[("add", "add_one")])
+"""
+
+
+def run_sglang_jit(code: str, place: Path, name: str = "run", **environment: str) -> Watched:
+    """``compile()`` has SGLang's own JIT build ``add_one``, and loads it."""
+    source = place / "add_one.h"
+    source.write_text("inline int add_one(int x) { return x + 1; }")
+    settings = {
+        "SGLANG_JIT_CACHE_DIR": str(place / "cache"),
+        "CUDA_HOME": str(toolchain().cuda_home),
+        **environment,
+    }
+    return run_watched(BEGIN + _SGLANG_JIT.format(source=str(source)) + code, place / name, settings)

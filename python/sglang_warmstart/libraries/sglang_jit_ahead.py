@@ -24,7 +24,7 @@ class Module(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     arch: tuple[int, int, str]
-    spec: dict[str, bool | list[str] | list[tuple[str, str]]]
+    spec: dict[str, bool | list[Any]]
 
 
 def described(spec: Any, root: Path, environment: Environment) -> dict[str, Any] | None:

@@ -94,7 +94,7 @@ def plan_of(server_args: Any) -> Path:
 
 
 def _capability() -> str:
-    from sglang_warmstart.sglang.gpus import capabilities
+    from sglang_warmstart.base.gpus import capabilities
 
     found = {f"{major}.{minor}" for major, minor in capabilities()}
     return found.pop() if len(found) == 1 else ""

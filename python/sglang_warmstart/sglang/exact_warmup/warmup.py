@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from sglang_warmstart.base.errors import one_line, passing
 from sglang_warmstart.base.events import timed
+from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import COMPILER, JIT_MONITOR, PLANS, RESTORING, SERVICE, UNWATCHED, WORKERS
 from sglang_warmstart.deepgemm.compiler import Kind
@@ -34,7 +35,6 @@ from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank, WarmupError
 from sglang_warmstart.sglang.exact_warmup.unreached import unreached
 from sglang_warmstart.sglang.forward_modes import DUMMY_RUN, takes_forward_mode
-from sglang_warmstart.sglang.gpus import capabilities
 from sglang_warmstart.sglang.hc_prenorm import other_buckets
 from sglang_warmstart.sglang.m_list import fast_m_list, full_m_list
 from sglang_warmstart.sglang.pp_parallel_warmup import forward_modes_of
