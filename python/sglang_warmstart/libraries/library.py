@@ -28,6 +28,8 @@ class Library(ABC):
         module: to be imported before ``watch``; empty where no hook in a module shows what is compiled.
         hooks: what ``watch`` changes, by full dotted name, and why there.
         remedy: what would have covered a compile while serving.
+        ahead: the module that builds by recipe: ``prepare(form)`` once in a process that forks for each build,
+            ``build(form)`` in that; empty where there is none.
 
     Building ahead of need will be two more methods here: one that writes down what a start has compiled so that it can
     be built again, and one that builds it under the library's own lock, where the library looks for it. The docstring
@@ -41,6 +43,7 @@ class Library(ABC):
     module: ClassVar[str] = ""
     hooks: ClassVar[Mapping[str, str]] = {}
     remedy: ClassVar[str]
+    ahead: ClassVar[str] = ""
 
     @abstractmethod
     def root(self, environment: Environment) -> Path | None:
