@@ -20,6 +20,7 @@ from sglang_warmstart.libraries import recipe
 from sglang_warmstart.libraries.recipe import Recipe
 
 from kit.environment import child_environment, python_path
+from kit.release import installed_release
 
 _HERE = Path(__file__).parents[1]
 
@@ -193,7 +194,9 @@ def sglang_calls() -> dict[str, Callable[[], None]]:
         )
 
     def with_a_call() -> None:
-        found = kernel(f"{new}.attention.decode_attention", f"{old}.triton_ops.decode_attention", name="_fwd_kernel_stage1")
+        found = kernel(
+            f"{new}.attention.decode_attention", f"{old}.triton_ops.decode_attention", name="_fwd_kernel_stage1"
+        )
         sizes = {"BLOCK_DMODEL": 64, "BLOCK_DV": 64, "BLOCK_N": 32, "MIN_BLOCK_KV": 32, "Lk": 64, "Lv": 64}
         tensors = {each: pointer() for each in ("Q", "K_Buffer", "V_Buffer", "Att_Out", "Att_Lse")}
         call(
@@ -214,13 +217,32 @@ def sglang_calls() -> dict[str, Callable[[], None]]:
 
     def autotuned() -> None:
         found = kernel(
-            f"{new}.attention.fla.cumsum", f"{old}.fla.cumsum", name="chunk_local_cumsum_vector_kernel"
+            f"{new}.diffusion.rope.rotary_triton",
+            "jit_kernel.diffusion.triton.rotary",
+            name="_rotary_embedding_kernel",
         )
         found.configs = found.configs[:2]
-        nothing = dict.fromkeys(("cu_seqlens", "chunk_indices", "scale"))
-        call(found, s=pointer("float32"), o=pointer("float32"), **nothing, B=1, H=8, S=64, BT=64)
+        call(found)
 
-    return {each.__name__: each for each in (plain, with_a_dtype_and_a_call, with_heuristics, with_a_call, autotuned)}
+    def in_a_module_that_asks_triton_for_the_gpu() -> None:
+        found = kernel(
+            f"{new}.attention.fla.layernorm_gated", f"{old}.fla.layernorm_gated", name="_layer_norm_fwd_1pass_kernel"
+        )
+        tensors = {"X": pointer(), "Y": pointer(), "W": pointer(), "Rstd": pointer("float32")}
+        nothing = dict.fromkeys(("B", "Z", "Mean"))
+        settings = {"N": 128, "BLOCK_N": 128, "ROWS_PER_BLOCK": 4, "IS_RMS_NORM": True, "ACTIVATION": "swish"}
+        call(found, **tensors, **nothing, **settings, eps=1e-6, num_warps=1)
+
+    calls = [
+        plain,
+        with_a_dtype_and_a_call,
+        with_heuristics,
+        with_a_call,
+        in_a_module_that_asks_triton_for_the_gpu,
+    ]
+    if installed_release().since("0.5.20"):
+        calls.append(autotuned)  # those before import packages that are not here, or use what Triton no longer has
+    return {each.__name__: each for each in calls}
 
 
 def own_calls() -> dict[str, Callable[[], None]]:
@@ -241,7 +263,9 @@ def own_calls() -> dict[str, Callable[[], None]]:
 def _entries() -> dict[str, list[str]]:
     import triton
 
-    return {place.name: sorted(file.name for file in place.iterdir()) for place in Path(triton.knobs.cache.dir).iterdir()}
+    return {
+        place.name: sorted(file.name for file in place.iterdir()) for place in Path(triton.knobs.cache.dir).iterdir()
+    }
 
 
 def record(which: str) -> None:
