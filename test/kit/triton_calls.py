@@ -5,6 +5,7 @@ A call is made by Triton's own launcher, up to the launch (``warmup``). A driver
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sglang_warmstart.libraries import recipe
 from sglang_warmstart.libraries.recipe import Recipe
 
@@ -122,7 +124,9 @@ def call(kernel: Any, **given: Any) -> None:
             continue
         is_pointer = param.name.endswith(("ptr", "indices", "indptr")) or param.name in ("s", "o", "x", "y")
         arguments[param.name] = False if param.is_constexpr else pointer() if is_pointer else 64
-    kernel.warmup(grid=(1,), **arguments)
+    for config in getattr(kernel, "configs", [None]):
+        launched, more = (kernel, {}) if config is None else (kernel.fn, config.all_kwargs())
+        launched.run(grid=(1,), warmup=True, **{**arguments, **more})
 
 
 def sglang_calls() -> dict[str, Callable[[], None]]:
@@ -312,11 +316,11 @@ def record(which: str) -> None:
 
 def _forget() -> None:
     """Empty the memory that kernels have of what was compiled."""
-    from triton.runtime import jit
+    from triton.runtime.jit import JITFunction
 
-    registry = getattr(jit, "_triton_jit_function_registry", {})
-    for function in registry.values():
-        function.device_caches.clear()
+    for each in gc.get_objects():
+        if isinstance(each, JITFunction):
+            each.device_caches.clear()
 
 
 def build_all(forms: str) -> None:
@@ -347,12 +351,80 @@ def build_all(forms: str) -> None:
     print(json.dumps({"prepared": prepared, "seconds": seconds}))
 
 
-def recorded(which: str, place: Path) -> dict[str, Any]:
-    """What :func:`record` says, in a process below a directory."""
+def refuse_all(forms: str) -> None:
+    """Try to build what a file has; print what is said of each, as JSON."""
+    from sglang_warmstart.libraries.triton_ahead import build, prepare
+
+    said = []
+    for form in json.loads(Path(forms).read_text()):
+        for act in (prepare, build):
+            try:
+                act(form)
+            except recipe.BuildError as error:
+                said.append(str(error))
+            else:
+                said.append("")
+    print(json.dumps(said))
+
+
+def go_round() -> None:
+    """Describe sources of all kinds, and make them again: from JSON, they have the hash that they had."""
+    import own_kernels as own
+    import triton.language as tl
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+    from sglang_warmstart.libraries import triton_ahead
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler.compiler import make_backend
+
+    target = GPUTarget("cuda", 90, 32)
+    backend = make_backend(target)
+    kernel = own.Kernels.with_values
+    names = kernel.arg_names
+    kinds = st.sampled_from(["*bf16", "*fp32", "i32", "i64", "fp32", "u1", "constexpr", "tensordesc<fp16[64, 64]>"])
+    types = st.recursive(kinds, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
+    plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text()
+    things = st.sampled_from([tl.float32, tl.bfloat16, own.square, own.twice, own.tuned.fn.fn])
+    values = st.recursive(
+        plain | things, lambda inner: st.lists(inner, max_size=3).map(tuple) | st.lists(inner, max_size=3), max_leaves=4
+    )
+    paths = st.lists(st.integers(0, len(names) - 1), min_size=1, max_size=3).map(tuple)
+    attrs = st.lists(st.tuples(st.just("tt.divisibility"), st.integers(1, 16)).map(list), max_size=2)
+    options = {
+        "num_warps": st.sampled_from([1, 2, 4, 8]),
+        "num_stages": st.integers(1, 5),
+        "maxnreg": st.none() | st.integers(32, 255),
+        "enable_fp_fusion": st.booleans(),
+        "allowed_dot_input_precisions": st.sampled_from([("ieee",), ("tf32", "ieee")]),
+    }
+
+    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+    @given(
+        st.tuples(*[types] * len(names)),
+        # A constexpr whose value is one of another type has the same text, and may be one.
+        st.dictionaries(paths, values | values.map(tl.constexpr), max_size=4),
+        st.dictionaries(paths, attrs, max_size=4),
+        st.fixed_dictionaries(options),
+    )
+    def check(kinds: Any, constants: Any, attrs: Any, options: Any) -> None:
+        source = ASTSource(kernel, dict(zip(names, kinds, strict=True)), constants, attrs)
+        parsed = backend.parse_options(options)
+        form = triton_ahead.described(source, parsed, target)
+        again, found, read = triton_ahead._source(json.loads(msgspec.json.encode(form)))
+        assert again.hash() == source.hash()
+        assert (again.fn, found) == (source.fn, target)
+        assert backend.parse_options(read).hash() == parsed.hash()
+
+    check()
+
+
+def run_in(place: Path, code: str) -> str:
+    """The last line that a process below a directory prints; ``own_kernels`` and this module can be imported there."""
     (place / "own_kernels.py").write_text(OWN_KERNELS, encoding="utf-8")
     settings = {"PYTHONPATH": python_path(_HERE, place), "TRITON_CACHE_DIR": str(place / "cache")}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"from kit.triton_calls import record; record({which!r})"],
+        [sys.executable, "-W", "ignore", "-c", f"from kit import triton_calls; {code}"],
         env=child_environment(settings),
         cwd=place,
         stdout=subprocess.PIPE,
@@ -360,5 +432,10 @@ def recorded(which: str, place: Path) -> dict[str, Any]:
         timeout=400,
         check=True,
     )
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return (done.stdout.splitlines() or [""])[-1]
+
+
+def recorded(which: str, place: Path) -> dict[str, Any]:
+    """What :func:`record` says, in a process below a directory."""
+    said: dict[str, Any] = json.loads(run_in(place, f"triton_calls.record({which!r})"))
     return said

@@ -148,10 +148,10 @@ class Triton(Library):
 
     def _tell(self, src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], seconds: float) -> None:
         """Tell how the kernel was compiled, if another process can do it too."""
-        begun = dict(vars(self._begun))
-        vars(self._begun).clear()
-        options = begun.get("options")
-        if begun.get("source") is not src or options is None:
+        begun = vars(self._begun)
+        source: Any = begun.pop("source", None)
+        options = begun.pop("options", None)
+        if source is not src or options is None:
             return
         form = None
         with contextlib.suppress(Exception):  # as above: no kernel is worse for having no recipe

@@ -31,7 +31,6 @@ _VARIABLES = frozenset(
         "DISABLE_MMA_V5",
         "DISABLE_PTXAS_OPT",
         "NVPTX_ENABLE_DUMP",
-        "PTXAS_OPTIONS",
         "LLVM_EXTRACT_DI_LOCAL_VARIABLES",
         "LLVM_IR_ENABLE_DUMP",
         "LLVM_PASS_PLUGIN_PATH",
@@ -40,6 +39,8 @@ _VARIABLES = frozenset(
         "USE_IR_LOC",
     }
 )
+# Options that name files, or are arguments of a program: a recipe, which comes from a file, has none of them.
+_OUTSIDE = frozenset({"extern_libs", "ir_override", "ptx_options"})
 _INT64 = 1 << 63  # JSON's whole numbers, as msgspec writes them
 _UNWRAPPED = 8  # decorators around one kernel; nobody has more than three
 
@@ -57,8 +58,8 @@ def described(src: Any, options: Any, target: Any) -> dict[str, Any] | None:
     """What a kernel is compiled from, as values that JSON has; None if another process could not find it.
 
     Not described: a function that is not found by its name in a module that can be imported (local functions,
-    Inductor's generated code, ``__main__``), Gluon, IR from a file, GPUs other than NVIDIA's, and values of types that
-    are not listed in :func:`_encoded`.
+    Inductor's generated code, ``__main__``), Gluon, IR from a file, GPUs other than NVIDIA's, options that name files
+    or are arguments of ptxas, and values of types that are not listed in :func:`_encoded`.
 
     Args:
         src: the ``ASTSource``.
@@ -79,7 +80,7 @@ def described(src: Any, options: Any, target: Any) -> dict[str, Any] | None:
             "constants": _encoded_by_path(src.constants),
             # Their order is part of the hash.
             "attrs": _encoded_by_path(src.attrs),
-            "options": {option: _encoded(value) for option, value in _own_options(vars(options)).items()},
+            "options": {option: _encoded(value) for option, value in _plain_options(vars(options)).items()},
             "target": {"backend": target.backend, "arch": _int(target.arch), "warp_size": _int(target.warp_size)},
         }
     except _IndescribableError:
@@ -97,7 +98,7 @@ def prepare(form: Mapping[str, Any]) -> None:
 
     def share() -> None:
         source, target, options = _source(form)
-        from triton.compiler import code_generator, compiler  # noqa: F401: imported by the first compile
+        from triton.compiler import code_generator, compiler  # noqa: F401 (the first compile imports it)
 
         # Triton keeps the parts of the key. That of its own files, 500 MB, takes longer than to build a kernel.
         backend = compiler.make_backend(target)
@@ -131,15 +132,6 @@ def build(form: Mapping[str, Any]) -> None:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def source_of(form: Mapping[str, Any]) -> Any:
-    """The ``ASTSource`` of a form: with equal sources, targets and options, Triton's entries have equal names.
-
-    Raises:
-        BuildError: there is none.
-    """
-    return _one_line(lambda: _source(form)[0])
 
 
 def _one_line(act: Callable[[], Any]) -> Any:
@@ -177,16 +169,18 @@ def _named(function: Any) -> tuple[str, str]:
     return module, name
 
 
-def _own_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without the paths that lead into Triton's own directory: Triton adds those itself, wherever it is."""
+def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without what leads into Triton's own directory: Triton adds that itself, wherever it is."""
     import triton
 
     own = Path(triton.__file__).parent
-    libraries = options.get("extern_libs")
-    if not isinstance(libraries, tuple):
-        return dict(options)
-    others = tuple(pair for pair in libraries if not Path(pair[1]).is_relative_to(own))
-    return {**options, "extern_libs": others or None}
+    libraries = dict(options.get("extern_libs") or ()).values()
+    if not all(Path(each).is_relative_to(own) for each in libraries):
+        raise _IndescribableError
+    others = {name: value for name, value in options.items() if name != "extern_libs"}
+    if any(others.get(name) for name in _OUTSIDE):
+        raise _IndescribableError
+    return others
 
 
 def _encoded_by_path(values: Mapping[Any, Any]) -> list[list[Any]]:
@@ -239,7 +233,12 @@ def _source(form: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
         raise BuildError(f"{_text(form['function'])} takes other arguments by now: {', '.join(function.arg_names)}")
     constants = _decoded_by_path(form, "constants")
     attrs = _decoded_by_path(form, "attrs")
+    paths = (path for values in (constants, attrs) for path in values)
+    if any(place >= len(function.arg_names) for place, *_ in paths):
+        raise BuildError("the recipe has a path to an argument that is not there")
     options = {_text(name): _decoded(value) for name, value in _object(form, "options").items()}
+    for name in _OUTSIDE & {name for name, value in options.items() if value}:
+        raise BuildError(f"an option that no recipe has: {name}")
     return ASTSource(function, signature, constants, attrs), target, options
 
 
