@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -33,6 +34,7 @@ import triton
 import triton.language as tl
 
 HOPPER = tl.constexpr(torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0))
+WARP = tl.constexpr(torch.cuda.get_device_properties(0).warp_size)
 
 @triton.jit
 def square(x):
@@ -46,7 +48,7 @@ def twice(n):
 def by_gpu(x, y, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     if HOPPER:
-        tl.store(y + at, tl.load(x + at) + 1)
+        tl.store(y + at, tl.load(x + at) + WARP)
     else:
         tl.store(y + at, tl.load(x + at))
 
@@ -95,6 +97,7 @@ def pretend() -> None:
     for name, value in {"is_available": True, "device_count": 1, "current_device": 0}.items():
         setattr(torch.cuda, name, lambda _value=value: _value)
     torch.cuda.get_device_capability = lambda _device=None: (9, 0)
+    torch.cuda.get_device_properties = lambda _device=None: SimpleNamespace(warp_size=32, multi_processor_count=132)
     torch.cuda.get_device_name = lambda _device=None: "NVIDIA H100 80GB HBM3"
     driver.set_active(_Driver())
 
@@ -369,7 +372,6 @@ def refuse_all(forms: str) -> None:
 
 def go_round() -> None:
     """Describe sources of all kinds, and make them again: from JSON, they have the hash that they had."""
-    import own_kernels as own
     import triton.language as tl
     from hypothesis import given, settings
     from hypothesis import strategies as st
@@ -379,6 +381,9 @@ def go_round() -> None:
     from triton.compiler.compiler import make_backend
 
     target = GPUTarget("cuda", 90, 32)
+    pretend()
+    import own_kernels as own
+
     backend = make_backend(target)
     kernel = own.Kernels.with_values
     names = kernel.arg_names

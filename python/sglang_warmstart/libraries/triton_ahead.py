@@ -14,6 +14,7 @@ import importlib
 import math
 import os
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -375,13 +376,16 @@ def _answer_for(arch: int, warp_size: int) -> None:
 
     # Whatever is asked beyond the answers below finds no GPU, and so touches none.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    capability = divmod(arch, 10)
+    capability, gpu = divmod(arch, 10), f"NVIDIA sm_{arch}"
+    # What the architecture does not say is not there: better no kernel than one that was guessed.
+    properties = types.SimpleNamespace(name=gpu, major=capability[0], minor=capability[1], warp_size=warp_size)
     answers: dict[str, Any] = {
         "is_available": True,
         "device_count": 1,
         "current_device": 0,
         "get_device_capability": capability,
-        "get_device_name": f"NVIDIA sm_{arch}",
+        "get_device_name": gpu,
+        "get_device_properties": properties,
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *_args, _answer=answer, **_kwargs: _answer)
