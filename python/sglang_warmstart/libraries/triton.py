@@ -8,8 +8,11 @@ whether Triton's cache had the kernel.
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
 import inspect
+import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +21,7 @@ from typing import Any, ClassVar
 from sglang_warmstart.base.errors import StandsAsideError
 from sglang_warmstart.base.events import emit, now
 from sglang_warmstart.base.hooks import Hooks, class_of
-from sglang_warmstart.libraries import machine
+from sglang_warmstart.libraries import machine, recipe, triton_ahead
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.monitor import is_refusing, refuse
@@ -33,8 +36,8 @@ class Triton(Library):
     each of which is renamed into place. The directory's name is a hash over Triton's own files, the kernel's source,
     options and the version of ptxas, but over no path.
 
-    Building ahead: ``triton.compile(ASTSource(...), GPUTarget(...))`` needs no GPU and gives the same names. There is
-    no lock: the last to rename wins, and all are equal.
+    Building ahead: ``triton.compile(ASTSource(...), GPUTarget(...))`` needs no GPU and gives the same names
+    (:mod:`.triton_ahead`). There is no lock: the last to rename wins, and all are equal.
     """
 
     name = "triton"
@@ -44,12 +47,31 @@ class Triton(Library):
     hooks: ClassVar[Mapping[str, str]] = {
         _LISTENER: "Triton's own hook, called after each compile",
         "triton.compiler.compiler.ASTSource.make_ir": "the first step of a compile that Triton's cache does not spare: "
-        "here it is refused",
+        "here it is refused, and a recipe gets its options",
     }
+    ahead = triton_ahead.__name__
+    # Source: Triton's ``knobs.py``, and the list ``CACHE_INVALIDATING_ENV_VARS`` in its ``getenv.hpp``.
+    variables = (
+        "TRITON_*",
+        "DISABLE_LLVM_OPT",
+        "DISABLE_MMA_V3",
+        "DISABLE_MMA_V5",
+        "DISABLE_PTXAS_OPT",
+        "NVPTX_ENABLE_DUMP",
+        "LLVM_EXTRACT_DI_LOCAL_VARIABLES",
+        "LLVM_IR_ENABLE_DUMP",
+        "LLVM_PASS_PLUGIN_PATH",
+        "MLIR_ENABLE_DIAGNOSTICS",
+        "MLIR_ENABLE_DUMP",
+        "USE_IR_LOC",
+    )
     remedy = (
         "a forward of this shape before the server is ready would have (SGLANG_PP_PARALLEL_DEEPGEMM_WARMUP runs larger "
         "ones), or Triton's cache out of a bundle (bundle pack --include triton)"
     )
+
+    def __init__(self) -> None:
+        self._begun = threading.local()  # the source that this thread compiles, and its options
 
     def root(self, environment: Environment) -> Path | None:
         """See :class:`Library`. With an empty ``TRITON_CACHE_DIR``, Triton refuses to compile."""
@@ -84,22 +106,32 @@ class Triton(Library):
 
         hooks.made(_LISTENER, undo)
         try:
-            self._refuse_early(hooks)
+            self._see_it_begin(hooks)
         except StandsAsideError as error:
-            hooks.notes.append(f"the JIT monitor refuses {self.name}'s kernels only once they are compiled: {error}")
+            hooks.notes.append(
+                f"the JIT monitor refuses {self.name}'s kernels only once they are compiled, and none is built ahead: "
+                f"{error}"
+            )
 
-    def _refuse_early(self, hooks: Hooks) -> None:
-        """Refuse a kernel before it is compiled. What the listener hears of is compiled by then."""
+    def _see_it_begin(self, hooks: Hooks) -> None:
+        """Refuse a kernel before it is compiled: what the listener hears of is compiled by then.
+
+        And keep its options: the compile may change those that the listener is told.
+        """
         source = class_of(importlib.import_module("triton.compiler.compiler"), "ASTSource")
         signature = inspect.signature(vars(source)["make_ir"])
 
         def make_ir(original: Callable[..., Any], src: Any, *args: Any, **kwargs: Any) -> Any:
+            options: Any = None
+            with contextlib.suppress(Exception):  # what it is told differs between releases
+                options = signature.bind(src, *args, **kwargs).arguments["options"]
             if is_refusing():
                 name, shape = "a kernel", ""
-                with contextlib.suppress(Exception):  # what it is told differs between releases
+                with contextlib.suppress(Exception):
                     name = str(src.name)
-                    shape = shape_of(src, vars(signature.bind(src, *args, **kwargs).arguments["options"]))
+                    shape = shape_of(src, vars(options))
                 refuse(self, name, shape)
+            self._begun.source, self._begun.options = src, options
             return original(src, *args, **kwargs)
 
         others = "options, codegen_fns, module_map, context"
@@ -125,10 +157,36 @@ class Triton(Library):
             emit("load", name, now() - seconds, seconds, library=self.name, shape=shape, cached=True)
         else:
             emit("jit", name, now() - seconds, seconds, library=self.name, shape=shape, remedy=self.remedy)
+            if recipe.is_heard():
+                self._tell(src, metadata, metadata_group, seconds)
+
+    def _tell(self, src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], seconds: float) -> None:
+        """Tell how the kernel was compiled, if another process can do it too."""
+        begun = vars(self._begun)
+        source: Any = begun.pop("source", None)
+        options = begun.pop("options", None)
+        if source is not src or options is None:
+            return
+        form = None
+        with contextlib.suppress(Exception):  # as above: no kernel is worse for having no recipe
+            form = triton_ahead.described(src, options, metadata["target"])
+        if form is not None:
+            recipe.tell(self.recipe(src.name, form, os.environ, _made(metadata_group), seconds))
 
 
 def _hear_nothing(**_: Any) -> None:
     pass
+
+
+def _made(group: Mapping[str, str]) -> str:
+    """The file of an entry that is written last, below the root of the cache.
+
+    Source: ``put_group`` in Triton's ``runtime/cache.py``.
+    """
+    for name, path in group.items():
+        if name.endswith(".json"):
+            return f"{glob.escape(Path(path).parent.name)}/__grp__{glob.escape(name)}"
+    return ""
 
 
 def shape_of(src: Any, metadata: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
 They are installed in this order. If several hook one function, the later one is outside. So ``mhc-prewarm`` comes
 before ``pp-parallel-warmup``: the forwards of the latter must be the last thing in ``ModelRunner.kernel_warmup``. And
 ``bundle-restore`` comes after ``exact-warmup``: restoring must have begun when the service starts; ``build-ahead``
-comes before it, and asks that service. What watches comes last: ``jit-monitor``, then ``start-up-events``, whose run begins before everything else and whose steps contain
-everything else.
+comes before it, and asks that service. What watches comes last: ``jit-monitor``, then ``start-up-events``, whose run
+begins before everything else and whose steps contain everything else.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def stand_in() -> None:
 
 def silence_kernels() -> None:
     """Let kernels of Triton and of SGLang's own JIT do nothing. Before the modules that use them are imported."""
-    from triton.runtime import jit  # type: ignore[import-not-found]
+    from triton.runtime import jit
 
     def launch(*_args: Any, **_kwargs: Any) -> None: ...
 
