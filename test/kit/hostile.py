@@ -52,7 +52,7 @@ from sglang_warmstart.report.summary import as_json, summarise
 from sglang_warmstart.report.text import show
 from sglang_warmstart.report.trace import trace_of
 from sglang_warmstart.sglang.caches import deep_gemm_cache
-from sglang_warmstart.sglang.exact_warmup.launch import is_material
+from sglang_warmstart.sglang.exact_warmup.immaterial import is_material
 from sglang_warmstart.sglang.features import chosen_features
 
 from kit.bundles import LAUNCH, bundle_of, compressed, cubin, recorded_plan, tar_of, tiny_plan

@@ -17,6 +17,7 @@ PLUGIN_NAME = "warmstart"
 
 # Set by a process of ours for those that it starts, and by nobody else.
 SERVICE = "SGLANG_WARMSTART_SERVICE"  # the socket of the node's service
+EARLY = "SGLANG_WARMSTART_EARLY"  # whose that service is, where `sglang-warmstart run` has started it
 RESTORING = "SGLANG_WARMSTART_RESTORING"  # a file that is locked while kernels are restored into the cache
 PLANS = "SGLANG_WARMSTART_PLANS"  # where `sglang-warmstart record` wants the plans of the ranks
 EVENTS = "SGLANG_WARMSTART_EVENTS"  # the directory of the run
@@ -151,7 +152,7 @@ BUILD_AHEAD = Switch(
     "SGLANG_WARMSTART_BUILD_AHEAD",
     True,
     boolean,
-    "0 leaves kernels of TileLang to the process that calls them, one after another",
+    "0 leaves kernels of TileLang to the process that calls them, one after another, and Triton's cache to move",
     "hc-prenorm",
 )
 BUNDLE: Switch[str | None] = Switch(

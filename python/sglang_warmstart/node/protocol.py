@@ -33,6 +33,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
         launch: what decides which targets there are.
         kind: which compiler is to be used.
         workers: the user's bound on parallel compiles, or None.
+        run: variables that say where the events of this run go.
     """
 
     cache: str
@@ -42,6 +43,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     launch: Launch
     kind: Kind = "nvcc"
     workers: int | None = None
+    run: dict[str, str] = {}
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):

@@ -25,7 +25,7 @@ from pathlib import Path
 from sglang_warmstart.base import trust
 from sglang_warmstart.base.answers import ANSWER_S
 from sglang_warmstart.base.errors import first_line
-from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
+from sglang_warmstart.base.events import Lanes, emit, log_of_process, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
 from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.base.switches import COMPILER
@@ -142,6 +142,7 @@ class Service:
         self._recording: Counter[str] = Counter()  # children, by GPU
         self._lanes = Lanes()
         self._builds = Builds()
+        self._was_told_run = False
 
     def prepare(self, way: Way, deep_gemm: str) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
@@ -222,6 +223,11 @@ class Service:
             raise ConnectionAbortedError("the service ends")
 
     async def _welcome(self, hello: Hello) -> tuple[Asker | None, Welcome]:
+        if hello.run and log_of_process() is None and not self._was_told_run:
+            # It was started before the run began.
+            self._was_told_run = True
+            os.environ.update(hello.run)
+            await asyncio.to_thread(open_log, "service", os.environ)
         try:
             dialect = dialect_of(Path(hello.deep_gemm))
             # Whoever says hello waits for a short time only.
