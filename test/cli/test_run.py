@@ -31,9 +31,10 @@ from types import SimpleNamespace
 
 warmup.is_wanted = lambda: True
 warmup.seam = lambda: SimpleNamespace(decided=lambda arguments: arguments)
-before = os.environ.get("SGLANG_WARMSTART_SERVICE")
+service = "SGLANG_WARMSTART_SERVICE"
+before = os.environ.get(service)
 warmup.start_node_service({"device": sys.argv[1]})
-print(os.getpid(), before, os.environ.get("SGLANG_WARMSTART_SERVICE"), "SGLANG_WARMSTART_EARLY" in os.environ, flush=True)
+print(os.getpid(), before, os.environ.get(service), "SGLANG_WARMSTART_EARLY" in os.environ, flush=True)
 sys.stdin.read()
 """
 
@@ -304,7 +305,7 @@ def test_before_the_command_next_to_nothing_is_imported(environment: dict[str, s
     )
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "sglang_warmstart.cli.run" in modules
-    heavy = ("typer", "rich", "msgspec", "asyncio", "multiprocessing", "logging", "torch", "sglang", "wrapt")
+    heavy = ("typer", "rich", "msgspec", "asyncio", "multiprocessing", "importlib.metadata", "torch", "sglang", "wrapt")
     assert [name for name in sorted(modules) if name.partition(".")[0] in heavy] == []
 
 

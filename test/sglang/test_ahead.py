@@ -91,7 +91,13 @@ def test_the_order_of_values_matters_and_that_of_options_does_not(environment: d
 
 def test_variables_matter_as_for_a_launch(environment: dict[str, str]) -> None:
     plan = plan_for(SERVER, environment)
-    for name in ("SGLANG_WARMSTART_SERVICE", "SGLANG_WARMSTART_EARLY", "SGLANG_HOST_IP", "PATH", "CUDA_VISIBLE_DEVICES"):
+    for name in (
+        "SGLANG_WARMSTART_SERVICE",
+        "SGLANG_WARMSTART_EARLY",
+        "SGLANG_HOST_IP",
+        "PATH",
+        "CUDA_VISIBLE_DEVICES",
+    ):
         assert plan_for(SERVER, {**environment, name: "1"}) == plan, name
     assert plan_for(SERVER, {**environment, "SGLANG_ENABLE_SPEC_V2": "1"}) != plan
 

@@ -80,23 +80,23 @@ def test_nothing_is_named_without_a_home_or_where_nothing_can_be_written(
 # torch's own code: what makes the autotuner of each Triton kernel of Inductor. It needs no GPU.
 INDUCTOR = """
 import os
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
 before = os.environ.get("TRITON_CACHE_DIR")
+meta = {"device": MagicMock(index=0, type="cuda"), "signature": {}}
+kernel = {"fn": MagicMock(), "configs": [MagicMock(pre_hook=None)], "inductor_meta": {"kernel_name": "kernel"}}
 try:
     CachingAutotuner(
-        fn=SimpleNamespace(fn=None, arg_names=[], __name__="kernel"), triton_meta={"device": 0, "signature": {}},
-        configs=[], save_cache_hook=None, mutated_arg_names=[], optimize_mem=False, heuristic_type=None,
-        inductor_meta={"kernel_name": "kernel"},
+        triton_meta=meta, save_cache_hook=None, mutated_arg_names=[], optimize_mem=False, heuristic_type=None, **kernel
     )
 except Exception as error:
-    print("later:", error)  # a kernel of nothing
+    print("later:", error)  # it is a kernel of nothing
 print("INDUCTOR", before, os.environ.get("TRITON_CACHE_DIR"))
 """
 
 
-def inductor_moves(environment: dict[str, str | None], tmp_path: Path) -> tuple[str, str]:
+def inductor_moves(environment: dict[str, str], tmp_path: Path) -> tuple[str, str]:
     """The variable before and after Inductor has made a kernel."""
     out = run_python(INDUCTOR, environment={"HOME": str(tmp_path), **environment})
     (line,) = [line for line in out.splitlines() if line.startswith("INDUCTOR ")]
@@ -104,6 +104,7 @@ def inductor_moves(environment: dict[str, str | None], tmp_path: Path) -> tuple[
     return before, after
 
 
+@pytest.mark.usefixtures("hooks")
 def test_torchs_inductor_moves_tritons_cache_and_leaves_one_alone_that_is_named(tmp_path: Path) -> None:
     before, after = inductor_moves({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}, tmp_path)
     assert before == "None" and Path(after).is_relative_to(tmp_path / "inductor"), "else this step may go"
@@ -125,9 +126,11 @@ def test_a_process_that_loads_the_plugin_and_a_bundle_of_its_caches_have_one_pla
     forks: ForkServer, tmp_path: Path
 ) -> None:
     home = {"HOME": str(tmp_path)}
-    said = forks.run(LOADED, environment=home).checked()
+    # The process of the tests has loaded the plugin itself.
+    unset: dict[str, str | None] = {**home, TRITON_CACHE: None}
+    said = forks.run(LOADED, environment=unset).checked()
     place = str(tmp_path / ".triton" / "cache")
     assert f"PLACE {place}\n" in said
     assert str(Triton().root(server_environment({**home, "PATH": os.environ["PATH"]}))) == place
-    off = forks.run(LOADED, environment={**home, "SGLANG_WARMSTART_BUILD_AHEAD": "0"}).checked()
+    off = forks.run(LOADED, environment={**unset, "SGLANG_WARMSTART_BUILD_AHEAD": "0"}).checked()
     assert "PLACE None\n" in off

@@ -2,8 +2,8 @@
 
 Releases before 0.5.18 name no directory to Triton. The first kernel of torch's Inductor then sets ``TRITON_CACHE_DIR``
 in its process (``CachingAutotuner`` in ``torch/_inductor/runtime/triton_heuristics.py``), below Inductor's own cache.
-Whatever Triton compiles later goes there, so a start finds part of its kernels in each place, by the order of calls, and
-compiles some that the other place has. Inductor leaves a variable alone that is set.
+Whatever Triton compiles later goes there. So a start finds part of its kernels in each place, by the order of calls,
+and compiles some that the other place has. Inductor leaves a variable alone that is set.
 """
 
 from __future__ import annotations
