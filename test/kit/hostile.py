@@ -42,8 +42,8 @@ from sglang_warmstart.deepgemm.identity import Gpu, Identity, build_hash
 from sglang_warmstart.deepgemm.marker import FurtherKernel, MarkerError, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import INCLUDE, Plan, PlanError
 from sglang_warmstart.deepgemm.target import KernelUse, Target
+from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
-from sglang_warmstart.libraries.tilelang_ahead import TileLangKernel
 from sglang_warmstart.node import protocol
 from sglang_warmstart.node.protocol import ProtocolError
 from sglang_warmstart.report.page import page_of
@@ -52,7 +52,7 @@ from sglang_warmstart.report.summary import as_json, summarise
 from sglang_warmstart.report.text import show
 from sglang_warmstart.report.trace import trace_of
 from sglang_warmstart.sglang.caches import deep_gemm_cache
-from sglang_warmstart.sglang.exact_warmup.launch import is_material
+from sglang_warmstart.sglang.exact_warmup.immaterial import is_material
 from sglang_warmstart.sglang.features import chosen_features
 
 from kit.bundles import LAUNCH, bundle_of, compressed, cubin, recorded_plan, tar_of, tiny_plan
@@ -430,9 +430,8 @@ def messages() -> tuple[protocol.Message, ...]:
     gpu = Gpu("NVIDIA H200", 132, (9, 0), 0)
     hello = protocol.Hello("/nonexistent/cache", {"CUDA_HOME": "/nonexistent"}, "/nonexistent/deep_gemm", gpu, LAUNCH)
     warmed = protocol.Warmed(target, (KernelUse(1, _kernel(1)),))
-    kernel = TileLangKernel(
-        "fused", "{}", "cuda", None, "tvm_ffi", [1], {"tl.x": True}, ["-O3"], {"HOME": "/nonexistent"}
-    )
+    form = {"directory": "m", "file": "m/build.ninja", "text": "", "sources": {"m/a.cc": ""}, "lock": "m/lock"}
+    recipe = Recipe("flashinfer", "norm", form, {"HOME": "/nonexistent"}, "m/*.so", 33.0)
     return (
         hello,
         protocol.Welcome(("a note",), "a problem", True),
@@ -441,7 +440,9 @@ def messages() -> tuple[protocol.Message, ...]:
         protocol.Announce((target,), 1 << 30),
         protocol.Warm((target,), 1 << 30, 0.1),
         protocol.Answer((warmed,), 1, ("a note",), True),
-        protocol.Build(kernel),
+        protocol.Build(recipe),
+        protocol.Compiled(recipe),
+        protocol.BuildPlanned("/nonexistent/plan.json", {"SGLANG_WARMSTART_EVENTS": "/nonexistent"}),
         protocol.AwaitBuilds(0.1),
         protocol.Built(1, ("a reason",), 2),
     )

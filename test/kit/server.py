@@ -11,7 +11,7 @@ from kit.ports import free_ports
 from kit.process import ServerProcess
 from kit.release import installed_release
 
-Launch = Literal["module", "serve"]
+Launch = Literal["module", "serve", "run"]  # "run": the module, by `sglang-warmstart run`
 
 
 def _command(launch: Launch) -> list[str]:
@@ -19,6 +19,8 @@ def _command(launch: Launch) -> list[str]:
     python = [sys.executable, "-W", "ignore"]
     if launch == "module":
         return [*python, "-m", "sglang.launch_server"]
+    if launch == "run":
+        return [*python, "-c", "from sglang_warmstart.cli import main; main()", "run", "--", *_command("module")]
     return [*python, str(Path(sysconfig.get_path("scripts"), "sglang")), "serve"]
 
 

@@ -343,7 +343,7 @@ def build_all(forms: str) -> None:
         child = os.fork()
         if child == 0:
             try:
-                os.write(writing, str(timed(lambda form=form: build(form))).encode())
+                os.write(writing, str(timed(lambda form=form: build(form, None, os.environ))).encode())
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -360,7 +360,7 @@ def refuse_all(forms: str) -> None:
 
     said = []
     for form in json.loads(Path(forms).read_text()):
-        for act in (prepare, build):
+        for act in (prepare, lambda form: build(form, None, os.environ)):
             try:
                 act(form)
             except recipe.BuildError as error:

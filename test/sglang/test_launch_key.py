@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sglang_warmstart.sglang.arguments import defaults
-from sglang_warmstart.sglang.exact_warmup.launch import IMMATERIAL_ARGUMENTS, is_material, launch_of
+from sglang_warmstart.sglang.exact_warmup.immaterial import IMMATERIAL_ARGUMENTS, is_material
+from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.seams import seam
 
 if TYPE_CHECKING:

@@ -12,16 +12,87 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from sglang_warmstart.base.private_directory import make_directory, remove_abandoned, remove_directory
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # For a process to end by itself, and for the kernel to end it.
 STOP_S = 10.0
 KILL_S = 2.0
 
 _PARENT_CHECK_S = 0.5
+_ENDED_CHECK_S = 0.02
+
+
+class Child(Protocol):
+    """A child of this process, as ``subprocess.Popen`` has it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended, for so many seconds at the most. Returns its exit status."""
+
+
+class Inherited:
+    """A child that was started before this process became the program that it is.
+
+    Args:
+        pid: its number.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def is_alive(self) -> bool:
+        """Whether there is a child of this number, and it has not ended."""
+        if self._status is None:
+            try:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+            except (ChildProcessError, OverflowError):
+                self._status = -1  # another process's, or somebody else has asked for its end
+            else:
+                self._status = os.waitstatus_to_exitcode(status) if ended else None
+        return self._status is None
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self._send(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended.
+
+        Raises:
+            TimeoutExpired: it has not, after so many seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.is_alive():
+            if end is not None and timeout is not None and time.monotonic() > end:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(_ENDED_CHECK_S)
+        assert self._status is not None
+        return self._status
+
+    def _send(self, number: signal.Signals) -> None:
+        # As long as nobody has asked for its end, its number is nobody else's.
+        if self.is_alive():
+            os.kill(self.pid, number)
 
 
 @dataclass
@@ -33,7 +104,7 @@ class OwnProcess:
     """
 
     directory: Path
-    process: subprocess.Popen[bytes]
+    process: Child
 
     def stop(self) -> None:
         """End it now."""

@@ -17,6 +17,7 @@ PLUGIN_NAME = "warmstart"
 
 # Set by a process of ours for those that it starts, and by nobody else.
 SERVICE = "SGLANG_WARMSTART_SERVICE"  # the socket of the node's service
+EARLY = "SGLANG_WARMSTART_EARLY"  # whose that service is, where `sglang-warmstart run` has started it
 RESTORING = "SGLANG_WARMSTART_RESTORING"  # a file that is locked while kernels are restored into the cache
 PLANS = "SGLANG_WARMSTART_PLANS"  # where `sglang-warmstart record` wants the plans of the ranks
 EVENTS = "SGLANG_WARMSTART_EVENTS"  # the directory of the run

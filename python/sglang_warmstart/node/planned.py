@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sglang_warmstart.base import trust
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.build_plan import BuildPlanError, Record
 from sglang_warmstart.libraries.recipe import Recipe
@@ -28,20 +29,19 @@ class Planned:
     def __init__(self, builds: Builds) -> None:
         self._builds = builds
         self._record: Record | None = None
-        self._capability = ""
         self._disk: Disk | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._met: list[Recipe] = []  # before it was said where the plan is
 
-    def begin(self, plan: Path, capability: str) -> None:
+    def begin(self, plan: Path) -> None:
         """Build what a plan has, if anything; from now on what is compiled goes into it."""
         if self._record is not None and self._record.path == plan:
             return
-        self._record, self._capability, self._disk = Record(plan), capability, Disk(plan.parent)
+        self._record, self._disk = Record(plan), Disk(plan.parent)
         for recipe in self._met:
             self._record.add(recipe)
         self._met.clear()
-        task = asyncio.create_task(self._build(plan, capability, self._disk))
+        task = asyncio.create_task(self._build(plan, self._disk))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -57,16 +57,18 @@ class Planned:
         if self._record is None or self._disk is None:
             return
         try:
-            await self._disk.ask(self._record.keep, self._capability, os.environ)
+            await self._disk.ask(self._record.keep, await asyncio.to_thread(_capability), os.environ)
         except OSError as error:
             logger.warning("the plan of builds cannot be kept: %s", first_line(error))
             self._record = None
 
-    async def _build(self, path: Path, capability: str, disk: Disk) -> None:
+    async def _build(self, path: Path, disk: Disk) -> None:
         try:
             await disk.ask(trust.check, (path.parent.parent, path.parent), os.environ)
             plan = await disk.ask(build_plan.load, path)
-            recipes, refused = await disk.ask(build_plan.usable, plan, capability, os.environ)
+            if not plan.parts:
+                return
+            recipes, refused = await asyncio.to_thread(build_plan.usable, plan, _capability(), os.environ)
         except (OSError, BuildPlanError) as error:
             logger.warning("nothing is built ahead by a plan: %s", first_line(error))
             return
@@ -75,3 +77,9 @@ class Planned:
         reasons = await asyncio.gather(*(self._builds.begin(recipe) for recipe in recipes))
         for reason in filter(None, reasons):
             logger.warning("not built ahead: %s", reason)
+
+
+def _capability() -> str:
+    """Of this node's GPUs, as "9.0"; empty if they are of several kinds, or nobody says."""
+    found = capabilities()
+    return "{}.{}".format(*found.pop()) if len(found) == 1 else ""

@@ -148,11 +148,11 @@ class BuildPlanned(msgspec.Struct, frozen=True, tag=True):
 
     Args:
         plan: its path.
-        capability: of this node's GPUs, "9.0"; empty if that is not known.
+        run: variables that say where the events of this run go; a service that was started before it does not know.
     """
 
     plan: str
-    capability: str = ""
+    run: dict[str, str] = {}
 
 
 class AwaitBuilds(msgspec.Struct, frozen=True, tag=True):

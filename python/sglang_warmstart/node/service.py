@@ -25,7 +25,7 @@ from pathlib import Path
 from sglang_warmstart.base import trust
 from sglang_warmstart.base.answers import ANSWER_S
 from sglang_warmstart.base.errors import first_line
-from sglang_warmstart.base.events import Lanes, emit, now, open_log, timed
+from sglang_warmstart.base.events import Lanes, emit, log_of_process, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
 from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.base.switches import COMPILER, WORKERS
@@ -147,6 +147,7 @@ class Service:
         self._places = Places(limits.compile_workers(WORKERS.value(os.environ)))
         self._builds = Builds(self._places)
         self._planned = Planned(self._builds)
+        self._was_told_run = False
 
     def prepare(self, way: Way, deep_gemm: str) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
@@ -180,6 +181,17 @@ class Service:
             if not child.name.startswith(builders.NAME):
                 child.kill()
 
+    def build_planned(self, plan: Path) -> None:
+        """Build what a plan has of other libraries than DeepGEMM."""
+        self._planned.begin(plan)
+
+    async def _begin_run(self, run: Mapping[str, str]) -> None:
+        if run and log_of_process() is None and not self._was_told_run:
+            # It was started before the run began.
+            self._was_told_run = True
+            os.environ.update(run)
+            await asyncio.to_thread(open_log, "service", os.environ)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one rank until it goes."""
         try:
@@ -191,7 +203,8 @@ class Service:
                     wanted.add(self._builds.begin(message.recipe))
                     continue
                 if isinstance(message, BuildPlanned):
-                    self._planned.begin(Path(message.plan), message.capability)
+                    await self._begin_run(message.run)
+                    self.build_planned(Path(message.plan))
                     continue
                 if isinstance(message, Compiled):
                     self._planned.met(message.recipe)
@@ -612,6 +625,8 @@ async def run(service: Service, path: Path, parent: int) -> int:
 async def serve(options: argparse.Namespace) -> int:
     """The service of these options. Returns the exit status."""
     service = Service(options.socket.parent, options.library, options.restoring, options.plans)
+    if options.build_plan is not None:
+        service.build_planned(options.build_plan)
     return await run(service, options.socket, options.parent)
 
 
@@ -623,6 +638,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--library", help="the module that calls DeepGEMM in recording children, if not the usual one")
     parser.add_argument("--restoring", type=Path, help="a file that is locked while somebody restores kernels")
     parser.add_argument("--plans", type=Path, help="record plans into this directory, and compile nothing")
+    parser.add_argument("--build-plan", type=Path, help="what other libraries compile: it is built at once")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="[%(asctime)s] warmstart service: %(message)s", level=logging.INFO)
     open_log("service", os.environ)

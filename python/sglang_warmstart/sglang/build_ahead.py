@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import queue
+import sys
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -18,15 +19,17 @@ from typing import Any
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.switches import BUILD_AHEAD, JIT_MONITOR, SERVICE
+from sglang_warmstart.base.switches import BUILD_AHEAD, EVENTS, JIT_MONITOR, METRICS, SERVICE
 from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.sglang.ahead import plan_for, plans_in
+from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
 
-# Below the root of DeepGEMM's cache.
-PLANS = Path("warmstart", "ahead")
+# Where the events of this run go.
+_RUN = (EVENTS, METRICS, "PROMETHEUS_MULTIPROC_DIR")
 # The service has been started just before.
 _ANSWER_S = 5.0
 
@@ -75,7 +78,8 @@ def begin_builds(server_args: Any) -> None:
     try:
         client = ServiceClient(Path(os.environ[SERVICE]), _ANSWER_S)
         try:
-            client.build_planned(plan_of(server_args), _capability())
+            run = {name: os.environ[name] for name in _RUN if name in os.environ}
+            client.build_planned(plan_of(server_args), run)
         finally:
             client.close()
     except Exception as error:
@@ -84,20 +88,17 @@ def begin_builds(server_args: Any) -> None:
 
 
 def plan_of(server_args: Any) -> Path:
-    """Where the plan of a launch is: what all its ranks on this node compile is in one."""
+    """Where the plan of a launch is: what all its ranks on this node compile is in one.
+
+    By the command line, which :mod:`..cli.run` knows too; for an engine that a program starts, by its arguments.
+    """
+    if (plan := plan_for(sys.argv, os.environ)) is not None:
+        return plan.absolute()
     from sglang_warmstart.deepgemm.marker import name_of
-    from sglang_warmstart.sglang.caches import deep_gemm_cache
     from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 
     launch = {**launch_of(server_args, 0, os.environ), "rank": f"all of node {server_args.node_rank}"}
-    return deep_gemm_cache(os.environ).absolute() / PLANS / f"{name_of(launch)}.json"
-
-
-def _capability() -> str:
-    from sglang_warmstart.base.gpus import capabilities
-
-    found = {f"{major}.{minor}" for major, minor in capabilities()}
-    return found.pop() if len(found) == 1 else ""
+    return plans_in(deep_gemm_cache(os.environ)).absolute() / f"launch-{name_of(launch)}.json"
 
 
 def install_recipes(hooks: Hooks, environ: ModuleType) -> None:

@@ -21,14 +21,22 @@ from sglang_warmstart.base.errors import one_line, passing
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.switches import COMPILER, JIT_MONITOR, PLANS, RESTORING, SERVICE, UNWATCHED, WORKERS
+from sglang_warmstart.base.switches import (
+    COMPILER,
+    JIT_MONITOR,
+    PLANS,
+    RESTORING,
+    SERVICE,
+    UNWATCHED,
+    WORKERS,
+)
 from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.ledger import Ledger
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
-from sglang_warmstart.node.launch import start_service
+from sglang_warmstart.node.launch import early_service, start_service
 from sglang_warmstart.node.protocol import Hello
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.exact_warmup.launch import launch_of
@@ -353,16 +361,28 @@ def is_wanted() -> bool:
 
 
 def start_node_service(server_args: Any) -> None:
-    """Start the service beside the ranks, which find it by their environment. It ends with this process."""
+    """Start the service beside the ranks, which find it by their environment. It ends with this process.
+
+    One that `sglang-warmstart run` has started for this process is taken, unless it was started without knowing what it
+    has to: where kernels are restored, or plans are recorded.
+    """
+    early = early_service(os.environ)
     on_gpu = seam().decided(server_args)["device"] == "cuda"
     if on_gpu and is_wanted() and importlib.util.find_spec("deep_gemm") is not None and not _all_are_too_old():
         os.environ.pop(SERVICE, None)
         try:
             restoring, plans = (Path(os.environ[name]) if name in os.environ else None for name in (RESTORING, PLANS))
-            os.environ[SERVICE] = str(start_service(restoring=restoring, plans=plans).socket)
+            if early is not None and (restoring or plans):
+                early.stop()
+                early = None
+            service = early or start_service(restoring=restoring, plans=plans)
+            os.environ[SERVICE] = str(service.socket)
         except Exception as error:
             # Whatever it is, the server starts without.
             logger.warning("warmstart: no service for exact warm-up: %s", error)
+    elif early is not None:
+        del os.environ[SERVICE]
+        early.stop()
 
 
 def _all_are_too_old() -> bool:

@@ -1,0 +1,98 @@
+"""Where the plan of a server's builds is kept, found by its command line: before anything of SGLang is imported.
+
+The plan of a wrong server costs CPU time and nothing else, so the key takes words as they are: two ways to write the
+same arguments may have two plans. What matters, and what does not, is as for the launch of a rank
+(:mod:`.exact_warmup.launch`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+
+from sglang_warmstart.sglang.caches import deep_gemm_cache
+from sglang_warmstart.sglang.exact_warmup.immaterial import IMMATERIAL_ARGUMENTS, is_material
+
+# Their configuration counts, wherever it lies. One that is named as on a hub counts by its name and revision.
+_MODELS = frozenset({"model_path", "model", "speculative_draft_model_path", "speculative_draft_model"})
+_REVISIONS = frozenset({"revision", "speculative_draft_model_revision"})
+# SGLang reads arguments from this file.
+_FILE_OF_ARGUMENTS = "config"
+
+_MODULE = "sglang.launch_server"
+_FILE = "launch_server.py"
+_KEY_LENGTH = 32
+
+
+def plan_for(command: Sequence[str], environment: Mapping[str, str]) -> Path | None:
+    """Where the plan of the server that a command starts is, or would be; None if it starts none that we know.
+
+    Args:
+        command: a command line that starts a server, or the ``sys.argv`` of that server's main process. Both give the
+            same place.
+        environment: of the command.
+    """
+    arguments = arguments_of(command)
+    if arguments is None:
+        return None
+    name = f"words-{_key(arguments, environment)[:_KEY_LENGTH]}.json"
+    return plans_in(deep_gemm_cache(environment)) / name
+
+
+def plans_in(cache: Path) -> Path:
+    """The directory of plans in DeepGEMM's cache."""
+    return cache / "warmstart" / "ahead"
+
+
+def arguments_of(command: Sequence[str]) -> list[str] | None:
+    """The words of a command line that are a server's arguments; None if it starts no server of SGLang."""
+    for number, word in enumerate(command):
+        rest = list(command[number + 1 :])
+        if word == _MODULE and number and command[number - 1] == "-m":
+            return rest
+        name = PurePath(word).name
+        if name == _FILE:
+            return rest
+        if name == "sglang" and rest[:1] == ["serve"]:
+            return rest[1:]
+    return None
+
+
+def _key(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    words = sorted((name, _said(name, values)) for name, values in _options(arguments) if _matters(name))
+    variables = sorted((name, value) for name, value in environment.items() if value and is_material(name))
+    return hashlib.sha256(os.fsencode(json.dumps([words, variables], ensure_ascii=False))).hexdigest()
+
+
+def _options(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each option with the words behind it. Of one that is given twice, the last one counts, as for SGLang."""
+    options: dict[str, list[str]] = {}
+    name = ""
+    for word in arguments:
+        if word.startswith("--"):
+            name, separator, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            options[name] = [value] if separator else []
+        else:
+            options.setdefault(name, []).append(word)
+    return list(options.items())
+
+
+def _matters(name: str) -> bool:
+    return name not in IMMATERIAL_ARGUMENTS or name in _MODELS or name in _REVISIONS
+
+
+def _said(name: str, values: Sequence[str]) -> list[str]:
+    """The words of an option; in place of those that name a file, a hash of what is in it."""
+    if not values:
+        return []
+    file = Path(values[-1], "config.json") if name in _MODELS else Path(values[-1])
+    if name in _MODELS or name == _FILE_OF_ARGUMENTS:
+        try:
+            return [hashlib.sha256(file.read_bytes()).hexdigest()]
+        except OSError:
+            pass  # there is none on this machine
+    return list(values)
