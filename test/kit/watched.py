@@ -39,6 +39,7 @@ def begin() -> None:
     """Watch this process. Its code calls this first; what is imported later is watched as soon as it is."""
     from sglang_warmstart.plugin import Plugin
     from sglang_warmstart.sglang.announce import Announcer
+    from sglang_warmstart.sglang.build_ahead import BUILDING_AHEAD
     from sglang_warmstart.sglang.jit_monitor import JIT_MONITORING, mode_of
 
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s", force=True)
@@ -48,7 +49,7 @@ def begin() -> None:
     if mode != "off":
         log.listeners.append(JitMonitor(mode))
     announcer = Announcer()
-    Plugin([JIT_MONITORING], announcer).install(sglang_directory())
+    Plugin([BUILDING_AHEAD, JIT_MONITORING], announcer).install(sglang_directory())
     announcer.open()
 
 

@@ -100,14 +100,15 @@ def test_without_a_directory_there_are_none(tmp_path: Path, place: Place, monkey
     assert list(tmp_path.rglob("*.jsonl")) == []
 
 
-def test_a_service_that_was_started_before_the_run_is_told_of_it_by_a_rank(tmp_path: Path, place: Place) -> None:
+def test_a_service_that_was_started_before_the_run_is_told_of_it(tmp_path: Path, place: Place) -> None:
     run = {EVENTS: str(tmp_path / "run")}
     with Node(tmp_path) as node:
         place.rank(node).warm(TARGETS[:1], PLENTY, 30)
         assert not (tmp_path / "run").exists()
-        hello = msgspec.structs.replace(place.hello(), run=run)
-        for rank in (place.rank(node, hello), place.rank(node, hello)):
-            rank.warm(TARGETS, PLENTY, 30)
+        for _ in range(2):
+            node.client().build_planned(None, run)
+        assert wait_until((tmp_path / "run").exists)
+        place.rank(node).warm(TARGETS, PLENTY, 30)
         assert wait_until(lambda: any(event.kind == "record" for event in written(tmp_path / "run", node)))
         recorded = [event.name for event in written(tmp_path / "run", node) if event.kind == "record"]
         assert recorded == [str(TARGETS[1])]

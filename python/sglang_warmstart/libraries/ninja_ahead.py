@@ -151,5 +151,8 @@ def _below(root: Path, path: str) -> Path:
 
 
 def _why(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if "error" in line.lower()]
-    return lines[0] if lines else (said.strip().splitlines() or ["ninja says nothing"])[-1]
+    # ninja repeats the whole command behind the line that says what failed, and then comes what the compiler said.
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    failed = next((number + 2 for number, line in enumerate(lines) if line.startswith("FAILED: ")), 0)
+    errors = [line for line in lines[failed:] if "error" in line.lower()]
+    return (errors or lines[-1:] or ["ninja says nothing"])[0]

@@ -93,9 +93,9 @@ class _Build:
     limit_s: float
 
     def kill(self) -> None:
-        # Compilers are its children's children, in its group.
+        # Not SIGKILL: ninja is in the group, and its compilers are not; told to end, it ends them.
         with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGTERM)
 
 
 def _serve(orders: Connection, library: str, environment: dict[str, str]) -> None:

@@ -147,7 +147,7 @@ class BuildPlanned(msgspec.Struct, frozen=True, tag=True):
     """Where the plan of this launch is, of all that is not DeepGEMM's: it is built now. Not answered.
 
     Args:
-        plan: its path.
+        plan: its path; empty where nothing is to be built.
         run: variables that say where the events of this run go; a service that was started before it does not know.
     """
 

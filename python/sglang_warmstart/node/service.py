@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -78,6 +79,8 @@ END_S = 8.0
 CHILD_BYTES = 1 << 30
 CHILDREN_MAX = 16
 CHILDREN_SHARE = 0.5
+# mHC's kernels are alike, and take a core each: a few that are left for a second round would double the time.
+_PER_CORE = 1.25
 
 _PARENT_CHECK_S = 0.25
 # How often the cache is looked through for kernels that ranks have compiled themselves.
@@ -144,7 +147,8 @@ class Service:
         self._recording: Counter[str] = Counter()  # children, by GPU
         self._lanes = Lanes()
         # One bound a node, for all that compiles.
-        self._places = Places(limits.compile_workers(WORKERS.value(os.environ)))
+        workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
+        self._places = Places(limits.compile_workers(workers))
         self._builds = Builds(self._places)
         self._planned = Planned(self._builds)
         self._was_told_run = False
@@ -204,7 +208,8 @@ class Service:
                     continue
                 if isinstance(message, BuildPlanned):
                     await self._begin_run(message.run)
-                    self.build_planned(Path(message.plan))
+                    if message.plan:
+                        self.build_planned(Path(message.plan))
                     continue
                 if isinstance(message, Compiled):
                     self._planned.met(message.recipe)

@@ -70,8 +70,11 @@ class Teller:
 
 
 def begin_builds(server_args: Any) -> None:
-    """Have the service build what the plan of this launch has. It has just been started, if there is one."""
-    if SERVICE not in os.environ or not BUILD_AHEAD.value(os.environ):
+    """Have the service build what the plan of this launch has. It is told where the run's events go, too.
+
+    It has just been started, if there is one; or before this process knew of its run.
+    """
+    if SERVICE not in os.environ:
         return
     from sglang_warmstart.node.client import ServiceClient
 
@@ -79,7 +82,7 @@ def begin_builds(server_args: Any) -> None:
         client = ServiceClient(Path(os.environ[SERVICE]), _ANSWER_S)
         try:
             run = {name: os.environ[name] for name in _RUN if name in os.environ}
-            client.build_planned(plan_of(server_args), run)
+            client.build_planned(plan_of(server_args) if BUILD_AHEAD.value(os.environ) else None, run)
         finally:
             client.close()
     except Exception as error:

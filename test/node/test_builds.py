@@ -1,0 +1,201 @@
+"""What the plan of an earlier start has is built by the service: once, by the library's own lock, and ended with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from kit.node import Node, wait_until
+from kit.watched_libraries import needs_ninja
+from sglang_warmstart.base.events import Event
+from sglang_warmstart.base.switches import EVENTS
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.build_plan import BuildPlan, Part
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.libraries.table import LIBRARIES
+from sglang_warmstart.report.reading import read_run
+
+pytestmark = needs_ninja
+
+LIBRARY = LIBRARIES["flashinfer"]
+
+
+class Cache:
+    """FlashInfer's, a plan, and what ninja makes of it: no compiler is needed to see who builds when."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.environment = {"FLASHINFER_WORKSPACE_BASE": str(place), EVENTS: str(place / "run")}
+        root = LIBRARY.root(self.environment)
+        assert root is not None
+        self.root = root
+        self.plan = place / "kernels" / "warmstart" / "ahead" / "plan.json"
+
+    def recipe(self, name: str, command: str = "cp $in $out", seconds: float = 1.0) -> Recipe:
+        form = {
+            "directory": f"90a/cached_ops/{name}",
+            "file": f"90a/cached_ops/{name}/build.ninja",
+            "text": f"rule make\n  command = {command}\nbuild {name}.so: make ../../generated/{name}.cu\n",
+            "sources": {f"90a/generated/{name}.cu": f"// {name}"},
+            "lock": f"90a/cached_ops/tmp/{name}.lock",
+        }
+        return Recipe(LIBRARY.name, name, form, {}, f"90a/cached_ops/{name}/*.so", seconds)
+
+    def keep(self, *recipes: Recipe, **versions: str) -> None:
+        """As a plan of an earlier start."""
+        here = {**LIBRARY.versions({**os.environ, **self.environment}), **versions}
+        self.plan.parent.mkdir(parents=True, exist_ok=True)
+        self.plan.write_bytes(msgspec.json.encode(BuildPlan({LIBRARY.name: Part(here, "", recipes)})))
+
+    def built(self, name: str) -> Path:
+        return self.root / "90a" / "cached_ops" / name / f"{name}.so"
+
+    def node(self, **environment: str) -> Node:
+        return Node(self.place, build_plan=self.plan, **{**self.environment, **environment})
+
+    def events(self) -> list[Event]:
+        lanes = read_run(self.place / "run").lanes
+        found = [event for lane in lanes for event in lane.events if event.library == LIBRARY.name]
+        return sorted(found, key=lambda event: event.at)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Cache]:
+    yield Cache(tmp_path)
+
+
+def test_what_the_plan_has_is_built_and_what_is_there_is_not(cache: Cache) -> None:
+    there, new = cache.recipe("there"), cache.recipe("norm", seconds=33)
+    cache.built("there").parent.mkdir(parents=True)
+    cache.built("there").write_text("built")
+    cache.keep(there, new)
+    with cache.node() as node:
+        assert wait_until(cache.built("norm").exists)
+        assert wait_until(lambda: not node.is_running("spawn_main"))  # the builder goes when nothing is left
+    assert cache.built("norm").read_text() == "// norm"
+    (event,) = cache.events()
+    assert (event.kind, event.name, event.error, event.lane) == ("compile", "norm", "", "builder 1")
+    assert "not built ahead" not in node.log
+
+
+def test_the_longest_is_built_first(cache: Cache) -> None:
+    order = [cache.recipe(f"m{seconds}", "sleep 0.3; cp $in $out", seconds) for seconds in (1, 40, 7, 9)]
+    cache.keep(*order)
+    with cache.node(SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS="1"):
+        assert wait_until(lambda: all(cache.built(each.name).exists() for each in order), 30)
+    assert [event.name for event in cache.events()][1:] == ["m40", "m9", "m7"] or [
+        event.name for event in cache.events()
+    ] == ["m40", "m9", "m7", "m1"]
+
+
+def test_one_that_fails_is_said_in_one_line_and_the_others_are_built(cache: Cache) -> None:
+    cache.keep(cache.recipe("bad", "echo 'a.cu(1): error: no such thing'; exit 1"), cache.recipe("norm"))
+    with cache.node() as node:
+        assert wait_until(cache.built("norm").exists)
+        assert wait_until(lambda: "not built ahead" in node.log)
+        (line,) = [line for line in node.log.splitlines() if "not built ahead" in line]
+    assert line.endswith("not built ahead: bad: a.cu(1): error: no such thing")
+    assert not cache.built("bad").exists()
+
+
+@pytest.mark.parametrize("changed", ["flashinfer", "sglang", "torch", "nvcc"])
+def test_what_another_version_compiled_is_left_and_its_plan_replaced(changed: str, cache: Cache) -> None:
+    cache.keep(cache.recipe("old"), **{changed: "of before"})
+    with cache.node() as node:
+        assert wait_until(lambda: f"not built ahead: flashinfer: {changed} was of before and is " in node.log)
+        node.client().compiled(cache.recipe("new"))
+        time.sleep(0.2)  # it is not answered
+        assert node.end() == 0
+        assert node.left() == []
+    assert not cache.built("old").exists()
+    (part,) = build_plan.load(cache.plan).parts.values()
+    assert [recipe.name for recipe in part.recipes] == ["new"]
+
+
+def test_what_ranks_have_compiled_is_the_plan_of_the_next_start(cache: Cache) -> None:
+    with cache.node() as node:
+        rank = node.client()
+        # Found in the cache, then built; by two ranks. With variables of this start, which the next one need not have.
+        for recipe in (cache.recipe("norm", seconds=0), cache.recipe("norm", seconds=33), cache.recipe("rope")):
+            rank.compiled(msgspec.structs.replace(recipe, environment={"HOME": "/of/this/start"}))
+        node.client().compiled(cache.recipe("norm", seconds=30))
+        time.sleep(0.2)
+        assert node.end() == 0
+        assert node.left() == []
+    assert not cache.root.exists()
+    (part,) = build_plan.load(cache.plan).parts.values()
+    assert [(recipe.name, recipe.seconds, recipe.environment) for recipe in part.recipes] == [
+        ("norm", 33, {}),
+        ("rope", 1, {}),
+    ]
+    with cache.node():
+        assert wait_until(cache.built("rope").exists) and wait_until(cache.built("norm").exists)
+
+
+@pytest.mark.parametrize("end", ["the parent is killed", "the service is told to end", "the service is killed"])
+def test_nothing_is_left_of_a_build_when_the_service_ends(end: str, cache: Cache) -> None:
+    cache.keep(cache.recipe("slow", "sleep 300"), cache.recipe("slower", "sleep 301"))
+    with cache.node() as node:
+        assert wait_until(lambda: len(node.processes("sleep")) == 2)
+        if end == "the parent is killed":
+            node.parent.kill()
+        else:
+            os.kill(node.service, signal.SIGTERM if end.endswith("to end") else signal.SIGKILL)
+        assert wait_until(lambda: {process.pid for process in node.processes()} <= {node.parent.pid}, 5)
+    # The library's lock has gone with it.
+    with (cache.root / "90a" / "cached_ops" / "tmp" / "slow.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_two_services_build_a_module_once(cache: Cache) -> None:
+    cache.keep(cache.recipe("norm", "sleep 1; echo built >> ../../../builds; cp $in $out"))
+    with cache.node(), cache.node():
+        assert wait_until(cache.built("norm").exists, 20)
+        time.sleep(1.5)
+    assert (cache.root / "builds").read_text() == "built\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"{", "is no plan of builds"),
+        (b'{"parts": {}, "format": 99}', "has format 99"),
+        (b'{"parts": {"flashinfer": {"versions": {}, "capability": "", "recipes": [7]}}}', "is no plan of builds"),
+        (b"[" * 100_000, "is no plan of builds"),
+    ],
+)
+def test_a_plan_that_is_none_is_said_and_the_service_serves(text: bytes, why: str, cache: Cache) -> None:
+    cache.plan.parent.mkdir(parents=True)
+    cache.plan.write_bytes(text)
+    with cache.node() as node:
+        assert wait_until(lambda: why in node.log)
+        assert node.client().await_builds(1).built == 0
+
+
+def test_a_plan_that_others_can_write_is_not_used(cache: Cache) -> None:
+    cache.keep(cache.recipe("norm"))
+    cache.plan.parent.chmod(0o777)
+    with cache.node() as node:
+        assert wait_until(lambda: "can be written by every user" in node.log)
+        time.sleep(0.5)
+    assert not cache.root.exists()
+
+
+def _part(*recipes: Recipe, **changes: Any) -> BuildPlan:
+    part = Part(LIBRARY.versions(os.environ), "9.0", recipes)
+    return BuildPlan({LIBRARY.name: msgspec.structs.replace(part, **changes)})
+
+
+def test_recipes_hold_for_one_kind_of_gpu(cache: Cache) -> None:
+    recipe = cache.recipe("norm")
+    assert build_plan.usable(_part(recipe), "9.0", os.environ) == ([recipe], [])
+    assert build_plan.usable(_part(recipe), "", os.environ) == ([recipe], [])
+    recipes, (reason,) = build_plan.usable(_part(recipe), "10.0", os.environ)
+    assert recipes == [] and reason == "flashinfer: it was compiled for capability 9.0, this GPU has 10.0"

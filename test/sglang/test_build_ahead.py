@@ -1,0 +1,113 @@
+"""F7 as a server has it: what a rank's libraries compile is in the plan of its launch, and built at the next start."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+from kit.node import Node, wait_until
+from kit.watched_libraries import needs_ninja, run_tvm_ffi
+from sglang_warmstart.base.switches import BUILD_AHEAD, EVENTS, SERVICE
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.sglang import build_ahead
+from sglang_warmstart.sglang.ahead import plan_for
+from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+COMMAND = ["python", "-m", "sglang.launch_server", "--model-path", "deepseek-ai/DeepSeek-V3", "--tp", "8"]
+# In a rank, which has imported SGLang. What it has told goes its way in a thread.
+COMPILE = "import sglang.srt.environ\ncompile()\nimport time; time.sleep(1)"
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    variables = {DEEP_GEMM_CACHE: str(tmp_path / "kernels"), "TVM_FFI_CACHE_DIR": str(tmp_path / "cache")}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name in (SERVICE, EVENTS, BUILD_AHEAD.name):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["/site/sglang/launch_server.py", *COMMAND[3:]])
+    return variables
+
+
+def _begin(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the main process does when the service has started."""
+    monkeypatch.setenv(SERVICE, str(node.socket))
+    build_ahead.begin_builds(SimpleNamespace(node_rank=0))
+
+
+@needs_ninja
+def test_what_a_rank_has_compiled_is_built_at_the_next_start(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(COMMAND, os.environ)
+    assert plan is not None
+    with Node(tmp_path) as node:
+        _begin(node, monkeypatch)
+        first = run_tvm_ffi(COMPILE, tmp_path, "first", **{SERVICE: str(node.socket)})
+        assert first.status == 0, first.said
+        assert [event.cached for event in first.of("tvm-ffi")] == [False]
+        assert node.end() == 0 and node.left() == []
+    (recipe,) = build_plan.load(plan).parts["tvm-ffi"].recipes
+    assert recipe.name == "add_one" and recipe.seconds > 0.1
+    shutil.rmtree(tmp_path / "cache")
+    # A start by `run` has the service build before the server is there; a usual one when that tells it.
+    with Node(tmp_path, build_plan=plan) as node:
+        assert wait_until(lambda: list((tmp_path / "cache").glob("*/add_one.so")), 60)
+        _begin(node, monkeypatch)
+        again = run_tvm_ffi(COMPILE, tmp_path, "again", **{SERVICE: str(node.socket)})
+    assert again.status == 0, again.said
+    assert [event.cached for event in again.of("tvm-ffi")] == [True]
+
+
+@needs_ninja
+@pytest.mark.parametrize("off", [{BUILD_AHEAD.name: "0"}, {"SGLANG_WARMSTART_JIT_MONITOR": "off"}])
+def test_switched_off_nothing_is_told(off: dict[str, str], environment: dict[str, str], tmp_path: Path) -> None:
+    with Node(tmp_path) as node:
+        node.client().build_planned(tmp_path / "kernels" / "plan.json", {})
+        watched = run_tvm_ffi(COMPILE, tmp_path, "run", **{SERVICE: str(node.socket), **off})
+        assert watched.status == 0, watched.said
+        assert node.end() == 0 and node.left() == []
+    assert not (tmp_path / "kernels" / "plan.json").exists()
+
+
+@needs_ninja
+def test_a_service_that_is_gone_costs_the_rank_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    watched = run_tvm_ffi(COMPILE, tmp_path, **{SERVICE: str(tmp_path / "gone" / "service.sock")})
+    assert watched.status == 0, watched.said
+    assert [event.cached for event in watched.of("tvm-ffi")] == [False]
+
+
+def test_without_a_service_nothing_is_asked_for(environment: dict[str, str]) -> None:
+    build_ahead.begin_builds(SimpleNamespace(node_rank=0))
+
+
+def test_a_service_that_does_not_answer_is_said_in_one_line(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(SERVICE, str(tmp_path / "gone" / "service.sock"))
+    with caplog.at_level("WARNING"):
+        build_ahead.begin_builds(SimpleNamespace(node_rank=0))
+    (said,) = caplog.messages
+    assert said.startswith("warmstart: nothing is built ahead: no service at ")
+
+
+def test_an_engine_has_the_plan_of_its_arguments(
+    runner: ModelRunner, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/my_program.py"])
+    arguments = copy.copy(runner.server_args)
+    first = build_ahead.plan_of(arguments)
+    assert first.parent == Path(environment[DEEP_GEMM_CACHE], "warmstart", "ahead")
+    arguments.port = 12345
+    assert build_ahead.plan_of(arguments) == first
+    arguments.tp_size = 8
+    assert build_ahead.plan_of(arguments) != first
