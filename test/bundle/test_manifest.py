@@ -97,6 +97,11 @@ def test_kernels_are_those_of_the_plan() -> None:
     assert "'kernel.x' is not in its plan" in _refusal(_changed(failed={"kernel.x": "a reason"}))
 
 
+@pytest.mark.parametrize("name", ["../words-0123456789abcdef.json", "words-0123456789abcdef", "words-.json", ""])
+def test_a_plan_of_builds_has_the_name_of_one(name: str) -> None:
+    assert "is no name of a plan of builds" in _refusal(_changed(builds={name: SHA256}))
+
+
 def test_a_library_has_one_cache() -> None:
     assert "a library's cache is in it twice" in _refusal(_changed(caches=2 * SMALL.caches))
 

@@ -20,6 +20,9 @@ from sglang_warmstart.cli.show import show_plan
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.marker import Markers
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.build_plan import BuildPlan, Part
+from sglang_warmstart.libraries.recipe import Recipe
 from typer.testing import CliRunner, Result
 
 SHAPES = (("GROUPED_GEMM_NT_F8F8BF16_MASKED", 7168, 2048), ("TF32_HC_PRENORM_GEMM", 24, 28672))
@@ -280,6 +283,33 @@ def test_another_librarys_cache_goes_along_if_it_is_asked_for(cache: Path, tmp_p
     said = run("bundle", "unpack", packed, "--deep-gemm", there, "--cache", tmp_path / "other").stdout
     assert "1 files of triton's cache" in said
     assert (entry / "kernel.cubin").read_bytes() == b"compiled"
+
+
+def _plan_of_builds(*libraries: str) -> BuildPlan:
+    recipes = {name: Recipe(name, "a kernel", {"module": "m"}, {}, "made", 3.0) for name in libraries}
+    return BuildPlan({name: Part({name: "1"}, "9.0", (recipe,)) for name, recipe in recipes.items()})
+
+
+def test_how_to_build_a_librarys_kernels_goes_along_with_its_cache(cache: Path, tmp_path: Path) -> None:
+    plans, name = cache / build_plan.PLANS, f"words-{'a' * 32}.json"
+    plans.mkdir(parents=True)
+    (plans / name).write_bytes(build_plan.encode(_plan_of_builds("triton", "flashinfer")))
+    (plans / f"launch-{'b' * 16}.json").write_text("{")
+    (plans / "of-somebody.json").write_text("{}")
+    packed, anew, there = tmp_path / "packed.tar.zst", tmp_path / "anew.tar.zst", install(tmp_path / "elsewhere")
+    assert "plans" not in run("bundle", "pack", "--cache", cache, "-o", packed).stdout
+    result = run("bundle", "pack", "--cache", cache, "-o", packed, "--include", "triton")
+    assert result.stdout.rstrip().endswith("3 of 3 kernels, 1 plans of builds")
+    assert f"note: a plan of builds is left out: {plans}/launch-{'b' * 16}.json is no plan of builds" in result.stderr
+    run("bundle", "pack", "--from", packed, "-o", anew)
+    said = run("bundle", "unpack", anew, "--deep-gemm", there, "--cache", tmp_path / "other").stdout
+    assert "1 plans of builds" in said
+    assert build_plan.load(tmp_path / "other" / build_plan.PLANS / name) == _plan_of_builds("triton")
+    # That of a start on this machine stays.
+    (tmp_path / "other" / build_plan.PLANS / name).write_bytes(build_plan.encode(_plan_of_builds("tvm-ffi")))
+    said = run("bundle", "unpack", anew, "--deep-gemm", there, "--cache", tmp_path / "other").stdout
+    assert "plans of builds" not in said
+    assert build_plan.load(tmp_path / "other" / build_plan.PLANS / name) == _plan_of_builds("tvm-ffi")
 
 
 def test_a_library_that_is_not_known_is_refused(cache: Path, tmp_path: Path) -> None:

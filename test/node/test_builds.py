@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from kit.node import Node, wait_until
 from kit.watched_libraries import needs_ninja
@@ -20,11 +22,14 @@ from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
+from sglang_warmstart.node.builders import Builder
 from sglang_warmstart.report.reading import read_run
 
 pytestmark = needs_ninja
 
 LIBRARY = LIBRARIES["flashinfer"]
+# By which it is told from any other.
+SLEEP = "299.125"
 
 
 class Cache:
@@ -152,6 +157,25 @@ def test_nothing_is_left_of_a_build_when_the_service_ends(end: str, cache: Cache
     # The library's lock has gone with it.
     with (cache.root / "90a" / "cached_ops" / "tmp" / "slow.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_build_that_hangs_is_ended_with_all_that_it_has_started(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cache.environment.items():
+        monkeypatch.setenv(name, value)
+
+    async def build() -> tuple[str, str]:
+        builder = Builder(LIBRARY.name, {})
+        try:
+            late = await builder.build(cache.recipe("slow", f"sleep {SLEEP}"), 1.0)
+            return late, await builder.build(cache.recipe("norm"), 30.0)
+        finally:
+            builder.close()
+
+    assert asyncio.run(build()) == ("it took more than 1 s", "")
+    assert cache.built("norm").exists()
+    assert not [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", SLEEP]]
 
 
 def test_two_services_build_a_module_once(cache: Cache) -> None:

@@ -93,7 +93,8 @@ def test_without_a_service_nothing_is_asked_for(environment: dict[str, str]) -> 
 def test_a_service_that_does_not_answer_is_said_in_one_line(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(SERVICE, str(tmp_path / "gone" / "service.sock"))
+    monkeypatch.setattr(build_ahead, "ANSWER_S", 0.3)
+    monkeypatch.setenv(SERVICE, str(tmp_path / "service.sock"))
     with caplog.at_level("WARNING"):
         build_ahead.begin_builds(SimpleNamespace(node_rank=0))
     (said,) = caplog.messages

@@ -15,7 +15,7 @@ from sglang_warmstart.base.errors import printable
 from sglang_warmstart.base.switches import SHARED_CACHE
 
 # Of a cache: where kernels lie, where they are built, and what is this package's own.
-_PARTS = ("", "cache", "tmp", "warmstart", "warmstart/markers")
+_PARTS = ("", "cache", "tmp", "warmstart", "warmstart/markers", "warmstart/ahead")
 
 
 class UntrustedError(OSError):

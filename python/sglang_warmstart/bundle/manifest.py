@@ -10,6 +10,7 @@ import msgspec
 from sglang_warmstart.base.errors import QuotingError
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.plan import Plan, PlanError
+from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.cached import LibraryCache, defect_of
 
 FORMAT = 1
@@ -33,6 +34,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         cubins: the SHA-256 of each kernel's, by the plan's name for the kernel.
         failed: why a kernel has none, likewise.
         caches: of other libraries.
+        builds: the SHA-256 of each plan of what other libraries compile, by the name of its file.
         files: bytes of each file in the archive, by SHA-256.
     """
 
@@ -42,6 +44,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     cubins: dict[str, str]
     failed: dict[str, str] = {}
     caches: tuple[LibraryCache, ...] = ()
+    builds: dict[str, str] = {}
     files: dict[str, int]
 
 
@@ -87,7 +90,10 @@ def _check(manifest: Manifest) -> None:
     for kernel in (*manifest.cubins, *manifest.failed):
         if kernel not in manifest.plan.kernels:
             raise BundleError(f"its manifest: {kernel!r} is not in its plan")
-    named = set(manifest.cubins.values())
+    for plan in manifest.builds:
+        if not build_plan.NAME.fullmatch(plan):
+            raise BundleError(f"its manifest: {plan!r} is no name of a plan of builds")
+    named = {*manifest.cubins.values(), *manifest.builds.values()}
     for cache in manifest.caches:
         _check_paths(cache)
         named |= {file.sha256 for file in cache.files}

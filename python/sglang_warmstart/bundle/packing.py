@@ -12,6 +12,7 @@ from typing import BinaryIO
 import msgspec
 
 from sglang_warmstart import __version__
+from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.bundle.manifest import Manifest
 from sglang_warmstart.deepgemm import dialects
 from sglang_warmstart.deepgemm.cache import KernelCache
@@ -22,7 +23,10 @@ from sglang_warmstart.deepgemm.identity import build_hash, distribution_of, head
 from sglang_warmstart.deepgemm.marker import Marker, Markers
 from sglang_warmstart.deepgemm.plan import Plan, PlanError, Planner, merged
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.build_plan import BuildPlan, BuildPlanError
 from sglang_warmstart.libraries.cached import LibraryCache
+from sglang_warmstart.libraries.library import Library
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ def contents_of(
     *,
     failed: Mapping[str, str] | None = None,
     caches: Iterable[tuple[LibraryCache, Mapping[str, Path]]] = (),
+    builds: Mapping[str, BuildPlan] | None = None,
 ) -> Contents:
     """What goes into a bundle.
 
@@ -156,6 +161,7 @@ def contents_of(
         cubins: of the plan's kernels, by the plan's names: the bytes, or where they are.
         failed: why a kernel has none.
         caches: of other libraries, with the place of each file by its SHA-256.
+        builds: plans of what other libraries compile, by the names of their files.
     """
     places: dict[str, bytes | Path] = {}
     sizes: dict[str, int] = {}
@@ -169,12 +175,18 @@ def contents_of(
         taken.append(cache)
         for sha256, path in files.items():
             places[sha256], sizes[sha256] = path, path.stat().st_size
+    planned = {}
+    for name, builds_of_launch in sorted((builds or {}).items()):
+        data = build_plan.encode(builds_of_launch)
+        planned[name] = sha256 = hashlib.sha256(data).hexdigest()
+        places[sha256], sizes[sha256] = data, len(data)
     manifest = Manifest(
         made_by=f"sglang-warmstart {__version__}",
         plan=plan,
         cubins=names,
         failed=dict(sorted((failed or {}).items())),
         caches=tuple(taken),
+        builds=planned,
         files=dict(sorted(sizes.items())),
     )
 
@@ -183,6 +195,27 @@ def contents_of(
         return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
     return Contents(manifest, open_)
+
+
+def builds_in(root: Path, libraries: Iterable[Library], notes: list[str]) -> dict[str, BuildPlan]:
+    """What launches have had these libraries compile, by the names of their plans.
+
+    Args:
+        root: of DeepGEMM's cache.
+        notes: gets a line for each plan that cannot be read.
+    """
+    wanted, found = {library.name for library in libraries}, {}
+    for path in sorted((root / build_plan.PLANS).glob("*.json")) if wanted else ():
+        if not build_plan.NAME.fullmatch(path.name):
+            continue
+        try:
+            parts = {name: part for name, part in build_plan.load(path).parts.items() if name in wanted}
+        except (BuildPlanError, OSError) as error:
+            notes.append(f"a plan of builds is left out: {first_line(error)}")
+            continue
+        if parts:
+            found[path.name] = BuildPlan(parts)
+    return found
 
 
 def cubins_in(root: Path, exported: Exported) -> dict[str, Path]:

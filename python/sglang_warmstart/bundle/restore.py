@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from sglang_warmstart.base import trust
 from sglang_warmstart.base.errors import printable
-from sglang_warmstart.base.files import remove_left_behind
+from sglang_warmstart.base.files import remove_left_behind, write_atomically
 from sglang_warmstart.bundle import archive, entries
 from sglang_warmstart.bundle.manifest import BundleError, Manifest
 from sglang_warmstart.bundle.signature import PublicKey
@@ -29,6 +29,8 @@ from sglang_warmstart.deepgemm.identity import build_hash, distribution_of
 from sglang_warmstart.deepgemm.marker import Launch, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import Plan, PlannedLaunch
 from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.build_plan import BuildPlanError
 from sglang_warmstart.libraries.cached import CachedFile
 from sglang_warmstart.libraries.table import LIBRARIES
 
@@ -63,6 +65,7 @@ class Restored:
         targets: that markers name now, of all ranks together.
         launches: ranks all of whose targets are among them.
         libraries: files that were published and that were kept, by library.
+        builds: plans of what other libraries compile.
         notes: what was left out, and why.
         seconds: from beginning to end.
     """
@@ -72,6 +75,7 @@ class Restored:
     targets: int = 0
     launches: int = 0
     libraries: dict[str, tuple[int, int]] = field(default_factory=dict)
+    builds: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -82,6 +86,8 @@ class Restored:
             f", {new} files of {library}'s cache" + (f" ({there} were there)" if there else "")
             for library, (new, there) in self.libraries.items()
         )
+        if self.builds:
+            others += f", {self.builds} plans of builds"
         return (
             f"{self.kernels} kernels restored{kept}{others}: {self.targets} targets of {self.launches} ranks "
             f"in {self.seconds:.2f} s"
@@ -117,10 +123,12 @@ def restore(stream: BinaryIO, place: Place, public_key: PublicKey | None = None)
         missing = [name for name in manifest.cubins if not has_good(cache, names[name])]
         wanted = {manifest.cubins[name] for name in missing}
         wanted |= {file.sha256 for files in caches.values() for file in files}
+        wanted |= set(manifest.builds.values())
         with _staging(cache.root) as staging:
             archive.extract(stream, manifest, Path(staging), wanted)
             if defects := defects_of(manifest, missing, Path(staging)):
                 raise BundleError(f"{defects[0]}: none of its kernels is restored")
+            restored.builds = _keep_builds(manifest, cache.root, Path(staging), restored.notes)
             restored.kernels = _publish(
                 cache, manifest, {name: names[name] for name in missing}, include, Path(staging)
             )
@@ -206,6 +214,22 @@ def _caches(manifest: Manifest, place: Place, notes: list[str]) -> dict[str, tup
         else:
             found[cache.library] = cache.files
     return found
+
+
+def _keep_builds(manifest: Manifest, root: Path, staging: Path, notes: list[str]) -> int:
+    """Keep the plans of builds. One that is there is of a start on this machine, and stays."""
+    kept = 0
+    for name, sha256 in manifest.builds.items():
+        place, data = root / build_plan.PLANS / name, (staging / sha256).read_bytes()
+        try:
+            build_plan.decode(data, name)
+        except BuildPlanError as error:
+            notes.append(f"not restored: {error}")
+            continue
+        if not place.exists():
+            write_atomically(place, data)
+            kept += 1
+    return kept
 
 
 def _staging(root: Path) -> tempfile.TemporaryDirectory[str]:

@@ -21,6 +21,8 @@ from sglang_warmstart.cli.compile_view import size
 from sglang_warmstart.cli.ending import EXIT_FAILED, cache_to_read, command
 from sglang_warmstart.cli.show import bundle_as_json, show_bundle
 from sglang_warmstart.deepgemm.plan import Plan
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.build_plan import BuildPlan
 from sglang_warmstart.libraries.cached import LibraryCache
 from sglang_warmstart.libraries.collect import collect
 from sglang_warmstart.libraries.library import Library
@@ -127,7 +129,10 @@ def pack(
     ] = None,
     include: Annotated[
         str | None,
-        typer.Option(metavar="LIBRARIES", help="Also pack these caches: names with commas between them, or all."),
+        typer.Option(
+            metavar="LIBRARIES",
+            help="Also pack these caches, and how to build what is in them: names with commas, or all.",
+        ),
     ] = None,
     signer: Annotated[
         Path | None,
@@ -163,7 +168,10 @@ def pack(
                 caches[library.name] = (collected.cache, collected.contents)
             else:
                 notes.append(f"{library.name}: nothing in {library.root(environment) or 'a cache of its own'}")
-        contents = packing.contents_of(plan, cubins, failed=sources.failed, caches=caches.values())
+        builds = (
+            {**sources.builds, **packing.builds_in(cache_to_read(cache), wanted, notes)} if wanted else sources.builds
+        )
+        contents = packing.contents_of(plan, cubins, failed=sources.failed, caches=caches.values(), builds=builds)
         archive.write(output, contents.manifest, contents.open, sign=private_key.sign if private_key else None)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
@@ -171,6 +179,7 @@ def pack(
         typer.echo(json.dumps(bundle_as_json(contents.manifest, output.stat().st_size), indent=2))
     else:
         others = "".join(f", {len(found.files)} files of {name}'s cache" for name, (found, _) in caches.items())
+        others += f", {len(builds)} plans of builds" if builds else ""
         typer.echo(f"{output}: {size(output.stat().st_size)}: {len(cubins)} of {len(plan.kernels)} kernels{others}")
     raise typer.Exit(EXIT_FAILED if plan.left_out or len(cubins) < len(plan.kernels) else 0)
 
@@ -183,6 +192,7 @@ class _Sources:
     cubins: dict[str, Path]
     failed: dict[str, str] = field(default_factory=dict)
     caches: dict[str, tuple[LibraryCache, dict[str, Path]]] = field(default_factory=dict)
+    builds: dict[str, BuildPlan] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -203,6 +213,7 @@ def _of_bundle(place: str, signer: PublicKey | None, directory: Path) -> _Source
             cache.library: (cache, {file.sha256: directory / file.sha256 for file in cache.files})
             for cache in manifest.caches
         },
+        {name: build_plan.load(directory / sha256) for name, sha256 in manifest.builds.items()},
     )
 
 

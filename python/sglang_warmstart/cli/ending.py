@@ -17,6 +17,7 @@ from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.bundle.toolchain import ToolchainError
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.plan import Plan, PlanError
+from sglang_warmstart.libraries.build_plan import BuildPlanError
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 
 # Something was done, and something was not.
@@ -37,7 +38,7 @@ def command(function: Callable[_Parameters, None]) -> Callable[_Parameters, None
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except (BundleError, PlanError, ToolchainError, trust.UntrustedError) as error:
+        except (BuildPlanError, BundleError, PlanError, ToolchainError, trust.UntrustedError) as error:
             # A compiler's words may be in it, and those have many lines.
             typer.echo(first_line(error), err=True)
             raise typer.Exit(EXIT_REFUSED) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 
 FORMAT = 1
+# Below the root of DeepGEMM's cache.
+PLANS = Path("warmstart", "ahead")
+NAME = re.compile(r"(words|launch)-[0-9a-f]{16,64}\.json")
 # A start compiles some dozens of modules and some hundreds of kernels.
 RECIPES_MAX = 4096
 BYTES_MAX = 64 << 20
@@ -53,11 +57,29 @@ def load(path: Path) -> BuildPlan:
         OSError: it cannot be read.
     """
     try:
-        if path.stat().st_size > BYTES_MAX:
-            raise BuildPlanError(f"{path} is larger than any plan")
-        plan = msgspec.json.decode(path.read_bytes(), type=BuildPlan)
+        return decode(path.read_bytes(), str(path))
     except FileNotFoundError:
         return BuildPlan()
+
+
+def encode(plan: BuildPlan) -> bytes:
+    """A plan as it is kept."""
+    return msgspec.json.encode(plan)
+
+
+def decode(data: bytes, path: str) -> BuildPlan:
+    """The plan that was kept.
+
+    Args:
+        path: where; for the error.
+
+    Raises:
+        BuildPlanError: it is no plan.
+    """
+    if len(data) > BYTES_MAX:
+        raise BuildPlanError(f"{path} is larger than any plan")
+    try:
+        plan = msgspec.json.decode(data, type=BuildPlan)
     except (ValueError, RecursionError) as error:
         raise BuildPlanError(f"{path} is no plan of builds: {printable(first_line(error))}") from error
     if plan.format != FORMAT:
@@ -144,7 +166,7 @@ class Record:
             parts[name] = Part(versions, capability, recipes)
         if parts == plan.parts:
             return False
-        write_atomically(self.path, msgspec.json.encode(BuildPlan(parts)))
+        write_atomically(self.path, encode(BuildPlan(parts)))
         return True
 
 

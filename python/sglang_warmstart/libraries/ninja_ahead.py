@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import re
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,8 +25,6 @@ from sglang_warmstart.libraries.recipe import BuildError
 _STATEMENT = re.compile(r"^build .*?(?<!\$): \S+ (.*)$", re.MULTILINE)
 # A module has a few; some FlashInfer modules have hundreds of instantiations.
 _SOURCES_MAX = 4 << 20
-_TRY_AGAIN_S = 0.1
-_LOCK_S = 600.0
 
 
 class NinjaBuild(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,15 +115,7 @@ def _build_locked(directory: Path, file: Path, lock: Path, files: Mapping[Path, 
     lock.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as held:
-        end = time.monotonic() + _LOCK_S
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise BuildError(f"{lock} is held for more than {_LOCK_S:g} s") from None
-            time.sleep(_TRY_AGAIN_S)
+        fcntl.flock(held, fcntl.LOCK_EX)  # whoever has started this process ends it after a while
         for path, text in files.items():
             # As the libraries do it: ninja goes by the time of a source.
             if not path.is_file() or path.read_text(encoding="utf-8") != text:

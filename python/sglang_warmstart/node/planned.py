@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sglang_warmstart.base import trust
@@ -24,10 +25,12 @@ class Planned:
 
     Args:
         builds: of the node.
+        whole: returns when nobody restores the caches any more.
     """
 
-    def __init__(self, builds: Builds) -> None:
+    def __init__(self, builds: Builds, whole: Callable[[], Awaitable[None]]) -> None:
         self._builds = builds
+        self._whole = whole
         self._record: Record | None = None
         self._disk: Disk | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,6 +66,7 @@ class Planned:
             self._record = None
 
     async def _build(self, path: Path, disk: Disk) -> None:
+        await self._whole()
         try:
             await disk.ask(trust.check, (path.parent.parent, path.parent), os.environ)
             plan = await disk.ask(build_plan.load, path)

@@ -150,7 +150,7 @@ class Service:
         workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
         self._places = Places(limits.compile_workers(workers))
         self._builds = Builds(self._places)
-        self._planned = Planned(self._builds)
+        self._planned = Planned(self._builds, self._wait_for_restoring)
         self._was_told_run = False
 
     def prepare(self, way: Way, deep_gemm: str) -> None:

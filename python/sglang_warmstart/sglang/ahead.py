@@ -39,12 +39,8 @@ def plan_for(command: Sequence[str], environment: Mapping[str, str]) -> Path | N
     if arguments is None:
         return None
     name = f"words-{_key(arguments, environment)[:_KEY_LENGTH]}.json"
-    return plans_in(deep_gemm_cache(environment)) / name
-
-
-def plans_in(cache: Path) -> Path:
-    """The directory of plans in DeepGEMM's cache."""
-    return cache / "warmstart" / "ahead"
+    # Not `build_plan.PLANS`: whoever asks before there is a server imports next to nothing.
+    return deep_gemm_cache(environment) / "warmstart" / "ahead" / name
 
 
 def arguments_of(command: Sequence[str]) -> list[str] | None:

@@ -22,16 +22,17 @@ from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import BUILD_AHEAD, EVENTS, JIT_MONITOR, METRICS, SERVICE
 from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.recipe import Recipe
-from sglang_warmstart.sglang.ahead import plan_for, plans_in
+from sglang_warmstart.sglang.ahead import plan_for
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
+from sglang_warmstart.sglang.triton_cache import TRITON_CACHE, install_one_place
 
 # Where the events of this run go.
 _RUN = (EVENTS, METRICS, "PROMETHEUS_MULTIPROC_DIR")
 # The service has been started just before.
-_ANSWER_S = 5.0
+ANSWER_S = 5.0
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -79,7 +80,7 @@ def begin_builds(server_args: Any) -> None:
     from sglang_warmstart.node.client import ServiceClient
 
     try:
-        client = ServiceClient(Path(os.environ[SERVICE]), _ANSWER_S)
+        client = ServiceClient(Path(os.environ[SERVICE]), ANSWER_S)
         try:
             run = {name: os.environ[name] for name in _RUN if name in os.environ}
             client.build_planned(plan_of(server_args) if BUILD_AHEAD.value(os.environ) else None, run)
@@ -98,10 +99,11 @@ def plan_of(server_args: Any) -> Path:
     if (plan := plan_for(sys.argv, os.environ)) is not None:
         return plan.absolute()
     from sglang_warmstart.deepgemm.marker import name_of
+    from sglang_warmstart.libraries.build_plan import PLANS
     from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 
     launch = {**launch_of(server_args, 0, os.environ), "rank": f"all of node {server_args.node_rank}"}
-    return plans_in(deep_gemm_cache(os.environ)).absolute() / f"launch-{name_of(launch)}.json"
+    return deep_gemm_cache(os.environ).absolute() / PLANS / f"launch-{name_of(launch)}.json"
 
 
 def install_recipes(hooks: Hooks, environ: ModuleType) -> None:
@@ -122,12 +124,15 @@ BUILDING_AHEAD = Feature(
     hooks={
         f"{ENVIRON}.Envs.{BUILD_AHEAD.name}": "the switch, beside its neighbours",
         LAUNCH: "runs once per node before any rank; wrapped before exact-warmup, whose service it asks",
+        f"os.environ.{TRITON_CACHE}": "before 0.5.18, where nobody sets it: torch's Inductor would move Triton's cache "
+        "away from where its kernels are built, in the middle of a start",
     },
     upstream="none",
     drop_when="upstream builds all its kernels ahead of use",
     built_in_as=(),
     steps=(
         Step((ENVIRON,), install_recipes),
+        Step((ENVIRON,), install_one_place),
         Step((ENGINE,), install_builds, required=False),
     ),
 )

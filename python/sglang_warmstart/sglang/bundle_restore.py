@@ -19,7 +19,6 @@ from sglang_warmstart.sglang.fast_warmup import COMPILE_UTILS, ENTRYPOINT
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
 from sglang_warmstart.sglang.seams import seam
-from sglang_warmstart.sglang.triton_cache import TRITON_CACHE, install_one_place
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -88,15 +87,12 @@ BUNDLE_RESTORE = Feature(
         "exact-warmup, so that restoring has begun when the service starts",
         f"{COMPILE_UTILS}.update_deep_gemm_config": "runs in each rank before it loads weights; without "
         "exact-warmup, whose service waits, the rank waits here until the bundle is restored",
-        f"os.environ.{TRITON_CACHE}": "before 0.5.18, where nobody sets it: torch's Inductor would move Triton's cache "
-        "away from where its kernels are restored, in the middle of a start",
     },
     upstream="none",
     drop_when="upstream restores a cache of kernels by itself, under any install path",
     built_in_as=(),
     steps=(
         Step((ENVIRON,), install_switches),
-        Step((ENVIRON,), install_one_place),
         Step((ENGINE,), install_start, required=False),
         # With the modules of exact-warmup's step: hooks on one function stack in one order.
         Step((COMPILE_UTILS, ENTRYPOINT), install_wait, required=False),
