@@ -51,7 +51,8 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     wanted = os.environ.get("WARMSTART_GPU_STARTS", "deepseek; qwen-deep_gemm; qwen").split("; ")
     without_stock = os.environ.get("WARMSTART_GPU_WITHOUT_STOCK", "").split("; ")
     result: dict[str, Any] = {"name": name, "runs": [], "sweeps": {}}
-    # "recold-N": DeepGEMM's cache alone is cold.
+    # "recold-N": DeepGEMM's cache alone is cold. "planned-N": all are, and the plan of builds is left. "early-N":
+    # so too, and the service starts before the server.
     states = os.environ.get("WARMSTART_GPU_STATES", "cold warm").split()
     gpus = os.environ.get("WARMSTART_GPUS", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
 
@@ -61,10 +62,13 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
         model.mkdir(parents=True, exist_ok=True)
         (model / "config.json").write_text(json.dumps({**json.loads((HERE / f"{config}.json").read_text()), **changes}))
         environment = {**FAST, **VARIABLES.get(label, {}), **(WATCHED if state == "stock" else {})}
-        run = Run(f"{label}-{state}", list(arguments), environment, home, prompts=prompts())
+        early = state.startswith("early")
+        run = Run(f"{label}-{state}", list(arguments), environment, home, prompts=prompts(), early=early)
         start(run, model, logs, gpu)
         seen = warmup_of(run) | {"model": label, "state": state, "prompts_s": run.answers_s}
         seen["events"] = events_of(home)
+        if state != "stock":
+            seen["plan"] = planned_in(home)
         seen["jit_while_serving"] = [line.rstrip() for line in run.log.splitlines() if "JIT while serving" in line]
         result["runs"].append(seen)
         checkpoint(name, result)
@@ -76,6 +80,8 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
             for state in states:
                 if state.startswith("recold"):
                     shutil.rmtree(deep_gemm_cache_below(home))
+                if state.startswith(("planned", "early")):
+                    forget_all_but_plans(home)
                 one(label, state, gpu)
             cache = deep_gemm_cache_below(home)
             result["sweeps"][label] = helper("sweep", cache, "-", "", CUDA_VISIBLE_DEVICES=gpu)
@@ -97,6 +103,26 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
 def deep_gemm_cache_below(home: Path) -> Path:
     """DeepGEMM's cache of servers with this home, wherever their release has it."""
     return next(path.parent for path in home.rglob("warmstart") if path.name == "warmstart" and path.is_dir())
+
+
+def planned_in(home: Path) -> dict[str, list[list[Any]]]:
+    """Name and seconds of what the plan of builds has, by library."""
+    found: dict[str, list[list[Any]]] = {}
+    for path in (deep_gemm_cache_below(home) / "warmstart" / "ahead").glob("*.json"):
+        for library, part in json.loads(path.read_text())["parts"].items():
+            found.setdefault(library, []).extend([each["name"], each.get("seconds", 0.0)] for each in part["recipes"])
+    return found
+
+
+def forget_all_but_plans(home: Path) -> None:
+    """Empty every cache below a home, but for the plans of what other libraries compile."""
+    place = deep_gemm_cache_below(home) / "warmstart" / "ahead"
+    plans = {path.name: path.read_bytes() for path in place.glob("*.json")}
+    for each in home.iterdir():
+        shutil.rmtree(each)
+    place.mkdir(parents=True)
+    for name, data in plans.items():
+        (place / name).write_bytes(data)
 
 
 def events_of(home: Path) -> list[dict[str, Any]]:

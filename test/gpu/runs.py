@@ -46,6 +46,7 @@ class Run:
     environment: dict[str, str]
     home: Path
     cores: list[int] | None = None  # those that it may use, if not all
+    early: bool = False  # by `sglang-warmstart run`
     prompts: Sequence[Sequence[int]] = ()  # asked for a token each, once it has answered
     ready_s: float | None = None
     tokens: list[int] | None = None
@@ -84,6 +85,8 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
         **run.environment,
     }
     command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", "--model-path", str(model)]
+    if run.early:
+        command = [sys.executable, "-c", "from sglang_warmstart.cli import main; main()", "run", "--", *command]
     if run.cores is not None:
         command = ["taskset", "--cpu-list", ",".join(map(str, run.cores)), *command]
     command += [*SERVER, "--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(nccl_port), *run.arguments]

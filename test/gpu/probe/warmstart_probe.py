@@ -57,6 +57,17 @@ def timed(event: str, describe: Callable[..., dict[str, object]]) -> Callable[..
     return around
 
 
+def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(self, *args, **kwargs)
+    # SGLang does it at the end of load_weights, which dummy weights never come to. It does nothing a second time.
+    prewarm = getattr(self.model, "_prewarm_mhc_kernels", None)
+    if prewarm is not None:
+        start = time.time()
+        prewarm()
+        write("mhc_prewarm", start=start)
+    return result
+
+
 def describe_warmup(kernel_type: Any, n: int, k: int, num_groups: int, m_list: list[int]) -> dict[str, object]:
     return {"target": f"{kernel_type.name} N={n} K={k} num_groups={num_groups}", "calls": len(m_list)}
 
@@ -76,6 +87,7 @@ def register() -> None:
     graphs = "sglang.srt.model_executor.cuda_graph_runner"
     compile_one = "sglang.srt.layers.deep_gemm_wrapper.compile_utils._compile_deep_gemm_one_type_all"
     HookRegistry.register(compile_one, timed("warmup", describe_warmup), HookType.AROUND)
+    HookRegistry.register(f"{runner}.load_model", load_model, HookType.AROUND)
     if importlib.util.find_spec("sglang.srt.model_executor.runner") is not None:
         return  # from 0.5.14 on all else has moved
     HookRegistry.register(f"{runner}.kernel_warmup", rank_known, HookType.BEFORE)
