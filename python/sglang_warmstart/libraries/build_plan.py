@@ -126,6 +126,7 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._met: dict[str, Recipe] = {}
+        self._is_new = False  # something that is not written
         self._lock = threading.Lock()
 
     def add(self, recipe: Recipe) -> None:
@@ -138,6 +139,7 @@ class Record:
             known = self._met.get(recipe.digest)
             if len(self._met) < RECIPES_MAX and (known is None or known.seconds < recipe.seconds):
                 self._met[recipe.digest] = recipe
+                self._is_new = True
 
     def keep(self, capability: str, environment: Environment) -> bool:
         """Write the plan, if it has become another. What it had for other versions goes.
@@ -149,7 +151,9 @@ class Record:
             OSError: it cannot be.
         """
         with self._lock:
-            met = dict(self._met)
+            if not self._is_new:
+                return False
+            met, self._is_new = dict(self._met), False
         try:
             plan = load(self.path)
         except BuildPlanError:
