@@ -59,6 +59,7 @@ ADDED = (
     f"{ENVIRON}:Envs.SGLANG_WARMSTART",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_STRICT",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_COMPILER",
+    f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUILD_AHEAD",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUNDLE",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUNDLE_KEY",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_JIT_MONITOR",
@@ -116,7 +117,8 @@ CHANGED_IN_0_5_23 = {
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_BUNDLE_KEY",
     f"{ENVIRON}:Envs.SGLANG_WARMSTART_JIT_MONITOR",
 }
-OURS_IN_0_5_23 = {"fast-warmup", "hc-prenorm", "exact-warmup", "bundle-restore", "jit-monitor", "start-up-events"}
+OURS_IN_0_5_23 = {"fast-warmup", "hc-prenorm", "build-ahead", "exact-warmup", "bundle-restore", "jit-monitor"}
+OURS_IN_0_5_23 |= {"start-up-events"}
 ALL_FEATURES = {*OURS_IN_0_5_23, "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather"}
 
 LOGGING_IS_CONFIGURED = "(logging is configured)"

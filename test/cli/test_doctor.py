@@ -18,8 +18,8 @@ from kit.release import installed_release
 from kit.toolchain import toolchain
 
 COMMAND = str(Path(sysconfig.get_path("scripts"), "sglang-warmstart"))
-FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather", "exact-warmup"]
-FEATURES += ["bundle-restore", "jit-monitor", "start-up-events"]
+FEATURES = ["fast-warmup", "hc-prenorm", "mhc-prewarm", "pp-parallel-warmup", "attn-tp-gather", "build-ahead"]
+FEATURES += ["exact-warmup", "bundle-restore", "jit-monitor", "start-up-events"]
 SWITCHES = [
     "SGLANG_WARMSTART",
     "SGLANG_WARMSTART_ONLY",

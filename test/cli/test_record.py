@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 _COMMAND = """
 import sys
 from sglang_warmstart.cli import main
-module = sys.modules["sglang_warmstart.cli.record"]
+import sglang_warmstart.cli.record as module
 {before}
 main()
 """

@@ -28,7 +28,7 @@ LOCK_S = 10.0
 # How often somebody else's lock is tried again.
 _TRY_AGAIN_S = 0.1
 # The largest of DeepGEMM's kernels, where all cores compile.
-_LARGEST_S = 8.0
+_LARGEST_SECONDS = 8.0
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -247,7 +247,7 @@ def size_of(source: str) -> int:
 
 def seconds_of(source: str) -> float:
     """The same guess in seconds, for the order beside what is not DeepGEMM's."""
-    return _LARGEST_S * (1 - 1 / (1 + math.log(size_of(source))))
+    return _LARGEST_SECONDS * (1 - 1 / (1 + math.log(size_of(source))))
 
 
 def _compile_named(name: str, job: CompileJob) -> bytes:

@@ -30,7 +30,7 @@ from sglang_warmstart.node.client import ServiceClient
 # Stock SGLang compiles one after another here, longer than this.
 BUILD_WAIT_S = 150.0
 # One of them, alone; for the order.
-_KERNEL_S = 14.0
+_KERNEL_SECONDS = 14.0
 
 # SGLang's own function that runs each bucket, by release.
 _PREWARM = ("prewarm_mhc_pre", "_prewarm_mhc_pre")
@@ -71,7 +71,7 @@ def build_at_once(run: Callable[[], object]) -> None:
     client, library = ServiceClient(Path(path)), LIBRARIES[TileLang.name]
 
     def found(form: dict[str, Any]) -> None:
-        recipe = library.recipe(form["name"], form, os.environ, seconds=_KERNEL_S)
+        recipe = library.recipe(form["name"], form, os.environ, seconds=_KERNEL_SECONDS)
         if recipe.digest not in kernels:
             kernels[recipe.digest] = recipe
             client.build(recipe)
