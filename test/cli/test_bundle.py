@@ -286,7 +286,7 @@ def test_another_librarys_cache_goes_along_if_it_is_asked_for(cache: Path, tmp_p
 
 
 def _plan_of_builds(*libraries: str) -> BuildPlan:
-    recipes = {name: Recipe(name, "a kernel", {"module": "m"}, {}, "made", 3.0) for name in libraries}
+    recipes = {name: Recipe(name, "a kernel", {"module": "m"}, "made", 3.0) for name in libraries}
     return BuildPlan({name: Part({name: "1"}, "9.0", (recipe,)) for name, recipe in recipes.items()})
 
 

@@ -431,7 +431,7 @@ def messages() -> tuple[protocol.Message, ...]:
     hello = protocol.Hello("/nonexistent/cache", {"CUDA_HOME": "/nonexistent"}, "/nonexistent/deep_gemm", gpu, LAUNCH)
     warmed = protocol.Warmed(target, (KernelUse(1, _kernel(1)),))
     form = {"directory": "m", "file": "m/build.ninja", "text": "", "sources": {"m/a.cc": ""}, "lock": "m/lock"}
-    recipe = Recipe("flashinfer", "norm", form, {"HOME": "/nonexistent"}, "m/*.so", 33.0)
+    recipe = Recipe("flashinfer", "norm", form, "m/*.so", 33.0)
     return (
         hello,
         protocol.Welcome(("a note",), "a problem", True),

@@ -297,7 +297,7 @@ def record(which: str) -> None:
     for name, make in calls.items():
         before, number = time.perf_counter(), len(recipes)
         make()
-        made = [[each.name, each.form, each.environment, each.made, each.seconds] for each in recipes[number:]]
+        made = [[each.name, each.form, each.made, each.seconds] for each in recipes[number:]]
         said["calls"][name] = {"seconds": time.perf_counter() - before, "recipes": made}
     said["misses"], said["first"] = hits.count(False), _entries()
     shutil.rmtree(triton.knobs.cache.dir)

@@ -33,7 +33,7 @@ from sglang_warmstart.libraries import recipe as recipes
 
 def keep(recipe):
     with open({file!r}, "ab") as file:
-        file.write(msgspec.json.encode(recipe) + b"\\n")
+        file.write(msgspec.json.encode([recipe, dict(os.environ)]) + b"\\n")
 recipes.listen(keep)
 """
 # As a builder does it, but for the fork.
@@ -41,11 +41,11 @@ BUILD = """
 import importlib, os, shutil, sys
 import msgspec
 from sglang_warmstart.libraries.recipe import Recipe
-from sglang_warmstart.libraries.table import LIBRARIES
+from sglang_warmstart.libraries.table import LIBRARIES, build_variables
 
 for line in sys.stdin:
-    recipe = msgspec.json.decode(line, type=Recipe)
-    os.environ.update(recipe.environment, CUDA_VISIBLE_DEVICES="")
+    recipe, environment = msgspec.json.decode(line, type=tuple[Recipe, dict[str, str]])
+    os.environ.update(build_variables(environment), CUDA_VISIBLE_DEVICES="")
     library = LIBRARIES[recipe.library]
     root = library.root(os.environ)
     assert library.is_made(recipe, os.environ), recipe.made
@@ -83,22 +83,23 @@ def test_a_module_is_built_again_by_its_recipe_and_found(
     first = run(f"{listen}\n{call}", tmp_path, "first")
     assert first.status == 0, first.said
     assert [event.cached for event in first.of(library.name)] == [False]
-    recipes = [msgspec.json.decode(line, type=Recipe) for line in (tmp_path / "recipes").read_bytes().splitlines()]
+    lines = (tmp_path / "recipes").read_bytes().splitlines()
+    recipes = [msgspec.json.decode(line, type=tuple[Recipe, dict[str, str]])[0] for line in lines]
     # SGLang's is told before it looks into its cache, and again when it has been built.
-    assert len({recipe.digest for recipe in recipes}) == 1
+    assert len({recipe.key for recipe in recipes}) == 1
     recipe = recipes[-1]
     assert recipe.seconds > 0.01 and "add_one" in recipe.name
     version = request.node.callspec.id.split()[-1]
-    _build(recipe, *(path for name, path in toolchain().flashinfers.items() if name == version))
+    _build(lines[-1], *(path for name, path in toolchain().flashinfers.items() if name == version))
     again = run(call, tmp_path, "again")
     assert again.status == 0, again.said
     assert [event.kind for event in again.of(library.name) if not event.cached] == []
 
 
-def _build(recipe: Recipe, *places: Path) -> None:
+def _build(line: bytes, *places: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BUILD],
-        input=msgspec.json.encode(recipe).decode() + "\n",
+        input=line.decode() + "\n",
         env=child_environment({"PYTHONPATH": python_path(Path(__file__).parents[1], *places)}),
         capture_output=True,
         text=True,

@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from sglang_warmstart.base.switches import BUILD_AHEAD, EVENTS, SERVICE
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.sglang import build_ahead
 from sglang_warmstart.sglang.ahead import plan_for
+from sglang_warmstart.sglang.build_ahead import Launch
 from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
 
 if TYPE_CHECKING:
@@ -41,7 +43,12 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
 def _begin(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the main process does when the service has started."""
     monkeypatch.setenv(SERVICE, str(node.socket))
-    build_ahead.begin_builds(SimpleNamespace(node_rank=0))
+    launch = Launch(sys.argv, os.environ)
+    # SGLang does so, whatever the server is.
+    monkeypatch.setenv("SGLANG_ENABLE_TORCH_COMPILE", "0")
+    teller = launch.begin_builds(SimpleNamespace(node_rank=0))
+    assert teller is not None
+    teller.join(10)
 
 
 @needs_ninja
@@ -87,7 +94,7 @@ def test_a_service_that_is_gone_costs_the_rank_nothing(environment: dict[str, st
 
 
 def test_without_a_service_nothing_is_asked_for(environment: dict[str, str]) -> None:
-    build_ahead.begin_builds(SimpleNamespace(node_rank=0))
+    assert Launch(sys.argv, os.environ).begin_builds(SimpleNamespace(node_rank=0)) is None
 
 
 def test_a_service_that_does_not_answer_is_said_in_one_line(
@@ -96,19 +103,21 @@ def test_a_service_that_does_not_answer_is_said_in_one_line(
     monkeypatch.setattr(build_ahead, "ANSWER_S", 0.3)
     monkeypatch.setenv(SERVICE, str(tmp_path / "service.sock"))
     with caplog.at_level("WARNING"):
-        build_ahead.begin_builds(SimpleNamespace(node_rank=0))
+        start = time.monotonic()
+        teller = Launch(sys.argv, os.environ).begin_builds(SimpleNamespace(node_rank=0))
+        assert time.monotonic() - start < 0.2  # nobody waits for it
+        assert teller is not None
+        teller.join(10)
     (said,) = caplog.messages
     assert said.startswith("warmstart: nothing is built ahead: no service at ")
 
 
-def test_an_engine_has_the_plan_of_its_arguments(
-    runner: ModelRunner, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["/home/somebody/my_program.py"])
+def test_an_engine_has_the_plan_of_its_arguments(runner: ModelRunner, environment: dict[str, str]) -> None:
     arguments = copy.copy(runner.server_args)
-    first = build_ahead.plan_of(arguments)
+    launch = Launch(["/home/somebody/my_program.py"], os.environ)
+    first = launch.plan(arguments)
     assert first.parent == Path(environment[DEEP_GEMM_CACHE], "warmstart", "ahead")
     arguments.port = 12345
-    assert build_ahead.plan_of(arguments) == first
+    assert launch.plan(arguments) == first
     arguments.tp_size = 8
-    assert build_ahead.plan_of(arguments) != first
+    assert launch.plan(arguments) != first

@@ -130,16 +130,14 @@ class Record:
         self._lock = threading.Lock()
 
     def add(self, recipe: Recipe) -> None:
-        """One that was compiled, or found in a cache; the longest time of a recipe counts.
-
-        Its variables are not kept: the next start has its own, and with them perhaps another place for a cache.
-        """
-        recipe = msgspec.structs.replace(recipe, environment={})
+        """One that was compiled, or found in a cache. The newest counts, and the longest time."""
         with self._lock:
-            known = self._met.get(recipe.digest)
-            if len(self._met) < RECIPES_MAX and (known is None or known.seconds < recipe.seconds):
-                self._met[recipe.digest] = recipe
-                self._is_new = True
+            known = self._met.get(recipe.key)
+            self._is_new |= known is None or _newer(known, recipe) != known
+            if known is not None:
+                self._met[recipe.key] = _newer(known, recipe)
+            elif len(self._met) < RECIPES_MAX:
+                self._met[recipe.key] = recipe
 
     def keep(self, capability: str, environment: Environment) -> bool:
         """Write the plan, if it has become another. What it had for other versions goes.
@@ -162,10 +160,11 @@ class Record:
         for name in {recipe.library for recipe in met.values()} & set(LIBRARIES):
             versions = LIBRARIES[name].versions(environment)
             part = parts.get(name)
-            kept = {} if part is None or _difference(part, versions, capability) else _by_digest(part.recipes)
-            for digest, recipe in met.items():
-                if recipe.library == name and (digest not in kept or kept[digest].seconds < recipe.seconds):
-                    kept[digest] = recipe
+            is_of_others = part is None or _difference(part, versions, capability)
+            kept = {} if part is None or is_of_others else {recipe.key: recipe for recipe in part.recipes}
+            for key, recipe in met.items():
+                if recipe.library == name:
+                    kept[key] = _newer(kept[key], recipe) if key in kept else recipe
             recipes = tuple(list(kept.values())[:RECIPES_MAX])
             parts[name] = Part(versions, capability, recipes)
         if parts == plan.parts:
@@ -174,5 +173,6 @@ class Record:
         return True
 
 
-def _by_digest(recipes: tuple[Recipe, ...]) -> dict[str, Recipe]:
-    return {recipe.digest: recipe for recipe in recipes}
+def _newer(known: Recipe, recipe: Recipe) -> Recipe:
+    """One that was found in a cache took no time."""
+    return msgspec.structs.replace(recipe, seconds=max(known.seconds, recipe.seconds))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,6 @@ from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.libraries import machine
 from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.recipe import Recipe
-
-# Where a cache is, and which compilers there are.
-_VARIABLES = ("HOME", "PATH", "CUDA_HOME", "CUDA_PATH", "CXX", "CC", "LIBRARY_PATH", "CPATH")
 
 
 class Library(ABC):
@@ -35,7 +31,7 @@ class Library(ABC):
         remedy: what would have covered a compile while serving.
         ahead: the module that builds by recipe: ``prepare(form)`` once in a process that forks for each build,
             ``build(form, root, environment)`` in that; empty where there is none.
-        variables: patterns of variables that decide what is built, and where: a recipe has them.
+        variables: patterns of variables that decide what is compiled, and into which cache.
     """
 
     name: ClassVar[str]
@@ -87,16 +83,9 @@ class Library(ABC):
             "nvcc": machine.program_version(str(nvcc), environment),
         }
 
-    def recipe(
-        self, name: str, form: Mapping[str, Any], environment: Environment, made: str = "", seconds: float = 0.0
-    ) -> Recipe:
+    def recipe(self, name: str, form: Mapping[str, Any], made: str = "", seconds: float = 0.0) -> Recipe:
         """A recipe of this library's."""
-        chosen = {
-            variable: value
-            for variable, value in environment.items()
-            if any(fnmatch.fnmatchcase(variable, pattern) for pattern in (*_VARIABLES, *self.variables))
-        }
-        return Recipe(self.name, name, dict(form), chosen, made, seconds)
+        return Recipe(self.name, name, dict(form), made, seconds)
 
     def is_made(self, recipe: Recipe, environment: Environment) -> bool:
         """Whether the cache has what a recipe builds. Nobody looks whether it is up to date: its library does."""

@@ -63,7 +63,7 @@ def building(library: Library, name: str, directory: Path, file: Path, lock: Pat
         if form and not failure:
             with contextlib.suppress(Exception):  # the module is built
                 made = str(PurePosixPath(form["directory"], "*.so"))
-                recipes.tell(library.recipe(name, form, os.environ, made, seconds))
+                recipes.tell(library.recipe(name, form, made, seconds))
 
 
 def _form(library: Library, directory: Path, file: Path, lock: Path) -> dict[str, Any] | None:

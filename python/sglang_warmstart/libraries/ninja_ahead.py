@@ -23,6 +23,7 @@ from sglang_warmstart.libraries.recipe import BuildError
 
 # The statement that says what a file is made of: "build OUT: RULE IN IN | IMPLICIT || ORDER".
 _STATEMENT = re.compile(r"^build .*?(?<!\$): \S+ (.*)$", re.MULTILINE)
+_SUFFIXES = (".cu", ".cuh", ".cc", ".cpp", ".h", ".hpp", ".inc")
 # A module has a few; some FlashInfer modules have hundreds of instantiations.
 _SOURCES_MAX = 4 << 20
 
@@ -81,7 +82,9 @@ def _written_sources(text: str, root: Path, directory: Path) -> list[Path]:
         for word in re.split(r"(?<!\$) +", inputs)
     }
     ours = [path for path in named if path.is_relative_to(root) and path.is_file() and path.suffix not in (".o", ".so")]
-    beside = {path for each in ours if each.parent != directory for path in each.parent.iterdir() if path.is_file()}
+    # Not beside those that lie in the directory of all modules' sources.
+    own = {each.parent for each in ours} - {directory, root} - set(root.glob("*/generated"))
+    beside = {path for each in own for path in each.iterdir() if path.is_file() and path.suffix in _SUFFIXES}
     return sorted(beside.union(ours))
 
 
@@ -116,11 +119,15 @@ def _build_locked(directory: Path, file: Path, lock: Path, files: Mapping[Path, 
     directory.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # whoever has started this process ends it after a while
+        if next(directory.glob("*.so"), None) is not None:
+            return  # whoever held the lock has built it
         for path, text in files.items():
             # As the libraries do it: ninja goes by the time of a source.
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 write_atomically(path, text.encode())
         command = ["ninja", "-C", str(directory), "-f", str(file)]
+        if (jobs := environment.get("MAX_JOBS", "")).isdecimal():
+            command += ["-j", jobs]
         done = subprocess.run(
             command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )

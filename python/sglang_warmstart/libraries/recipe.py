@@ -21,7 +21,6 @@ class Recipe(msgspec.Struct, frozen=True, omit_defaults=True):
         library: its name in the table of libraries.
         name: of the kernel, for people.
         form: what the library's builder understands; values that JSON has.
-        environment: variables that decide what is built, and where.
         made: a pattern below the library's root; what matches is there once it is built. Empty if that cannot be told.
         seconds: how long it took.
     """
@@ -29,15 +28,15 @@ class Recipe(msgspec.Struct, frozen=True, omit_defaults=True):
     library: str
     name: str
     form: dict[str, Any]
-    environment: dict[str, str] = {}
     made: str = ""
     seconds: float = 0.0
 
     @property
-    def digest(self) -> str:
-        """Equal for what is built in the same way into the same cache."""
-        what = (self.library, self.form, self.environment)
-        return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()
+    def key(self) -> str:
+        """Equal for what is built in one place: of two recipes for that, the newer one counts."""
+        if self.made:
+            return f"{self.library} {self.made}"
+        return hashlib.sha256(msgspec.json.encode((self.library, self.form), order="sorted")).hexdigest()
 
 
 class BuildError(Exception):

@@ -115,4 +115,4 @@ class SglangJit(Library):
                 key = cache.compute_build_key(spec, build_file=text)
                 scope = cache.build_key_dir(module_name=spec.module_name, build_key=key)
                 made = f"{glob.escape(str(scope.relative_to(root)))}/deps-*/*.so"
-                recipes.tell(self.recipe(str(spec.module_name), form, os.environ, made, seconds))
+                recipes.tell(self.recipe(str(spec.module_name), form, made, seconds))

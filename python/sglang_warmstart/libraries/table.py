@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 
 from sglang_warmstart.libraries.cute_dsl import CuteDsl
@@ -27,6 +28,20 @@ LIBRARIES: Mapping[str, Library] = {
         Inductor(),
     )
 }
+
+
+# Where caches are, and which compilers there are.
+_VARIABLES = ("HOME", "PATH", "CUDA_HOME", "CUDA_PATH", "CXX", "CC", "LIBRARY_PATH", "CPATH", "MAX_JOBS")
+
+
+def build_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that decide what any of the libraries compiles, and into which cache."""
+    patterns = {*_VARIABLES, *(pattern for library in LIBRARIES.values() for pattern in library.variables)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 
 def parse_include(text: str) -> tuple[Library, ...]:

@@ -97,7 +97,7 @@ class TileLang(Library):
                     form, root = described(bound.arguments), self.root(os.environ)
                     if form is not None and root is not None:
                         entry = Path(entry_of(bound.arguments)).relative_to(root)
-                        recipes.tell(self.recipe(name, form, os.environ, f"{entry}/params.pkl", now() - at))
+                        recipes.tell(self.recipe(name, form, f"{entry}/params.pkl", now() - at))
 
         hooks.wrap(cls, "__init__", __init__, "self, func")
 

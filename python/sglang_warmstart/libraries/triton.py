@@ -11,7 +11,6 @@ import contextlib
 import glob
 import importlib
 import inspect
-import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -171,7 +170,7 @@ class Triton(Library):
         with contextlib.suppress(Exception):  # as above: no kernel is worse for having no recipe
             form = triton_ahead.described(src, options, metadata["target"])
         if form is not None:
-            recipe.tell(self.recipe(src.name, form, os.environ, _made(metadata_group), seconds))
+            recipe.tell(self.recipe(src.name, form, _made(metadata_group), seconds))
 
 
 def _hear_nothing(**_: Any) -> None:

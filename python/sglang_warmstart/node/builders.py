@@ -1,63 +1,74 @@
 """Processes that build recipes. One imports what a library needs, once, and forks for each build.
 
-So a build costs no import, what goes wrong in one leaves the others alone, and one that hangs is killed with all that
-it has started. None of them has a context on a GPU.
+So a build costs no import, what goes wrong in one leaves the others alone, and one that hangs is ended with all that it
+has started. None of them has a context on a GPU.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import itertools
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from types import ModuleType
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.libraries.recipe import BuildError, Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 
+# Imports of torch and SGLang, on a slow disk.
+PREPARE_LIMIT_S = 120.0
 # The longest module of SGLang 0.5.23 takes 34 s. Whoever waits for a library's lock waits for as long as this.
-BUILD_LIMIT_S = 300.0
-_NICE = 5
-# By which these processes are known. They end by themselves, with all that they have started.
+BUILD_LIMIT_S = 90.0
+# By which these processes are known.
 NAME = "builder"
+_NICE = 5
+# A module with many sources has several compilers, and there are several modules at a time. What a user sets counts.
+_JOBS = "2"
+_PR_SET_PDEATHSIG = 1
 
 
 class Builder:
-    """The process that builds for one library, with one set of variables. Used from one event loop.
+    """The process that builds for one library. Used from one event loop.
 
     Args:
         library: its name in the table.
-        environment: of the builds, on top of our own.
     """
 
-    def __init__(self, library: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, library: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._orders, theirs = context.Pipe()
-        arguments = (theirs, library, dict(environment))
-        self._process = context.Process(target=_serve, args=arguments, name=f"{NAME} {library}")
+        self._process = context.Process(target=_serve, args=(theirs, library, os.getpid()), name=f"{NAME} {library}")
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[str]] = {}
+        # It reads no orders while it imports, and the loop does not wait for it.
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix=NAME)
         self._process.start()
         theirs.close()
         asyncio.get_running_loop().add_reader(self._orders.fileno(), self._hear)
 
-    async def build(self, recipe: Recipe, limit_s: float = BUILD_LIMIT_S) -> str:
-        """Build it. Returns why it could not be, in one line, or nothing."""
-        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+    async def prepare(self, recipe: Recipe) -> tuple[int, str]:
+        """Import what a recipe needs. Returns its number, and why it cannot be built."""
+        number = next(self._numbers)
         try:
-            self._orders.send((number, recipe, limit_s))
-        except OSError:
-            self._lost()
-        return str(await answer)
+            return number, await asyncio.wait_for(self._order(number, recipe), PREPARE_LIMIT_S)
+        except asyncio.TimeoutError:
+            self.close()
+            return number, f"its imports take more than {PREPARE_LIMIT_S:g} s"
+
+    async def build(self, number: int, limit_s: float = BUILD_LIMIT_S) -> str:
+        """Build what has been prepared. Returns why it could not be, in one line, or nothing."""
+        return await self._order(number, limit_s)
 
     def close(self) -> None:
         """End it, and what it builds."""
@@ -65,21 +76,43 @@ class Builder:
             asyncio.get_running_loop().remove_reader(self._orders.fileno())
             self._orders.close()
         self._process.terminate()
-        self._lost()
+        self._sender.shutdown(wait=False, cancel_futures=True)
+        waiting, self._waiting = self._waiting, {}
+        for each in waiting.values():
+            if not each.done():
+                each.set_result("the process that builds has ended")
+
+    async def _order(self, number: int, what: Recipe | float) -> str:
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            self._sender.submit(self._send, number, what)
+        except RuntimeError:  # it is closed
+            return "the process that builds has ended"
+        return await answer
+
+    def _send(self, number: int, what: Recipe | float) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it has ended, which is heard
+            self._orders.send((number, what))
 
     def _hear(self) -> None:
         try:
             number, reason = self._orders.recv()
         except (OSError, EOFError):
             self.close()
-        else:
-            self._waiting.pop(number).set_result(reason)
+            return
+        answer = self._waiting.pop(number, None)
+        if answer is not None and not answer.done():
+            answer.set_result(reason)
 
-    def _lost(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for each in waiting.values():
-            if not each.done():
-                each.set_result("the process that builds has ended")
+
+def end_those_left(limit_s: float) -> None:
+    """End the builders that have not ended by themselves when the time is up: one may hang in an import."""
+    end = time.monotonic() + limit_s
+    for child in multiprocessing.active_children():
+        if child.name.startswith(NAME):
+            child.join(max(0.0, end - time.monotonic()))
+            child.kill()
 
 
 @dataclass
@@ -92,38 +125,45 @@ class _Build:
     end: float
     limit_s: float
 
-    def kill(self) -> None:
+    def stop(self) -> None:
         # Not SIGKILL: ninja is in the group, and its compilers are not; told to end, it ends them.
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGTERM)
 
 
-def _serve(orders: Connection, library: str, environment: dict[str, str]) -> None:
-    """Fork for each order, until nobody is there to give one."""
+def _serve(orders: Connection, library: str, service: int) -> None:
+    """Fork for each build, until nobody is there to order one."""
     builds: dict[Connection, _Build] = {}
+    prepared: dict[int, Recipe] = {}
 
     def end(*_: object) -> None:
         for left in builds.values():
-            left.kill()
+            left.stop()
         os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
+    _end_with_parent(service)
     os.nice(_NICE)
     # No context on a GPU, whatever a library does when it is imported.
-    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("MAX_JOBS", _JOBS)
     try:
         while True:
             soonest = min((each.end for each in builds.values()), default=float("inf")) - time.monotonic()
             ready = connection.wait([orders, *builds], None if soonest == float("inf") else max(0.0, soonest))
             for each in ready:
-                if each is orders:
-                    number, recipe, limit_s = orders.recv()
-                    _begin(builds, orders, number, recipe, limit_s)
-                else:
+                if each is not orders:
                     _end(builds.pop(each), orders)  # type: ignore[call-overload]
+                    continue
+                number, what = orders.recv()
+                if isinstance(what, Recipe):
+                    prepared[number] = what
+                    orders.send((number, _prepare(library, what)))
+                else:
+                    _begin(builds, orders, number, prepared.pop(number), what)
             for late in [each for each in builds.values() if time.monotonic() > each.end]:
-                late.kill()
+                late.stop()
                 late.end = float("inf")  # the end of its pipe says that it has gone
     except (EOFError, OSError):
         pass  # the service has gone
@@ -131,35 +171,56 @@ def _serve(orders: Connection, library: str, environment: dict[str, str]) -> Non
         end()
 
 
-def _begin(builds: dict[Connection, _Build], orders: Connection, number: int, recipe: Recipe, limit_s: float) -> None:
-    library = LIBRARIES[recipe.library]
+def _prepare(library: str, recipe: Recipe) -> str:
     try:
-        ahead = importlib.import_module(library.ahead)
-        ahead.prepare(recipe.form)
+        _ahead(library).prepare(recipe.form)
     except Exception as error:
-        orders.send((number, f"{type(error).__name__}: {first_line(error)}"))
-        return
+        return f"{type(error).__name__}: {first_line(error)}"
+    return ""
+
+
+def _ahead(library: str) -> ModuleType:
+    return importlib.import_module(LIBRARIES[library].ahead)
+
+
+def _begin(builds: dict[Connection, _Build], orders: Connection, number: int, recipe: Recipe, limit_s: float) -> None:
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    pid = os.fork()
-    if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.setpgid(0, 0)
-        reason = "it ended"
+    builder = os.getpid()
+    with _no_end():  # one that is not among the builds would not be ended
         try:
-            ahead.build(recipe.form, library.root(os.environ), os.environ)
-            reason = ""
-        except BuildError as error:
-            reason = first_line(error)
-        except BaseException as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-        finally:
-            with contextlib.suppress(OSError):
-                theirs.send(reason)
-            os._exit(0)
+            pid = os.fork()
+        except OSError as error:
+            orders.send((number, first_line(error)))
+            return
+        if pid:
+            builds[ours] = _Build(number, pid, ours, time.monotonic() + limit_s, limit_s)
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if pid == 0:
+        _build(recipe, theirs, builder, orders, limit_s)
     with contextlib.suppress(OSError):  # by both: whichever is first
         os.setpgid(pid, pid)
     theirs.close()
-    builds[ours] = _Build(number, pid, ours, time.monotonic() + limit_s, limit_s)
+
+
+def _build(recipe: Recipe, answer: Connection, builder: int, orders: Connection, limit_s: float) -> None:
+    """What a process does that has been forked for it."""
+    os.setpgid(0, 0)
+    _end_with_parent(builder)
+    signal.alarm(int(limit_s) + 5)  # where nobody is left to end it
+    orders.close()
+    reason = "it ended"
+    try:
+        _ahead(recipe.library).build(recipe.form, LIBRARIES[recipe.library].root(os.environ), os.environ)
+        reason = ""
+    except BuildError as error:
+        reason = first_line(error)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    finally:
+        with contextlib.suppress(OSError):
+            answer.send(reason)
+        os._exit(0)
 
 
 def _end(build: _Build, orders: Connection) -> None:
@@ -170,3 +231,19 @@ def _end(build: _Build, orders: Connection) -> None:
     build.answer.close()
     _, status = os.waitpid(build.pid, 0)
     orders.send((build.number, reason if reason or not status else f"it ended with status {status}"))
+
+
+@contextlib.contextmanager
+def _no_end() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel tell this process to end when its parent has."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -117,13 +117,13 @@ class ServiceClient:
         """
         self._send(Compiled(recipe))
 
-    def build_planned(self, plan: Path | None, run: Mapping[str, str]) -> None:
+    def build_planned(self, plan: Path | None, environment: Mapping[str, str]) -> None:
         """Have built what the plan of this launch has.
 
         Raises:
             ServiceGoneError: nobody is there.
         """
-        self._send(BuildPlanned(str(plan or ""), dict(run)))
+        self._send(BuildPlanned(str(plan or ""), dict(environment)))
 
     def await_builds(self, limit_s: float) -> Built:
         """Wait until all that this rank wants built is there, or the time is up.

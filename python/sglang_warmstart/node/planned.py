@@ -12,8 +12,9 @@ from sglang_warmstart.base import trust
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.libraries import build_plan
-from sglang_warmstart.libraries.build_plan import BuildPlanError, Record
+from sglang_warmstart.libraries.build_plan import Record
 from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.disk import Disk
 
@@ -60,20 +61,23 @@ class Planned:
         if self._record is None or self._disk is None:
             return
         try:
-            await self._disk.ask(self._record.keep, await asyncio.to_thread(_capability), os.environ)
-        except OSError as error:
+            await self._disk.publish(lambda record: record.keep(_capability(), os.environ), self._record)
+        except Exception as error:
+            # Whatever the cache is like, the service goes on.
             logger.warning("the plan of builds cannot be kept: %s", first_line(error))
             self._record = None
+
+    async def rest(self) -> None:
+        """Return when the plan is not being written."""
+        if self._disk is not None:
+            await self._disk.rest()
 
     async def _build(self, path: Path, disk: Disk) -> None:
         await self._whole()
         try:
-            await disk.ask(trust.check, (path.parent.parent, path.parent), os.environ)
-            plan = await disk.ask(build_plan.load, path)
-            if not plan.parts:
-                return
-            recipes, refused = await asyncio.to_thread(build_plan.usable, plan, _capability(), os.environ)
-        except (OSError, BuildPlanError) as error:
+            recipes, refused = await disk.ask(_missing, path)
+        except Exception as error:
+            # A plan that is none, others that can write it, a disk that does not answer: the ranks compile.
             logger.warning("nothing is built ahead by a plan: %s", first_line(error))
             return
         for reason in refused:
@@ -81,6 +85,17 @@ class Planned:
         reasons = await asyncio.gather(*(self._builds.begin(recipe) for recipe in recipes))
         for reason in filter(None, reasons):
             logger.warning("not built ahead: %s", reason)
+
+
+def _missing(path: Path) -> tuple[list[Recipe], list[str]]:
+    """What a plan has and the caches have not, the longest first; and why some of it does not hold here."""
+    trust.check((path.parent.parent, path.parent), os.environ)
+    plan = build_plan.load(path)
+    if not plan.parts:
+        return [], []
+    recipes, refused = build_plan.usable(plan, _capability(), os.environ)
+    missing = [recipe for recipe in recipes if not LIBRARIES[recipe.library].is_made(recipe, os.environ)]
+    return sorted(missing, key=lambda recipe: -recipe.seconds), refused
 
 
 def _capability() -> str:

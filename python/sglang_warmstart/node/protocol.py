@@ -148,11 +148,12 @@ class BuildPlanned(msgspec.Struct, frozen=True, tag=True):
 
     Args:
         plan: its path; empty where nothing is to be built.
-        run: variables that say where the events of this run go; a service that was started before it does not know.
+        environment: variables that say where caches and the events of this run are; a service that was started before
+            the server does not know.
     """
 
     plan: str
-    run: dict[str, str] = {}
+    environment: dict[str, str] = {}
 
 
 class AwaitBuilds(msgspec.Struct, frozen=True, tag=True):

@@ -81,6 +81,8 @@ CHILDREN_MAX = 16
 CHILDREN_SHARE = 0.5
 # mHC's kernels are alike, and take a core each: a few that are left for a second round would double the time.
 _PER_CORE = 1.25
+# For builders to end what they have started, and themselves.
+_BUILDERS_S = 1.0
 
 _PARENT_CHECK_S = 0.25
 # How often the cache is looked through for kernels that ranks have compiled themselves.
@@ -189,12 +191,13 @@ class Service:
         """Build what a plan has of other libraries than DeepGEMM."""
         self._planned.begin(plan)
 
-    async def _begin_run(self, run: Mapping[str, str]) -> None:
-        if run and log_of_process() is None and not self._was_told_run:
-            # It was started before the run began.
+    async def _begin_run(self, environment: Mapping[str, str]) -> None:
+        if environment and not self._was_told_run:
+            # It may have been started before the server: where caches and events are, that says.
             self._was_told_run = True
-            os.environ.update(run)
-            await asyncio.to_thread(open_log, "service", os.environ)
+            os.environ.update(environment)
+            if log_of_process() is None:
+                await asyncio.to_thread(open_log, "service", os.environ)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one rank until it goes."""
@@ -207,7 +210,7 @@ class Service:
                     wanted.add(self._builds.begin(message.recipe))
                     continue
                 if isinstance(message, BuildPlanned):
-                    await self._begin_run(message.run)
+                    await self._begin_run(message.environment)
                     if message.plan:
                         self.build_planned(Path(message.plan))
                     continue
@@ -311,7 +314,12 @@ class Service:
 
     async def end(self, service: Path) -> None:
         """After :meth:`stop`: leave the caches whole, with all that is known, and nothing half made beside them."""
-        await asyncio.gather(self.keep_further(service), *(shop.disk.rest() for shop in list(self._workshops.values())))
+        await asyncio.gather(
+            self.keep_further(service),
+            self._planned.rest(),
+            asyncio.to_thread(builders.end_those_left, _BUILDERS_S),
+            *(shop.disk.rest() for shop in list(self._workshops.values())),
+        )
 
     async def _wait_for_restoring(self) -> None:
         if self._restoring is not None:

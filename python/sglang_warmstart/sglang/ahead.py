@@ -88,7 +88,8 @@ def _said(name: str, values: Sequence[str]) -> list[str]:
     file = Path(values[-1], "config.json") if name in _MODELS else Path(values[-1])
     if name in _MODELS or name == _FILE_OF_ARGUMENTS:
         try:
-            return [hashlib.sha256(file.read_bytes()).hexdigest()]
+            if file.is_file():  # what is read from a pipe is gone for the server
+                return [hashlib.sha256(file.read_bytes()).hexdigest()]
         except OSError:
             pass  # there is none on this machine
     return list(values)

@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,57 +67,92 @@ class Teller:
             client = ServiceClient(Path(os.environ[SERVICE]))
             while True:
                 client.compiled(self._waiting.get())
-        except (ServiceGoneError, KeyError) as error:
+        except (ServiceGoneError, KeyError, ValueError) as error:
             logger.info("warmstart: the next start does not know what is compiled from now on: %s", first_line(error))
 
 
-def begin_builds(server_args: Any) -> None:
-    """Have the service build what the plan of this launch has. It is told where the run's events go, too.
+class Launch:
+    """This launch, as it was when the plugin was loaded: SGLang sets variables of its own later.
 
-    It has just been started, if there is one; or before this process knew of its run.
+    Args:
+        words: of the command line.
+        environment: of the process.
     """
-    if SERVICE not in os.environ:
-        return
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._words, self._environment = list(words), dict(environment)
+
+    def plan(self, server_args: Any) -> Path:
+        """Where its plan is: what all its ranks on this node compile is in one.
+
+        By the command line, which ``sglang-warmstart run`` knows too; for an engine that a program starts, by its
+        arguments.
+        """
+        if (plan := plan_for(self._words, self._environment)) is not None:
+            return plan.absolute()
+        from sglang_warmstart.deepgemm.marker import name_of
+        from sglang_warmstart.libraries.build_plan import PLANS
+        from sglang_warmstart.sglang.exact_warmup.launch import launch_of
+
+        launch = {**launch_of(server_args, 0, self._environment), "rank": f"all of node {server_args.node_rank}"}
+        return deep_gemm_cache(self._environment).absolute() / PLANS / f"launch-{name_of(launch)}.json"
+
+    def begin_builds(self, server_args: Any) -> threading.Thread | None:
+        """Have the service build what the plan has, and tell it where caches and events are.
+
+        It has just been started, if there is one, or before this process; it need not listen yet. Returns who tells it.
+        """
+        if SERVICE not in os.environ:
+            return None
+        try:
+            plan = self.plan(server_args) if BUILD_AHEAD.value(os.environ) else None
+        except Exception as error:
+            # Whatever the arguments are, the server starts without.
+            logger.warning("warmstart: nothing is built ahead: %s", first_line(error))
+            return None
+        teller = threading.Thread(target=_begin, args=(Path(os.environ[SERVICE]), plan), daemon=True)
+        teller.start()
+        return teller
+
+
+def _begin(service: Path, plan: Path | None) -> None:
+    from sglang_warmstart.libraries.table import build_variables
     from sglang_warmstart.node.client import ServiceClient
 
+    environment = {name: os.environ[name] for name in _RUN if name in os.environ} | build_variables(os.environ)
     try:
-        client = ServiceClient(Path(os.environ[SERVICE]), ANSWER_S)
+        client = ServiceClient(service, ANSWER_S)
         try:
-            run = {name: os.environ[name] for name in _RUN if name in os.environ}
-            client.build_planned(plan_of(server_args) if BUILD_AHEAD.value(os.environ) else None, run)
+            client.build_planned(plan, environment)
         finally:
             client.close()
     except Exception as error:
-        # Whatever it is, the server starts without.
         logger.warning("warmstart: nothing is built ahead: %s", first_line(error))
 
 
-def plan_of(server_args: Any) -> Path:
-    """Where the plan of a launch is: what all its ranks on this node compile is in one.
+class _Installed:
+    """What is known of the launch in this process, once the plugin has been loaded."""
 
-    By the command line, which :mod:`..cli.run` knows too; for an engine that a program starts, by its arguments.
-    """
-    if (plan := plan_for(sys.argv, os.environ)) is not None:
-        return plan.absolute()
-    from sglang_warmstart.deepgemm.marker import name_of
-    from sglang_warmstart.libraries.build_plan import PLANS
-    from sglang_warmstart.sglang.exact_warmup.launch import launch_of
+    launch: Launch | None = None
 
-    launch = {**launch_of(server_args, 0, os.environ), "rank": f"all of node {server_args.node_rank}"}
-    return deep_gemm_cache(os.environ).absolute() / PLANS / f"launch-{name_of(launch)}.json"
+    def recipes(self, hooks: Hooks, environ: ModuleType) -> None:
+        """Declare the switch on ``Envs``, and hear of every recipe of this process."""
+        declare(hooks, environ, BUILD_AHEAD)
+        self.launch = Launch(sys.argv, os.environ)
+        if BUILD_AHEAD.value(os.environ) and JIT_MONITOR.value(os.environ) != "off":
+            hooks.also_undo(recipes.listen(Teller()))
+
+    def builds(self, hooks: Hooks, engine: ModuleType) -> None:
+        """Begin to build before the schedulers are started, when the service has been."""
+
+        def begin(server_args: Any) -> None:
+            if self.launch is not None:
+                self.launch.begin_builds(server_args)
+
+        before_the_ranks(hooks, engine, begin)
 
 
-def install_recipes(hooks: Hooks, environ: ModuleType) -> None:
-    """Declare the switch on ``Envs``, and hear of every recipe of this process."""
-    declare(hooks, environ, BUILD_AHEAD)
-    if BUILD_AHEAD.value(os.environ) and JIT_MONITOR.value(os.environ) != "off":
-        hooks.also_undo(recipes.listen(Teller()))
-
-
-def install_builds(hooks: Hooks, engine: ModuleType) -> None:
-    """Begin to build before the schedulers are started, when the service has been."""
-    before_the_ranks(hooks, engine, begin_builds)
-
+_installed = _Installed()
 
 BUILDING_AHEAD = Feature(
     name="build-ahead",
@@ -131,8 +167,8 @@ BUILDING_AHEAD = Feature(
     drop_when="upstream builds all its kernels ahead of use",
     built_in_as=(),
     steps=(
-        Step((ENVIRON,), install_recipes),
+        Step((ENVIRON,), _installed.recipes),
         Step((ENVIRON,), install_one_place),
-        Step((ENGINE,), install_builds, required=False),
+        Step((ENGINE,), _installed.builds, required=False),
     ),
 )

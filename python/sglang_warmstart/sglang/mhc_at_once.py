@@ -71,9 +71,9 @@ def build_at_once(run: Callable[[], object]) -> None:
     client, library = ServiceClient(Path(path)), LIBRARIES[TileLang.name]
 
     def found(form: dict[str, Any]) -> None:
-        recipe = library.recipe(form["name"], form, os.environ, seconds=_KERNEL_SECONDS)
-        if recipe.digest not in kernels:
-            kernels[recipe.digest] = recipe
+        recipe = library.recipe(form["name"], form, seconds=_KERNEL_SECONDS)
+        if recipe.key not in kernels:
+            kernels[recipe.key] = recipe
             client.build(recipe)
 
     try:
