@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import sys
@@ -113,11 +112,13 @@ def test_a_service_that_does_not_answer_is_said_in_one_line(
 
 
 def test_an_engine_has_the_plan_of_its_arguments(runner: ModelRunner, environment: dict[str, str]) -> None:
-    arguments = copy.copy(runner.server_args)
-    launch = Launch(["/home/somebody/my_program.py"], os.environ)
-    first = launch.plan(arguments)
+    words = ["/home/somebody/my_program.py"]
+    first = Launch(words, os.environ).plan(runner.server_args)
     assert first.parent == Path(environment[DEEP_GEMM_CACHE], "warmstart", "ahead")
-    arguments.port = 12345
-    assert launch.plan(arguments) == first
-    arguments.tp_size = 8
-    assert launch.plan(arguments) != first
+    assert first.name.startswith("launch-")
+
+    def plan(**variables: str) -> Path:
+        return Launch(words, {**os.environ, **variables}).plan(runner.server_args)
+
+    assert plan(SGLANG_LOG_LEVEL="debug") == first
+    assert plan(SGLANG_MOE_SOMETHING="1") != first
