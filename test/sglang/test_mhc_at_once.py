@@ -85,6 +85,13 @@ def environment_of(place: Path) -> dict[str, str]:
     }
 
 
+def told(node: Node, environment: dict[str, str]) -> None:
+    """The service is told of a server's variables, as by its main process."""
+    main = node.client()
+    main.build_planned(None, environment)
+    main.await_builds(1)
+
+
 def rank(place: Path, code: str = "", **environment: str) -> tuple[str, str]:
     """What a rank printed of its compiles and runs, and its log."""
     # TileLang reads the source of a kernel.
@@ -102,6 +109,7 @@ def rank(place: Path, code: str = "", **environment: str) -> tuple[str, str]:
 
 def test_the_service_builds_each_kernel_once_and_the_rank_compiles_none(tmp_path: Path) -> None:
     with Node(tmp_path) as node:
+        told(node, environment_of(tmp_path))
         said, log = rank(tmp_path, SGLANG_WARMSTART_SERVICE=str(node.socket))
         assert said == ONCE, log
         assert "warmstart: mHC: 3 kernels of TileLang built at once" in log
@@ -148,19 +156,9 @@ def test_switched_off_or_with_no_service_started_nothing_is_run_twice(
 
 @pytest.mark.long
 def test_a_kernel_that_cannot_be_built_is_named_and_compiled_by_the_rank(tmp_path: Path) -> None:
-    # The rank's compiler is not where it says to the service.
-    code = """
-build_at_once, environment = mhc_at_once.build_at_once, dict(mhc_at_once.os.environ)
-def astray(run):
-    mhc_at_once.os.environ.update(CUDA_HOME="/nowhere", PATH="/nowhere")
-    try:
-        build_at_once(run)
-    finally:
-        mhc_at_once.os.environ.update(environment)
-mhc_at_once.build_at_once = astray
-"""
     with Node(tmp_path) as node:
-        said, log = rank(tmp_path, code, SGLANG_WARMSTART_SERVICE=str(node.socket))
+        told(node, {**environment_of(tmp_path), "CUDA_HOME": "/nowhere", "PATH": "/nowhere"})
+        said, log = rank(tmp_path, SGLANG_WARMSTART_SERVICE=str(node.socket))
     assert said == "3 [['function'], ['function'], ['JITKernel']]"
     assert log.count("warmstart: not built ahead: fused: ") == 3
 
