@@ -272,7 +272,7 @@ def test_beside_the_patches_the_plugin_says_what_is_built_in_and_the_server_answ
     assert len(said) == 2, "in the main process, and in the scheduler"
     for line in said:
         built_in = ", ".join(sorted(BY_PATCHES, key=line.index))
-        assert line.endswith(f"active: bundle-restore, jit-monitor, start-up-events; built in: {built_in}")
+        assert line.endswith(f"active: build-ahead, bundle-restore, jit-monitor, start-up-events; built in: {built_in}")
 
 
 def help_of_launch_server(forks: ForkServer, **environment: str) -> str:
