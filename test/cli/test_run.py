@@ -181,38 +181,12 @@ os.kill(pid, signal.SIGKILL)
 while open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
     time.sleep(0.01)
 """
-    process = subprocess.Popen(
-        [*RUN, "--", *PYTHON, kill + SERVER, "cuda"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        started = Started(process)
-        assert started.said[1] != started.said[2]
-        assert len(started.services) == 1
-    finally:
-        process.kill()
-        process.communicate()
+    _check_another_service(kill + SERVER, environment)
 
 
 def test_a_service_with_another_deep_gemm_is_ended(environment: dict[str, str], tmp_path: Path) -> None:
     other = deep_gemm_in(tmp_path / "other")
-    process = subprocess.Popen(
-        [*RUN, "--", *PYTHON, f"import sys; sys.path.insert(0, {str(other)!r})\n" + SERVER, "cuda"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        started = Started(process)
-        assert started.said[1] != started.said[2]
-        assert len(started.services) == 1
-    finally:
-        process.kill()
-        process.communicate()
+    _check_another_service(f"import sys; sys.path.insert(0, {str(other)!r})\n" + SERVER, environment)
 
 
 def test_two_servers_at_once_have_a_service_each(environment: dict[str, str]) -> None:
@@ -319,3 +293,21 @@ def test_a_server_starts_and_answers(tiny_model: Path) -> None:
         assert not any("node.service" in command for command in commands), "there is nothing for it to do on a CPU"
     assert "sglang-warmstart run" not in served.log
     assert time.monotonic() - start < 180
+
+
+def _check_another_service(code: str, environment: dict[str, str]) -> None:
+    """The server has a service of its own, and that alone."""
+    process = subprocess.Popen(
+        [*RUN, "--", *PYTHON, code, "cuda"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        started = Started(process)
+        assert started.said[1] != started.said[2]
+        assert len(started.services) == 1
+    finally:
+        process.kill()
+        process.communicate()
