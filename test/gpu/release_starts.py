@@ -1,8 +1,4 @@
-"""Starts of the installed release of SGLang: stock with the fast list, and exact warm-up, cold and warm.
-
-Stock servers of all models start at the same moment and go on for minutes, each with one compiler at a time. Beside
-them, those with exact warm-up start one after another on each GPU.
-"""
+"""Starts of the installed release of SGLang beside each other: stock, and with the plugin from several states."""
 
 from __future__ import annotations
 
@@ -10,8 +6,9 @@ import concurrent.futures
 import importlib.metadata
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,12 @@ MODELS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "qwen": (QWEN, (), {}),
     "deepseek-eagle": (DEEPSEEK, _EAGLE, {"num_nextn_predict_layers": 1}),
     "deepseek-v4": (DEEPSEEK_V4, (), {}),
+    "deepseek-v4-pp2": (DEEPSEEK_V4, ("--pp-size", "2"), {}),
+    "deepseek-v4-tp2": (DEEPSEEK_V4, ("--tp", "2"), {}),
+    "deepseek-v4-tp2-flag": (DEEPSEEK_V4, ("--tp", "2", "--disable-attn-tp-gather"), {}),
 }
 # Its experts are in FP8.
-VARIABLES = {"deepseek-v4": {"SGLANG_DSV4_FP4_EXPERTS": "0"}}
+DEEPSEEK_V4_VARIABLES = {"SGLANG_DSV4_FP4_EXPERTS": "0"}
 
 
 def prompts() -> list[list[int]]:
@@ -44,58 +44,85 @@ def prompts() -> list[list[int]]:
     return [[first, *range(200, 200 + tokens - 1)] for first, tokens in enumerate(PROMPT_TOKENS, 100)]
 
 
-def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
-    """Stock with the fast list, exact warm-up cold and warm, and every M of what it compiled, for several models."""
-    version = importlib.metadata.version("sglang")
-    name = f"release-starts-{version}"
-    wanted = os.environ.get("WARMSTART_GPU_STARTS", "deepseek; qwen-deep_gemm; qwen").split("; ")
-    without_stock = os.environ.get("WARMSTART_GPU_WITHOUT_STOCK", "").split("; ")
-    result: dict[str, Any] = {"name": name, "runs": [], "sweeps": {}}
-    # "recold-N": DeepGEMM's cache alone is cold. "planned-N": all are, and the plan of builds is left. "early-N":
-    # so too, and the service starts before the server.
-    states = os.environ.get("WARMSTART_GPU_STATES", "cold warm").split()
-    gpus = os.environ.get("WARMSTART_GPUS", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+@dataclass(frozen=True)
+class Lane:
+    """Starts of one model, one after another, on GPUs and cores that no other lane has if there are enough."""
 
-    def one(label: str, state: str, gpu: str) -> Run:
-        config, arguments, changes = MODELS[label]
-        model, home = scratch / f"model-{label}", scratch / f"home-{label}-{'stock' if state == 'stock' else 'exact'}"
+    label: str
+    states: tuple[str, ...]
+    gpus: str
+    cores: list[int]
+
+
+def lanes_of(text: str, gpus: list[str], cores: list[int]) -> list[Lane]:
+    """The lanes of ``MODEL: STATE STATE; MODEL: STATE``, each with its share of the cores."""
+    wanted = [each.split(":") for each in text.split(";")]
+    needs = [int(next(iter(re.findall(r"-(?:tp|pp)(\d)", label)), 1)) for label, _ in wanted]
+    share, first, lanes = len(cores) // max(len(gpus), sum(needs)), 0, []
+    for (label, states), count in zip(wanted, needs, strict=True):
+        own = ",".join(gpus[each % len(gpus)] for each in range(first, first + count))
+        lanes.append(Lane(label.strip(), tuple(states.split()), own, cores[first * share : (first + count) * share]))
+        first += count
+    return lanes
+
+
+def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
+    """Lanes of WARMSTART_GPU_LANES beside each other, and every M of what exact warm-up compiled where it asks.
+
+    States: "stock" and "stock-warm-N" have the fast list and no plugin but its probe; "cold" and "warm-N" the plugin;
+    for the others see `forget`. What follows "early" and "decode" is said in its name: "early-planned-1".
+    """
+    version = importlib.metadata.version("sglang")
+    name = os.environ.get("WARMSTART_GPU_NAME", f"release-starts-{version}")
+    lanes = lanes_of(
+        os.environ.get("WARMSTART_GPU_LANES", "deepseek: cold warm; qwen: cold warm; deepseek: stock; qwen: stock"),
+        os.environ.get("WARMSTART_GPUS", ",".join(map(str, range(torch.cuda.device_count())))).split(","),
+        sorted(os.sched_getaffinity(0)),
+    )
+    result: dict[str, Any] = {"name": name, "runs": [], "sweeps": {}}
+
+    def one(lane: Lane, state: str) -> None:
+        config, arguments, changes = MODELS[lane.label]
+        stock = state.startswith("stock")
+        model, home = scratch / f"model-{lane.label}", scratch / f"home-{lane.label}-{'stock' if stock else 'exact'}"
         model.mkdir(parents=True, exist_ok=True)
         (model / "config.json").write_text(json.dumps({**json.loads((HERE / f"{config}.json").read_text()), **changes}))
-        environment = {**FAST, **VARIABLES.get(label, {}), **(WATCHED if state == "stock" else {})}
-        early = state.startswith("early")
-        run = Run(f"{label}-{state}", list(arguments), environment, home, prompts=prompts(), early=early)
-        start(run, model, logs, gpu)
-        seen = warmup_of(run) | {"model": label, "state": state, "prompts_s": run.answers_s}
+        if home.exists():
+            forget(home, state)
+        environment = {**FAST, **(DEEPSEEK_V4_VARIABLES if config == DEEPSEEK_V4 else {}), **(WATCHED if stock else {})}
+        run = Run(
+            f"{lane.label}-{state}",
+            list(arguments),
+            environment,
+            home,
+            cores=lane.cores,
+            prompts=prompts(),
+            early=state.startswith("early"),
+            decode=(1, 64) if "decode" in state else (),
+        )
+        start(run, model, logs, lane.gpus)
+        seen = warmup_of(run) | {"model": lane.label, "state": state, "prompts_s": run.answers_s}
+        seen |= {"decode_ms": run.decode_ms, "gpus": lane.gpus, "cores": len(lane.cores), "used": run.used}
         seen["events"] = events_of(home)
-        if state != "stock":
+        if not stock:
             seen["plan"] = planned_in(home)
         seen["jit_while_serving"] = [line.rstrip() for line in run.log.splitlines() if "JIT while serving" in line]
         result["runs"].append(seen)
         checkpoint(name, result)
-        return run
 
-    def lane(gpu: str, labels: Iterable[str]) -> None:
-        for label in labels:
-            home = scratch / f"home-{label}-exact"
-            for state in states:
-                if state.startswith("recold"):
-                    shutil.rmtree(deep_gemm_cache_below(home))
-                if state.startswith(("planned", "early")):
-                    forget_all_but_plans(home)
-                one(label, state, gpu)
-            cache = deep_gemm_cache_below(home)
-            result["sweeps"][label] = helper("sweep", cache, "-", "", CUDA_VISIBLE_DEVICES=gpu)
-            checkpoint(name, result)
+    def go(lane: Lane) -> None:
+        for state in lane.states:
+            if state == "sweep":
+                cache = deep_gemm_cache_below(scratch / f"home-{lane.label}-exact")
+                result["sweeps"][lane.label] = helper(
+                    "sweep", cache, "-", "", CUDA_VISIBLE_DEVICES=lane.gpus.split(",")[0]
+                )
+                checkpoint(name, result)
+            else:
+                one(lane, state)
 
-    lanes = {gpu: wanted[index :: len(gpus)] for index, gpu in enumerate(gpus)}
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        stock = [
-            pool.submit(one, label, "stock", gpu)
-            for gpu, labels in lanes.items()
-            for label in labels
-            if label not in without_stock
-        ]
-        for each in [*(pool.submit(lane, gpu, labels) for gpu, labels in lanes.items()), *stock]:
+    with concurrent.futures.ThreadPoolExecutor(len(lanes)) as pool:
+        for each in [pool.submit(go, lane) for lane in lanes]:
             each.result()
     return result
 
@@ -114,15 +141,24 @@ def planned_in(home: Path) -> dict[str, list[list[Any]]]:
     return found
 
 
-def forget_all_but_plans(home: Path) -> None:
-    """Empty every cache below a home, but for the plans of what other libraries compile."""
-    place = deep_gemm_cache_below(home) / "warmstart" / "ahead"
-    plans = {path.name: path.read_bytes() for path in place.glob("*.json")}
+def forget(home: Path, state: str) -> None:
+    """Empty what a state starts without: "recold" DeepGEMM's cache, "planned" all but the plans, "cold" all."""
+    if "recold" in state:
+        shutil.rmtree(deep_gemm_cache_below(home))
+    if "planned" in state:
+        place = deep_gemm_cache_below(home) / "warmstart" / "ahead"
+        plans = {path.name: path.read_bytes() for path in place.glob("*.json")}
+        empty(home)
+        place.mkdir(parents=True)
+        for name, data in plans.items():
+            (place / name).write_bytes(data)
+    if state.startswith(("cold", "early-cold")):
+        empty(home)
+
+
+def empty(home: Path) -> None:
     for each in home.iterdir():
         shutil.rmtree(each)
-    place.mkdir(parents=True)
-    for name, data in plans.items():
-        (place / name).write_bytes(data)
 
 
 def events_of(home: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """One start of a real SGLang server on a Hopper GPU: what is different about it, and what was seen."""
 
+import concurrent.futures
 import contextlib
 import datetime
 import importlib.metadata
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from kit.ports import free_ports
 from kit.process import ServerProcess
@@ -35,6 +38,10 @@ SERVER = shlex.split(
     "--chunked-prefill-size 4096"
 )
 START_LIMIT_S = 900.0
+DECODE_TOKENS, DECODE_ROUNDS = 64, 3
+COMPILERS = frozenset(
+    ("nvcc", "cicc", "ptxas", "fatbinary", "cudafe++", "cc1plus", "g++", "c++", "as", "ld", "collect2", "ninja")
+)
 
 
 @dataclass
@@ -51,6 +58,9 @@ class Run:
     ready_s: float | None = None
     tokens: list[int] | None = None
     answers_s: list[float] = field(default_factory=list)  # seconds that those took
+    decode: Sequence[int] = ()  # batch sizes to measure
+    decode_ms: dict[int, list[float]] = field(default_factory=dict)  # by batch size: ms for each token of a request
+    used: dict[str, dict[str, float]] = field(default_factory=dict)  # until it was ready
     error: str | None = None
     log: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -71,12 +81,15 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
     port, nccl_port = free_ports(2)
     probe = run.home / f"probe-{run.name}"
     probe.mkdir(parents=True)
+    temporary = run.home / "tmp"
+    temporary.mkdir(exist_ok=True)
     compile_log = probe / "compile.log"
     environment = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         # Every cache (DeepGEMM, Triton, FlashInfer, TVM) is below the home: a new one makes a cold start.
         "HOME": str(run.home),
+        "TMPDIR": str(temporary),  # torch's Inductor has its cache there
         "CUDA_VISIBLE_DEVICES": gpus,
         "WARMSTART_PROBE_DIR": str(probe),
         "WARMSTART_COMPILE_LOG": str(compile_log),
@@ -93,6 +106,8 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
     log_file = logs / f"{run.name}.log"
     server = ServerProcess(command, port, environment, log_file=log_file, start_limit_s=limit_s, request_limit_s=300)
     begin = time.time()
+    watch = threading.Thread(target=watch_processes, args=(server, run), daemon=True)
+    watch.start()
     try:
         with server:
             run.ready_s = time.time() - begin
@@ -101,6 +116,8 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
                 asked = time.perf_counter()
                 server.generate(prompt, 1)
                 run.answers_s.append(round(time.perf_counter() - asked, 3))
+            for batch in run.decode:
+                run.decode_ms[batch] = [decode_ms(server, batch) for _ in range(DECODE_ROUNDS)]
             if "--enable-metrics" in run.arguments:
                 run.metrics = metrics_of(port)
     except Exception as error:
@@ -117,6 +134,48 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
     said = (f"ready in {run.ready_s} s", f"tokens {run.tokens}", f"prompts {run.answers_s} s" if run.prompts else "")
     print(f"  {run.name}: {', '.join(filter(None, said))} {run.error or ''}", flush=True)
     return run
+
+
+def watch_processes(server: ServerProcess, run: Run) -> None:
+    """Memory (the most at one time, MB) and processor time (s) of compilers, service and server until it is ready."""
+    seconds: dict[int, tuple[str, float]] = {}
+    begin = time.time()
+    while run.ready_s is None and time.time() < begin + START_LIMIT_S:
+        time.sleep(0.5)
+        memory: dict[str, float] = {}
+        try:
+            main = psutil.Process(server.process.pid)
+            processes = [main, *main.children(recursive=True)]
+        except (RuntimeError, psutil.NoSuchProcess):
+            continue
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                kind = "compilers" if process.name() in COMPILERS else "server"
+                if kind == "server" and any("sglang_warmstart" in each for each in process.cmdline()[1:4]):
+                    kind = "service"
+                memory[kind] = memory.get(kind, 0) + process.memory_info().rss / 1e6
+                times = process.cpu_times()
+                seconds[process.pid] = kind, times.user + times.system
+        for kind, value in memory.items():
+            of_kind = run.used.setdefault(kind, {"memory_mb": 0.0, "cpu_s": 0.0})
+            of_kind["memory_mb"] = round(max(of_kind["memory_mb"], value))
+        for kind, of_kind in run.used.items():
+            of_kind["cpu_s"] = round(sum(cpu_s for each, cpu_s in seconds.values() if each == kind), 1)
+
+
+def decode_ms(server: ServerProcess, batch: int) -> float:
+    """Milliseconds for each further token, of `batch` requests at once, beyond what the first token takes."""
+
+    def seconds(tokens: int) -> float:
+        start = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(batch) as pool:
+            for each in [pool.submit(server.generate, [300 + n, *INPUT_IDS], tokens) for n in range(batch)]:
+                each.result()
+        return time.perf_counter() - start
+
+    seconds(DECODE_TOKENS)  # what is compiled or captured on first use
+    first = seconds(1)
+    return round((seconds(DECODE_TOKENS + 1) - first) / DECODE_TOKENS * 1000, 3)
 
 
 def metrics_of(port: int) -> list[str]:
