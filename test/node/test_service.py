@@ -50,7 +50,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def warm(client: ServiceClient, *targets: Target, limit_s: float = 30.0) -> Answer:
-    return client.warm(targets, PLENTY, limit_s)
+    return client.warm(targets, PLENTY, limit_s, searched=True)
 
 
 def defined(*targets: Target) -> tuple[Warmed, ...]:
@@ -138,6 +138,20 @@ def test_a_launch_without_targets_is_known_from_then_on(node: Node, place: Place
     # What is met later is added.
     warm(rank, target())
     assert rank.restore() == Answer(defined(target()), known=True)
+
+
+def test_what_is_asked_for_before_anybody_has_searched_is_restored_and_searched_for_all_the_same(
+    node: Node, place: Place
+) -> None:
+    # mHC's targets are, while weights load.
+    rank = place.rank(node)
+    rank.warm([target(n=512)], PLENTY, 30)
+    assert rank.restore() == Answer(defined(target(n=512)))
+    warm(rank, target(n=2112))
+    assert rank.restore() == Answer(defined(target(n=512), target(n=2112)), known=True)
+    # What a forward meets later does not undo that.
+    rank.warm([target(n=64)], PLENTY, 30)
+    assert rank.restore().known
 
 
 def test_without_a_marker_the_service_gets_ready_to_record_before_it_is_asked_to(place: Place, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_its_kernels_are_there_for_the_library_and_a_restart_asks_for_none(
         rank = node.client()
         assert rank.hello(words) == Welcome()
         assert rank.restore().targets == ()
-        (warmed,) = rank.warm([TARGET], PLENTY, 100).targets
+        (warmed,) = rank.warm([TARGET], PLENTY, 100, searched=True).targets
         assert warmed.error == ""
         (use,) = warmed.kernels
         assert "targets are recorded without the GPU" in node.log
@@ -86,7 +86,7 @@ def test_where_the_stand_ins_fail_after_all_it_is_recorded_on_the_gpu(tmp_path: 
     with Node(tmp_path, library="", modules=tmp_path) as node:
         rank = node.client()
         rank.hello(hello(str(tmp_path / "cache"), toolchain().deep_gemm_of(VERSION)))
-        (warmed,) = rank.warm([TARGET], PLENTY, 100).targets
+        (warmed,) = rank.warm([TARGET], PLENTY, 100, searched=True).targets
         log = node.log
     assert "targets are recorded on the GPU: " in log and "nogpu.room" in log
     assert warmed.error  # here is no GPU

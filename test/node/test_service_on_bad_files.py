@@ -66,7 +66,7 @@ def site(module_site: Site, tmp_path: Path) -> Iterator[Site]:
 
 def ask(client: ServiceClient, limit_s: float = BOUND_S) -> Answer:
     start = time.monotonic()
-    answer = client.warm(TARGETS, PLENTY, limit_s)
+    answer = client.warm(TARGETS, PLENTY, limit_s, searched=True)
     assert time.monotonic() - start < limit_s + 2
     assert [each.target for each in answer.targets] == TARGETS
     for each in answer.targets:

@@ -80,6 +80,8 @@ class Marker(msgspec.Struct, frozen=True):
         targets: with the kernels of each.
         files: of all those kernels.
         further: kernels that belong to no target.
+        searched: whether somebody has looked for all targets of the launch. Without, some are not known: those of mHC
+            are asked for before any dry forward.
     """
 
     format: int
@@ -88,6 +90,7 @@ class Marker(msgspec.Struct, frozen=True):
     targets: tuple[TargetKernels, ...]
     files: tuple[KernelFile, ...]
     further: tuple[FurtherKernel, ...] = ()
+    searched: bool = False
 
     @property
     def of_targets(self) -> set[str]:
@@ -177,12 +180,14 @@ class Markers:
         further: Iterable[FurtherKernel] = (),
         *,
         if_there: bool = False,
+        searched: bool = False,
     ) -> bool:
         """Add targets, maybe none, to the marker of a launch. Those that it has are replaced.
 
         Args:
             further: kernels of no target, which are added too.
             if_there: leave it if there is none. A marker without targets would say that the launch has none.
+            searched: all targets of the launch are known now.
 
         Returns:
             Whether there is one now.
@@ -198,6 +203,7 @@ class Markers:
                 before = self._read(path)
                 known = {each.target: each for each in before.targets}
                 others = {each.directory: each for each in before.further}
+                searched |= before.searched
             except (FileNotFoundError, MarkerError):
                 if if_there:
                     return False
@@ -212,6 +218,7 @@ class Markers:
                 targets=tuple(known[target] for target in sorted(known)),
                 files=tuple(self.cache.describe(directory) for directory in sorted(directories)),
                 further=tuple(others[name] for name in sorted(others)),
+                searched=searched,
             )
             path = self.directory / path.name
             files.write_atomically(path, msgspec.json.format(msgspec.json.encode(marker, order="sorted"), indent=1))

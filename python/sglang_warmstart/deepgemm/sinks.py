@@ -13,7 +13,7 @@ from sglang_warmstart.base import files
 from sglang_warmstart.deepgemm import plan as plans
 from sglang_warmstart.deepgemm.identity import Identity, distribution_of, headers_hash
 from sglang_warmstart.deepgemm.ledger import Entry
-from sglang_warmstart.deepgemm.marker import FurtherKernel, Launch, Markers, TargetKernels
+from sglang_warmstart.deepgemm.marker import FurtherKernel, Launch, Marker, Markers, TargetKernels
 from sglang_warmstart.deepgemm.plan import Planner
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.target import Target
@@ -30,8 +30,8 @@ class Sink(Protocol):
     compiles: bool
     complaint: str
 
-    def earlier(self) -> tuple[TargetKernels, ...] | None:
-        """The targets that an earlier start has left of this launch, maybe none; None if that is not known.
+    def earlier(self) -> Marker | None:
+        """What an earlier start has left of this launch; None if nothing.
 
         Raises:
             MarkerError, OSError: what was left cannot be used.
@@ -40,8 +40,11 @@ class Sink(Protocol):
     def find(self, target: Target) -> TargetKernels | None:
         """A target that any earlier start has left."""
 
-    def keep(self, finished: Sequence[Entry]) -> None:
+    def keep(self, finished: Sequence[Entry], searched: bool) -> None:
         """Add targets that are done, maybe none.
+
+        Args:
+            searched: there are no others.
 
         Raises:
             OSError: they cannot be written.
@@ -71,18 +74,18 @@ class LaunchMarker:
     compiles = True
     complaint = "no marker is left for the next start"
 
-    def earlier(self) -> tuple[TargetKernels, ...] | None:
+    def earlier(self) -> Marker | None:
         """See :class:`Sink`."""
-        marker = self.markers.load(self.launch)
-        return None if marker is None else marker.targets
+        return self.markers.load(self.launch)
 
     def find(self, target: Target) -> TargetKernels | None:
         """See :class:`Sink`."""
         return self.markers.find(target)
 
-    def keep(self, finished: Sequence[Entry]) -> None:
+    def keep(self, finished: Sequence[Entry], searched: bool) -> None:
         """See :class:`Sink`."""
-        self.markers.add(self.launch, [each.kernels for each in finished if each.kernels is not None])
+        kernels = [each.kernels for each in finished if each.kernels is not None]
+        self.markers.add(self.launch, kernels, searched=searched)
 
     def further(self, kernels: Sequence[RecordedKernel]) -> bool:
         """See :class:`Sink`. They wait for the targets."""
@@ -111,7 +114,7 @@ class RankPlan:
         self._kept: dict[Target, Entry] = {}
         self._left_out: dict[str, str] = {}
 
-    def earlier(self) -> tuple[TargetKernels, ...] | None:
+    def earlier(self) -> Marker | None:
         """A plan is made anew."""
         return None
 
@@ -119,7 +122,7 @@ class RankPlan:
         """A marker has no sources."""
         return None
 
-    def keep(self, finished: Sequence[Entry]) -> None:
+    def keep(self, finished: Sequence[Entry], searched: bool) -> None:
         """See :class:`Sink`."""
         with self._lock:
             for entry in finished:

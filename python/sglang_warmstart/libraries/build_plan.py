@@ -1,4 +1,4 @@
-"""The plan of all that a launch compiles and that is not DeepGEMM's: recipes, kept for its next start."""
+"""The plan of all that a launch compiles: recipes, kept for its next start."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def usable(plan: BuildPlan, capability: str, environment: Environment) -> tuple[
     refused = []
     for name, part in plan.parts.items():
         library = LIBRARIES.get(name)
-        if library is None or not library.ahead:
+        if library is None or not library.has_recipes:
             refused.append(printable(f"{name} is no library that builds ahead"))
             continue
         if reason := _difference(part, library.versions(environment), capability):

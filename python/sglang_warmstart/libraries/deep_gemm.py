@@ -14,7 +14,7 @@ from sglang_warmstart.libraries.machine import Environment
 
 
 class DeepGemm(Library):
-    """DeepGEMM. It differs from the others in three ways, which nobody else needs to know.
+    """DeepGEMM. It differs from the others in four ways, which nobody else needs to know.
 
     - ``in_files`` is False. A kernel's directory is named by the compiler's flags, and so by where DeepGEMM is
       installed. A bundle has the kernels under the names of its plan, and gives them their names where it is restored.
@@ -24,8 +24,8 @@ class DeepGemm(Library):
       has to be in place when exact warm-up has asked for the real one and before the first kernel, a moment that only
       SGLang knows (:mod:`sglang_warmstart.sglang.jit_monitor`).
 
-    Building ahead is what exact warm-up does: plans say what to build, the node's service builds it, and publishing
-    takes no lock (:mod:`sglang_warmstart.deepgemm`).
+    - A recipe is a target, and the node's service itself makes its kernels
+      (:mod:`sglang_warmstart.node.planned_targets`).
     """
 
     name = "deep-gemm"
@@ -41,6 +41,15 @@ class DeepGemm(Library):
             return machine.absolute(installed_dialect().roots(named)[0])
         home = machine.home(environment)
         return None if home is None else machine.absolute(home / ".deep_gemm")
+
+    @property
+    def has_recipes(self) -> bool:
+        """See :class:`Library`."""
+        return True
+
+    def versions(self, environment: Environment) -> dict[str, str]:
+        """See :class:`Library`. SGLang says which targets there are; what kernels they have, the DeepGEMM of today."""
+        return {"sglang": machine.version("sglang")}
 
     def key(self, environment: Environment) -> dict[str, str]:
         """The part of a marker's identity that does not depend on a GPU (:mod:`sglang_warmstart.deepgemm.identity`)."""

@@ -69,6 +69,11 @@ class Library(ABC):
         raise TypeError(f"{self.name} has no module to be watched by")
 
     @property
+    def has_recipes(self) -> bool:
+        """Whether what it compiles can be written down, and built again."""
+        return bool(self.ahead)
+
+    @property
     def is_installed(self) -> bool:
         """Whether this Python has it."""
         return machine.version(*self.distributions) != machine.NOT_INSTALLED

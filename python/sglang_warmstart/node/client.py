@@ -90,16 +90,17 @@ class ServiceClient:
         """
         self._send(Announce(tuple(targets), free_bytes))
 
-    def warm(self, targets: Iterable[Target], free_bytes: int, limit_s: float) -> Answer:
+    def warm(self, targets: Iterable[Target], free_bytes: int, limit_s: float, searched: bool = False) -> Answer:
         """Wait until the kernels of all targets are in the cache, or the time is up.
 
         Args:
             limit_s: seconds. A service that does not answer is waited for a little longer (``LATE_S``).
+            searched: see :class:`.protocol.Warm`.
 
         Raises:
             ServiceGoneError: no answer.
         """
-        return self._ask(Warm(tuple(targets), free_bytes, limit_s), Answer, limit_s + LATE_S)
+        return self._ask(Warm(tuple(targets), free_bytes, limit_s, searched), Answer, limit_s + LATE_S)
 
     def build(self, recipe: Recipe) -> None:
         """Have built what will be called.

@@ -1,11 +1,11 @@
-"""The plan of a launch, of all that is not DeepGEMM's: it is built, and what the ranks compile goes into it."""
+"""The plan of a launch: what it has is built, and what the ranks compile goes into it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from sglang_warmstart.base import trust
@@ -13,6 +13,7 @@ from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.build_plan import Record
+from sglang_warmstart.libraries.deep_gemm import DeepGemm
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.node.builds import Builds
@@ -26,11 +27,18 @@ class Planned:
 
     Args:
         builds: of the node.
+        targets: warms those of DeepGEMM, by their recipes, which belong to the cache with this root.
         whole: returns when nobody restores the caches any more.
     """
 
-    def __init__(self, builds: Builds, whole: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        builds: Builds,
+        targets: Callable[[Sequence[Recipe], Path], Awaitable[None]],
+        whole: Callable[[], Awaitable[None]],
+    ) -> None:
         self._builds = builds
+        self._targets = targets
         self._whole = whole
         self._record: Record | None = None
         self._disk: Disk | None = None
@@ -82,7 +90,11 @@ class Planned:
             return
         for reason in refused:
             logger.info("not built ahead: %s", reason)
-        reasons = await asyncio.gather(*(self._builds.begin(recipe) for recipe in recipes))
+        targets = [recipe for recipe in recipes if recipe.library == DeepGemm.name]
+        _, *reasons = await asyncio.gather(
+            self._targets(targets, path.parent.parent.parent),
+            *(self._builds.begin(recipe) for recipe in recipes if recipe.library != DeepGemm.name),
+        )
         for reason in filter(None, reasons):
             logger.warning("not built ahead: %s", reason)
 

@@ -91,11 +91,13 @@ class Warm(msgspec.Struct, frozen=True, tag=True):
     Args:
         free_bytes: of the GPU's memory.
         limit_s: seconds until then.
+        searched: with what was asked for before, these are all targets of the launch.
     """
 
     targets: tuple[Target, ...]
     free_bytes: int
     limit_s: float
+    searched: bool = False
 
 
 class Warmed(msgspec.Struct, frozen=True):
@@ -122,7 +124,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
         targets: in the order of the question; those of the marker for ``Restore``.
         compiled: kernels that this service has compiled so far.
         notes: what the rank's log is to say.
-        known: for ``Restore``, whether a marker answered: it may know that the launch has no targets.
+        known: for ``Restore``, whether these are all targets of the launch: it may have none.
     """
 
     targets: tuple[Warmed, ...]

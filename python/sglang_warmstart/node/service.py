@@ -17,9 +17,9 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
@@ -37,17 +37,18 @@ from sglang_warmstart.deepgemm.compiler import Compiler, CompilerError
 from sglang_warmstart.deepgemm.dialects import UnknownJitError, dialect_of
 from sglang_warmstart.deepgemm.identity import identity_of
 from sglang_warmstart.deepgemm.ledger import Entry, Ledger
-from sglang_warmstart.deepgemm.marker import MarkerError, Markers, TargetKernels, name_of, targets_kernels
+from sglang_warmstart.deepgemm.marker import Marker, MarkerError, Markers, name_of, targets_kernels
 from sglang_warmstart.deepgemm.nogpu.host import PLACE
 from sglang_warmstart.deepgemm.record.child import RecordingOrder, RecordingProblem, record
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.record.way import ON_GPU, Way, way_for
 from sglang_warmstart.deepgemm.sinks import LaunchMarker, RankPlan, Sink
 from sglang_warmstart.deepgemm.target import Target
-from sglang_warmstart.node import builders, limits, protocol
+from sglang_warmstart.node import builders, limits, planned_targets, protocol
 from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.disk import Disk, NoAnswerError
 from sglang_warmstart.node.planned import Planned
+from sglang_warmstart.node.planned_targets import PlannedTargets
 from sglang_warmstart.node.pool import CompilePool, KernelError, Places, RenewedExecutor
 from sglang_warmstart.node.progress import Progress
 from sglang_warmstart.node.protocol import (
@@ -119,6 +120,7 @@ class Asker:
     notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # its marker
     told: set[str] = field(default_factory=set)  # further kernels that the sink has
+    is_ahead: bool = False  # it has not come yet: a plan asks for it
 
 
 class Service:
@@ -152,7 +154,8 @@ class Service:
         workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
         self._places = Places(limits.compile_workers(workers))
         self._builds = Builds(self._places)
-        self._planned = Planned(self._builds, self._wait_for_restoring)
+        self._planned_targets = PlannedTargets(self)
+        self._planned = Planned(self._builds, self._planned_targets.begin, self._wait_for_restoring)
         self._was_told_run = False
 
     def prepare(self, way: Way, deep_gemm: str) -> None:
@@ -254,20 +257,26 @@ class Service:
             raise ConnectionAbortedError("the service ends")
 
     async def _welcome(self, hello: Hello) -> tuple[Asker | None, Welcome]:
+        rank = await self._asker(hello)
+        if isinstance(rank, Welcome):
+            return None, rank
+        rank.shop.askers.append(rank)
+        return rank, Welcome(only_plans=not rank.sink.compiles)
+
+    async def _asker(self, hello: Hello) -> Asker | Welcome:
+        """A rank and its workshop, or what problem it has."""
         try:
             dialect = dialect_of(Path(hello.deep_gemm))
             # Whoever says hello waits for a short time only.
             await Disk(Path(hello.cache), ANSWER_S).ask(trust.check_caches, dialect.roots(hello.cache), os.environ)
             if hello.kind not in dialect.compilers:
-                return None, Welcome(
-                    problem=f"the JIT of this DeepGEMM cannot use {hello.kind}: leave {COMPILER.name} out"
-                )
+                return Welcome(problem=f"the JIT of this DeepGEMM cannot use {hello.kind}: leave {COMPILER.name} out")
             compiler = await asyncio.to_thread(compilers.find, hello.environment, hello.kind, dialect)
             identity = await asyncio.to_thread(
                 identity_of, hello.gpu, compiler, Path(hello.deep_gemm), hello.environment
             )
         except (CompilerError, UnknownJitError, OSError) as error:
-            return None, Welcome(problem=str(error))
+            return Welcome(problem=str(error))
         cache = KernelCache.of(hello.cache, dialect)
         key = (hello.cache, identity.digest)
         shop = self._workshops.get(key)
@@ -282,9 +291,32 @@ class Service:
         if self._plans is not None:
             name = f"{identity.digest}-{name_of(hello.launch)}.json"
             sink = RankPlan(self._plans / name, identity, hello.launch)
-        rank = Asker(hello, shop, sink)
-        shop.askers.append(rank)
-        return rank, Welcome(only_plans=not sink.compiles)
+        return Asker(hello, shop, sink)
+
+    async def warm_planned(self, hello: Hello, targets: Sequence[Target]) -> None:
+        """Record and compile what a rank of an earlier start had, before the rank of this one asks.
+
+        Not on the GPU: the rank itself may not have come to it.
+        """
+        rank = await self._asker(hello)
+        if isinstance(rank, Welcome):
+            logger.info("no targets are warmed by a plan: %s", rank.problem)
+        elif rank.sink.compiles:
+            work = self._warm_planned(replace(rank, is_ahead=True), targets)
+            await self._planned_targets.enter(rank.shop, hello.launch, work)
+
+    async def _warm_planned(self, rank: Asker, targets: Sequence[Target]) -> None:
+        if _is_whole(await self._earlier(rank)) or (await self._way(rank)).library == ON_GPU:
+            return
+        works = [self._work(rank, target, 0) for target in targets]
+        await asyncio.wait(works)
+        self._go_on()
+        rank.shop.progress.rest()
+        entries = [work.result() for work in works]
+        finished = [entry for entry in entries if entry.kernels is not None]
+        # What one of them lacks the rank asks for when it has searched itself.
+        for note in await self._keep(rank, finished, {}, searched=len(finished) == len(entries)):
+            logger.warning("%s", note)
 
     def _get_ready(self, rank: Asker) -> None:
         task = asyncio.create_task(self._prepare_to_record(rank))
@@ -294,7 +326,7 @@ class Service:
     async def _prepare_to_record(self, rank: Asker) -> None:
         """Where there is no marker there is work ahead, and the rank is about to find out which."""
         await self._wait_for_restoring()
-        if await self._earlier(rank) is None:
+        if not _is_whole(await self._earlier(rank)):
             way = await self._way(rank)
             self._stub(rank)
             self.prepare(way, rank.hello.deep_gemm)
@@ -375,15 +407,26 @@ class Service:
 
     async def _restore(self, rank: Asker) -> Answer:
         await self._wait_for_restoring()
-        targets = await self._earlier(rank)
+        # Before it searches for targets itself, which takes it longer.
+        await self._planned_targets.wait_for(rank.shop, rank.hello.launch, RESTORE_LIMIT_S)
+        self._go_on()
+        marker = await self._earlier(rank)
+        targets = () if marker is None else marker.targets
         if targets:
             names = {use.directory for each in targets for use in each.kernels}
             emit("restore", "by the marker", now(), library="deep-gemm", kernels=len(names), cached=True)
+        self._remember(rank, (each.target for each in targets))
         notes, rank.notes[:] = tuple(rank.notes), []
-        warmed = tuple(Warmed(each.target, each.kernels) for each in targets or ())
-        return Answer(warmed, notes=notes, known=targets is not None)
+        warmed = tuple(Warmed(each.target, each.kernels) for each in targets)
+        return Answer(warmed, notes=notes, known=_is_whole(marker))
 
-    async def _earlier(self, rank: Asker) -> tuple[TargetKernels, ...] | None:
+    def _remember(self, rank: Asker, targets: Iterable[Target]) -> None:
+        """Have targets in the plan of this launch."""
+        if rank.sink.compiles:
+            for target in targets:
+                self._planned.met(planned_targets.recipe_of(rank.hello, target))
+
+    async def _earlier(self, rank: Asker) -> Marker | None:
         try:
             # When a rank has said hello, and when it asks. One that is damaged is set aside by the first of them, and
             # is not there for the other.
@@ -423,17 +466,20 @@ class Service:
                 finished.append(entry)
         left = {str(each.target): each.error for each in answers if each.error}
         # A launch without targets is known too: its next start need not search for any.
-        notes = await self._keep(rank, finished, left) if finished or left or not answers else []
+        notes = await self._keep(rank, finished, left, question.searched) if finished or left or not answers else []
+        self._remember(rank, (target for target, work in zip(question.targets, works, strict=True) if work.done()))
         return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
 
-    async def _keep(self, rank: Asker, finished: Sequence[Entry], left: Mapping[str, str]) -> list[str]:
+    async def _keep(
+        self, rank: Asker, finished: Sequence[Entry], left: Mapping[str, str], searched: bool = False
+    ) -> list[str]:
         """Keep what has become of targets. Returns what the rank's log is to say."""
 
         def keep() -> None:
             for target, reason in left.items():
                 rank.sink.leave(target, reason)
             if finished or not left:
-                rank.sink.keep(finished)
+                rank.sink.keep(finished, searched)
 
         try:
             await rank.shop.disk.ask(keep)
@@ -489,7 +535,7 @@ class Service:
         try:
             return await self._record_by(way, rank, target, free_bytes)
         except RecordingProblem as problem:
-            if way.takes_gpu or not problem.failed.no_library:
+            if way.takes_gpu or rank.is_ahead or not problem.failed.no_library:
                 raise
             if rank.shop.way is not None and rank.shop.way.result() == way:
                 logger.warning("targets are recorded on the GPU: %s", problem)
@@ -577,6 +623,11 @@ async def _built(wanted: set[asyncio.Task[str]], limit_s: float) -> Built:
     done = (await asyncio.wait(wanted, timeout=limit_s))[0] if wanted else set()
     failed = tuple(sorted(reason for reason in (each.result() for each in done) if reason))
     return Built(len(done) - len(failed), failed, len(wanted) - len(done))
+
+
+def _is_whole(marker: Marker | None) -> bool:
+    """Whether nobody need search for targets."""
+    return marker is not None and marker.searched
 
 
 def _imported(way: Way, deep_gemm: str) -> tuple[str, str]:

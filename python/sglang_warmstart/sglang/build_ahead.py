@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import queue
 import sys
@@ -20,11 +21,11 @@ from typing import Any
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.log import LOGGER_NAME
-from sglang_warmstart.base.switches import BUILD_AHEAD, EVENTS, JIT_MONITOR, METRICS, SERVICE
+from sglang_warmstart.base.switches import BUILD_AHEAD, BUNDLE, EVENTS, JIT_MONITOR, METRICS, PLANS, SERVICE
 from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.sglang.ahead import plan_for
-from sglang_warmstart.sglang.caches import deep_gemm_cache
+from sglang_warmstart.sglang.caches import deep_gemm_cache, server_environment
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Step
 from sglang_warmstart.sglang.ranks import ENGINE, LAUNCH, before_the_ranks
@@ -82,6 +83,17 @@ class Launch:
     def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
         self._words, self._environment = list(words), dict(environment)
 
+    def begin_early(self) -> None:
+        """Start the service now, if an earlier start of this command line has left a plan.
+
+        SGLang has more to import, and arguments to parse, before it comes to its ranks.
+        """
+        from sglang_warmstart.node.launch import start_early
+
+        plan = plan_for(self._words, self._environment)
+        if plan is not None and plan.is_file():
+            start_early(os.environ, plan.absolute(), server_environment(os.environ))
+
     def plan(self, server_args: Any) -> Path:
         """Where its plan is: what all its ranks on this node compile is in one.
 
@@ -136,11 +148,21 @@ class _Installed:
     launch: Launch | None = None
 
     def recipes(self, hooks: Hooks, environ: ModuleType) -> None:
-        """Declare the switch on ``Envs``, and hear of every recipe of this process."""
+        """Declare the switch on ``Envs``, hear of every recipe of this process, and begin early if it is a server's."""
         declare(hooks, environ, BUILD_AHEAD)
         self.launch = Launch(sys.argv, os.environ)
-        if BUILD_AHEAD.value(os.environ) and JIT_MONITOR.value(os.environ) != "off":
+        if not BUILD_AHEAD.value(os.environ):
+            return
+        if JIT_MONITOR.value(os.environ) != "off":
             hooks.also_undo(recipes.listen(Teller()))
+        # Only a server's main process: those that it starts have its variables, and its service. Whether kernels are
+        # restored, or only recorded, a service has to know from its start.
+        if multiprocessing.parent_process() is None and not {SERVICE, PLANS, BUNDLE.name} & os.environ.keys():
+            try:
+                self.launch.begin_early()
+            except Exception as error:
+                # Whatever it is, the service is started later.
+                logger.warning("warmstart: no service before the arguments are parsed: %s", first_line(error))
 
     def builds(self, hooks: Hooks, engine: ModuleType) -> None:
         """Begin to build before the schedulers are started, when the service has been."""

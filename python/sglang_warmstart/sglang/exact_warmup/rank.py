@@ -240,15 +240,18 @@ class Rank:
         # A marker may know of one that this SGLang does not have: nobody asks for it.
         return self.kernel_types.get(name, name)
 
-    def warm(self, targets: list[Target], limit_s: float) -> None:
+    def warm(self, targets: list[Target], limit_s: float, searched: bool = False) -> None:
         """Have the kernels of targets compiled and load them. What cannot be had is left to SGLang, or raised.
+
+        Args:
+            searched: there are no other targets than these, and those that are known.
 
         Raises:
             WarmupError: strict mode is on, and a target could not be warmed.
         """
         try:
             with timed("step", "wait for kernels", kernels=len(targets)):
-                answer = self.client.warm(targets, self.free_bytes(), limit_s)
+                answer = self.client.warm(targets, self.free_bytes(), limit_s, searched)
         except ServiceGoneError as error:
             answer = Answer(tuple(Warmed(target, error=str(error)) for target in targets))
         self.compiled = max(self.compiled, answer.compiled)

@@ -225,22 +225,22 @@ class ExactWarmup:
     def _warm(self, model_runner: Any, runner: Any, agree: Agree) -> None:
         first, self._is_restored = not self._is_restored, True
         start = time.perf_counter()
-        restored = _restored(self.rank) if self.rank is not None and first else None
+        restored, known = _restored(self.rank) if self.rank is not None and first else (set(), False)
         if not may_run_dry(model_runner, runner):
             if self.rank is not None and restored:
                 _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
             return
         # A dry forward holds collectives: all ranks run it, or none.
-        stand = _NO_SERVICE if self.rank is None else _NO_MARKER if restored is None else _KNOWN
+        stand = _NO_SERVICE if self.rank is None else _KNOWN if known else _NO_MARKER
         least = agree("stand", stand)
         if self.rank is None:
             return
         if least == _NO_SERVICE:
             logger.warning("warmstart: not all ranks take part: targets are warmed when they are first called")
-        elif least == _KNOWN and restored is not None:
+        elif least == _KNOWN:
             _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
         else:
-            warm_found(self.rank, model_runner, runner, restored, agree)
+            warm_found(self.rank, model_runner, runner, restored if known else None, agree)
         if least != _NO_SERVICE:
             # Ranks that were done first wait here, and not in a collective of the GPU.
             agree("done", 1)
@@ -446,24 +446,25 @@ def may_run_dry(model_runner: Any, runner: Any) -> bool:
     )
 
 
-def _restored(rank: Rank) -> set[Target] | None:
-    """The targets of the marker, whose kernels are loaded. None: there is no marker."""
+def _restored(rank: Rank) -> tuple[set[Target], bool]:
+    """The targets of the marker, whose kernels are loaded, and whether those are all that this launch has."""
     try:
         answer = rank.client.restore()
     except ServiceGoneError as error:
         logger.warning("warmstart: the marker cannot be read: %s", error)
-        return None
+        return set(), False
     for note in answer.notes:
         logger.warning("warmstart: %s", note)
     rank.load([TargetKernels(each.target, each.kernels) for each in answer.targets])
-    return {each.target for each in answer.targets} if answer.known else None
+    return {each.target for each in answer.targets}, answer.known
 
 
 def warm_found(rank: Rank, model_runner: Any, runner: Any, known: Collection[Target] | None, agree: Agree) -> None:
     """Run dry forwards, and warm the targets that they find.
 
     Args:
-        known: targets whose kernels are loaded; None where this launch has no marker.
+        known: targets whose kernels are loaded, and which are all of this launch's for what its marker says; None where
+            none says that.
         agree: see :func:`found_dry`.
     """
     start = time.perf_counter()
@@ -475,7 +476,7 @@ def warm_found(rank: Rank, model_runner: Any, runner: Any, known: Collection[Tar
     missing = [target for target in targets if target not in (known or ())]
     # Asked for none, the service notes that this launch has none. A forward that failed has not shown that.
     if missing or (known is None and complete):
-        rank.warm(missing, START_WAIT_S)
+        rank.warm(missing, START_WAIT_S, searched=True)
     _say_warm(rank, f"{len(targets)} targets found by dry forwards", start, dry_done)
 
 

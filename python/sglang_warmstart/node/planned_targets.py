@@ -1,0 +1,113 @@
+"""The targets of DeepGEMM in the plan of a launch: warmed for each rank before it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+from collections.abc import Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.deepgemm.marker import Launch, name_of
+from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.libraries.deep_gemm import DeepGemm
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.node.protocol import Hello
+
+logger = logging.getLogger("sglang.warmstart.service")
+
+# What the rank of this start is given by its process, and that of an earlier one was given by another.
+_PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
+_CACHE = "DG_JIT_CACHE_DIR"
+
+
+class _Form(msgspec.Struct, frozen=True):
+    """What a recipe of a target holds.
+
+    Args:
+        rank: its first words.
+    """
+
+    rank: Hello
+    target: Target
+
+
+class Warmer(Protocol):
+    """What the service does for a rank that has not come yet."""
+
+    async def warm_planned(self, hello: Hello, targets: Sequence[Target]) -> None:
+        """Record and compile targets."""
+
+
+def recipe_of(hello: Hello, target: Target) -> Recipe:
+    """What is to be done at the next start, for a target that a rank has asked for. It has the same at each start."""
+    settings = {name: each for name, each in hello.environment.items() if name not in (*_PLACES, _CACHE)}
+    gpu = msgspec.structs.replace(hello.gpu, ordinal=0, visible=None)
+    rank = msgspec.structs.replace(hello, deep_gemm="", environment=settings, gpu=gpu)
+    return Recipe(DeepGemm.name, str(target), msgspec.to_builtins(_Form(rank, target)))
+
+
+class PlannedTargets:
+    """Those of one service. It lives in one event loop.
+
+    Args:
+        warmer: does the work.
+    """
+
+    def __init__(self, warmer: Warmer) -> None:
+        self._warmer = warmer
+        self._works: dict[tuple[int, str], asyncio.Task[None]] = {}
+
+    async def begin(self, recipes: Iterable[Recipe], root: Path) -> None:
+        """Warm what recipes say; returns when that is done.
+
+        Args:
+            root: of DeepGEMM's cache here.
+        """
+        targets: dict[bytes, list[Target]] = {}
+        for recipe in recipes:
+            try:
+                form = msgspec.convert(recipe.form, _Form)
+            except ValueError as error:
+                logger.info("not warmed by a plan: %s: %s", recipe.name, first_line(error))
+                continue
+            targets.setdefault(msgspec.json.encode(form.rank), []).append(form.target)
+        found = importlib.util.find_spec("deep_gemm")
+        if found is None or found.origin is None:
+            return
+        package = Path(found.origin).parent
+        ranks = [(_here(msgspec.json.decode(rank, type=Hello), root, package), each) for rank, each in targets.items()]
+        ended = await asyncio.gather(*(self._warmer.warm_planned(*each) for each in ranks), return_exceptions=True)
+        for failure in ended:
+            if isinstance(failure, Exception) and not isinstance(failure, ConnectionError):
+                # Whatever it is, the rank asks.
+                logger.warning("targets are not warmed by a plan: %s", first_line(failure))
+
+    async def enter(self, shop: object, launch: Launch, work: Coroutine[None, None, None]) -> None:
+        """Do the work for a launch, for which its rank may wait."""
+        task = self._works[id(shop), name_of(launch)] = asyncio.create_task(work)
+        await task
+
+    async def wait_for(self, shop: object, launch: Launch, limit_s: float) -> None:
+        """Return when the work for a launch is done, if there is any, or the time is up."""
+        if (work := self._works.get((id(shop), name_of(launch)))) is not None:
+            await asyncio.wait({work}, timeout=limit_s)
+
+
+def _here(hello: Hello, root: Path, package: Path) -> Hello:
+    """What the rank would say on this machine.
+
+    Args:
+        root: of DeepGEMM's cache.
+        package: DeepGEMM's directory.
+    """
+    # It may name several roots, of which the first is written.
+    cache = hello.cache if Path(hello.cache.split(":")[0]).is_relative_to(root) else str(root)
+    own = {name: each for name, each in os.environ.items() if name in _PLACES or name.startswith(("DG_", "DJ_"))}
+    environment = {**hello.environment, **own, _CACHE: cache}
+    return msgspec.structs.replace(hello, cache=cache, deep_gemm=str(package), environment=environment)

@@ -1,0 +1,156 @@
+"""DeepGEMM's targets are in the plan of a launch too, and warmed at its next start before a rank asks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from kit.nogpu import TARGETS, call_on
+from kit.node import Node, Place, wait_until
+from kit.toolchain import toolchain
+from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
+from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.node.planned_targets import recipe_of
+from sglang_warmstart.node.protocol import Hello, Warmed, Welcome
+
+VERSION = "0.2.3.post2"
+PLENTY = 80 << 30
+FIRST, SECOND = (
+    Target(kernel_type="GEMM_NT_F8F8BF16", n=n, k=7168, num_groups=1, num_sms=132, m_max=150) for n in (512, 2112)
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place(tmp_path)
+    (place.deep_gemm / "__init__.py").touch()  # the service looks for it
+    return place
+
+
+def plan_of(root: Path) -> Path:
+    return root / "warmstart" / "ahead" / f"words-{'0' * 32}.json"
+
+
+def empty_but_for(plan: Path, root: Path) -> None:
+    data = plan.read_bytes()
+    shutil.rmtree(root)
+    plan.parent.mkdir(parents=True)
+    plan.write_bytes(data)
+
+
+def planned(place: Place, name: str, plan: Path) -> Node:
+    """A service that has a plan from its start, and the DeepGEMM of a place."""
+    (place.directory / name).mkdir()
+    return Node(place.directory / name, modules=place.deep_gemm.parent, build_plan=plan)
+
+
+def served(place: Place, *targets: Target, hello: Hello | None = None) -> Path:
+    """Leave the plan of a start in which a rank asked for targets, and nothing else."""
+    root = place.cache.root
+    plan = plan_of(root)
+    with planned(place, "served", plan) as node:
+        place.rank(node, hello).warm(targets, PLENTY, 30, searched=True)
+        assert node.end() == 0 and node.left() == []
+    empty_but_for(plan, root)
+    return plan
+
+
+def test_real_kernels_are_there_before_the_rank_comes_and_it_need_not_search(tmp_path: Path) -> None:
+    deep_gemm, cache = toolchain().deep_gemm_of(VERSION), tmp_path / "cache"
+    target, plan = msgspec.structs.replace(TARGETS[-1], m_max=32), plan_of(cache)
+    words = Hello(
+        cache=str(cache),
+        environment={"CUDA_HOME": str(toolchain().cuda_home)},
+        deep_gemm=str(deep_gemm),
+        gpu=gpu_of("h200"),
+        launch={"model": "DeepSeek-V4", "rank": "0"},
+        workers=2,
+    )
+    environment = {"CUDA_HOME": str(toolchain().cuda_home)}
+    with Node(tmp_path, library="", modules=deep_gemm.parent, build_plan=plan, **environment) as node:
+        rank = node.client()
+        assert rank.hello(words) == Welcome()
+        (warmed,) = rank.warm([target], PLENTY, 100, searched=True).targets
+        assert warmed.error == ""
+        assert node.end() == 0 and node.left() == []
+    empty_but_for(plan, cache)
+    with Node(tmp_path, library="", modules=deep_gemm.parent, build_plan=plan, **environment) as node:
+        assert wait_until(lambda: list(cache.glob("warmstart/markers/*/*.json")), 100), node.log
+        rank = node.client()
+        assert rank.hello(words) == Welcome()
+        answer = rank.restore()
+    assert (answer.known, answer.targets) == (True, (Warmed(target, warmed.kernels),))
+    assert call_on(str(cache), VERSION, [target], tmp_path) == []
+
+
+def test_a_rank_that_comes_meanwhile_waits_and_nothing_is_compiled_twice(place: Place) -> None:
+    plan = served(place, FIRST, SECOND)
+    before = place.nvcc.compiled
+    place.nvcc.on_each_kernel("sleep 1")
+    with planned(place, "again", plan) as node:
+        assert wait_until(lambda: place.nvcc.compiled != before)
+        answer = place.rank(node).restore()
+    assert answer.known and {each.target for each in answer.targets} == {FIRST, SECOND}
+    assert place.nvcc.compiled == {name: 2 * count for name, count in before.items()}
+
+
+def test_each_rank_has_its_own(place: Place) -> None:
+    words = [place.hello(launch={"model": "DeepSeek-V3", "rank": str(rank)}) for rank in (0, 1)]
+    root = place.cache.root
+    with planned(place, "first", plan_of(root)) as node:
+        for hello, targets in zip(words, ([FIRST], [FIRST, SECOND]), strict=True):
+            place.rank(node, hello).warm(targets, PLENTY, 30, searched=True)
+        assert node.end() == 0 and node.left() == []
+    empty_but_for(plan_of(root), root)
+    with planned(place, "again", plan_of(root)) as node:
+        assert wait_until(lambda: len(list(place.cache.own.glob("markers/*/*.json"))) == 2)
+        found = [place.rank(node, hello).restore() for hello in words]
+    assert [{each.target for each in answer.targets} for answer in found] == [{FIRST}, {FIRST, SECOND}]
+
+
+def test_with_all_kernels_there_a_restart_compiles_none(place: Place) -> None:
+    plan = served(place, FIRST)
+    with planned(place, "filled", plan):
+        assert wait_until(lambda: list(place.cache.own.glob("markers/*/*.json")))
+    runs = place.nvcc.runs
+    with planned(place, "again", plan) as node:
+        assert place.rank(node).restore().known
+        assert node.end() == 0 and node.left() == []
+    assert place.nvcc.runs == runs
+
+
+def test_one_that_cannot_be_had_leaves_the_search_to_the_rank(place: Place) -> None:
+    killed = msgspec.structs.replace(FIRST, kernel_type="a GEMM that is killed at 40")
+    plan = served(place, FIRST, killed)
+    kept = build_plan.load(plan)
+    (part,) = kept.parts.values()
+    odd = Recipe("deep-gemm", "odd", {"rank": "nobody", "target": 7})
+    parts = {"deep-gemm": msgspec.structs.replace(part, recipes=(odd, *part.recipes))}
+    plan.write_bytes(build_plan.encode(msgspec.structs.replace(kept, parts=parts)))
+    with planned(place, "again", plan) as node:
+        assert wait_until(lambda: list(place.cache.own.glob("markers/*/*.json")))
+        answer = place.rank(node).restore()
+        assert "not warmed by a plan: odd: " in node.log
+    assert (answer.known, [each.target for each in answer.targets]) == (False, [FIRST])
+
+
+def test_what_changes_from_start_to_start_is_not_in_a_recipe(place: Place) -> None:
+    other = msgspec.structs.replace(place.hello().gpu, ordinal=3, visible="4,5,6,7")
+    assert recipe_of(place.hello(PATH="/a"), FIRST) == recipe_of(place.hello(PATH="/b", gpu=other), FIRST)
+    assert recipe_of(place.hello(DG_JIT_WITH_LINEINFO="1"), FIRST) != recipe_of(place.hello(), FIRST)
+
+
+def test_a_plan_alone_has_none(place: Place) -> None:
+    """``sglang-warmstart record`` compiles nothing, and leaves no plan of builds."""
+    (place.directory / "node").mkdir()
+    plan = plan_of(place.cache.root)
+    with Node(place.directory / "node", plans=place.directory / "plans", build_plan=plan) as node:
+        client = node.client()
+        assert client.hello(place.hello()).only_plans
+        client.warm([FIRST], PLENTY, 30, searched=True)
+        assert node.end() == 0 and node.left() == []
+    assert not plan.exists()
