@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from kit.nogpu import TARGETS, call_on
 from kit.node import Node, Place, wait_until
+from kit.nogpu import TARGETS, call_on
 from kit.toolchain import toolchain
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
 from sglang_warmstart.deepgemm.target import Target

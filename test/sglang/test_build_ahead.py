@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
+from kit.environment import child_environment
 from kit.node import Node, wait_until
 from kit.watched_libraries import needs_ninja, run_tvm_ffi
-from sglang_warmstart.base.switches import BUILD_AHEAD, EVENTS, SERVICE
+from sglang_warmstart.base.switches import BUILD_AHEAD, BUNDLE, EVENTS, PLANS, SERVICE
 from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.node import launch
 from sglang_warmstart.sglang import build_ahead
 from sglang_warmstart.sglang.ahead import plan_for
 from sglang_warmstart.sglang.build_ahead import Launch
@@ -72,6 +76,69 @@ def test_what_a_rank_has_compiled_is_built_at_the_next_start(
         again = run_tvm_ffi(COMPILE, tmp_path, "again", **{SERVICE: str(node.socket)})
     assert again.status == 0, again.said
     assert [event.cached for event in again.of("tvm-ffi")] == [True]
+
+
+# A server's main process, as far as its own service.
+MAIN = """
+import os, sys
+from sglang.srt.plugins import load_plugins
+
+sys.argv = sys.argv[1:]
+load_plugins()
+from sglang_warmstart.node.launch import early_service
+
+service = early_service(os.environ)
+print(service is not None and str(service.socket) == os.environ["SGLANG_WARMSTART_SERVICE"], flush=True)
+sys.stdin.read()
+"""
+
+
+@needs_ninja
+@pytest.mark.by_plugin
+def test_with_a_plan_the_service_builds_as_soon_as_the_plugin_is_loaded(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    plan = plan_for(COMMAND, os.environ)
+    assert plan is not None
+    with Node(tmp_path) as node:
+        node.client().build_planned(plan, {})
+        assert run_tvm_ffi(COMPILE, tmp_path, "first", **{SERVICE: str(node.socket)}).status == 0
+        assert node.end() == 0 and node.left() == []
+    shutil.rmtree(tmp_path / "cache")
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", MAIN, *sys.argv],
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert wait_until(lambda: list((tmp_path / "cache").glob("*/add_one.so")), 60)
+        (service,) = psutil.Process(process.pid).children()
+    finally:
+        process.communicate()
+    assert not service.is_running(), "it ends with the server"
+
+
+@pytest.mark.parametrize("name", ["", SERVICE, PLANS, BUNDLE.name])
+def test_only_a_main_process_that_needs_no_more_starts_its_service_early(
+    name: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr(launch, "start_early", lambda _environment, plan, _caches: started.append(plan))
+    begin = Launch(sys.argv, os.environ).begin_early
+    begin()
+    assert started == [], "there is no plan"
+    plan = plan_for(COMMAND, os.environ)
+    assert plan is not None
+    plan.parent.mkdir(parents=True)
+    plan.touch()
+    if name:
+        monkeypatch.setenv(name, "somewhere")
+    begin()
+    assert started == ([] if name else [plan])
 
 
 @needs_ninja

@@ -86,8 +86,12 @@ class Launch:
     def begin_early(self) -> None:
         """Start the service now, if an earlier start of this command line has left a plan.
 
-        SGLang has more to import, and arguments to parse, before it comes to its ranks.
+        SGLang has more to import, and arguments to parse, before it comes to its ranks. Not in what a server has
+        started, which has its variables, and its service; nor where kernels are restored, or only recorded: a service
+        has to know that from its start.
         """
+        if multiprocessing.parent_process() is not None or {SERVICE, PLANS, BUNDLE.name} & os.environ.keys():
+            return
         from sglang_warmstart.node.launch import start_early
 
         plan = plan_for(self._words, self._environment)
@@ -155,14 +159,11 @@ class _Installed:
             return
         if JIT_MONITOR.value(os.environ) != "off":
             hooks.also_undo(recipes.listen(Teller()))
-        # Only a server's main process: those that it starts have its variables, and its service. Whether kernels are
-        # restored, or only recorded, a service has to know from its start.
-        if multiprocessing.parent_process() is None and not {SERVICE, PLANS, BUNDLE.name} & os.environ.keys():
-            try:
-                self.launch.begin_early()
-            except Exception as error:
-                # Whatever it is, the service is started later.
-                logger.warning("warmstart: no service before the arguments are parsed: %s", first_line(error))
+        try:
+            self.launch.begin_early()
+        except Exception as error:
+            # Whatever it is, the service is started later.
+            logger.warning("warmstart: no service before the arguments are parsed: %s", first_line(error))
 
     def builds(self, hooks: Hooks, engine: ModuleType) -> None:
         """Begin to build before the schedulers are started, when the service has been."""
