@@ -63,16 +63,23 @@ def become(words: Sequence[str]) -> int:
 
 
 def _planned(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Path | None, dict[str, str]]:
-    """What an earlier start of the command compiled, if that is known, and where its caches are."""
+    """What an earlier start of the command compiled, or one like it, if that is known, and where its caches are."""
     if not BUILD_AHEAD.value(environment):
         return None, {}
     from sglang_warmstart.sglang.ahead import plan_for
     from sglang_warmstart.sglang.caches import server_environment
 
     plan = plan_for(command, environment)
-    if plan is None or not plan.is_file():
+    if plan is None or not (plan.is_file() or _seeded(plan, command, environment)):
         return None, {}
     return plan.absolute(), server_environment(environment)
+
+
+def _seeded(plan: Path, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    # Here and not above: where there is nothing to build, nobody waits for these imports.
+    from sglang_warmstart.sglang.first_start import seed
+
+    return seed(plan, command, environment)
 
 
 def _refused(status: int, line: str) -> int:

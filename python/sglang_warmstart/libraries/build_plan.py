@@ -32,7 +32,7 @@ class Part(msgspec.Struct, frozen=True):
     """What belongs to one library.
 
     Args:
-        versions: with which it was compiled.
+        versions: with which it was compiled, as far as that matters.
         capability: of the GPU, as "9.0".
         recipes: in the order in which the start came to them.
     """
@@ -110,9 +110,9 @@ def usable(plan: BuildPlan, capability: str, environment: Environment) -> tuple[
 def _difference(part: Part, versions: Mapping[str, str], capability: str) -> str:
     if capability and part.capability and capability != part.capability:
         return f"it was compiled for capability {part.capability}, this GPU has {capability}"
-    for name, version in versions.items():
-        if part.versions.get(name) != version:
-            return f"{name} was {part.versions.get(name, 'not known')} and is {version} here"
+    for name, version in part.versions.items():
+        if versions.get(name) != version:
+            return f"{name} was {version} and is {versions.get(name, 'not known')} here"
     return ""
 
 
@@ -161,7 +161,8 @@ class Record:
             versions = LIBRARIES[name].versions(environment)
             part = parts.get(name)
             is_of_others = part is None or _difference(part, versions, capability)
-            kept = {} if part is None or is_of_others else {recipe.key: recipe for recipe in part.recipes}
+            before = () if part is None or is_of_others else part.recipes
+            kept = {recipe.key: recipe for recipe in before if not recipe.is_guess}
             for key, recipe in met.items():
                 if recipe.library == name:
                     kept[key] = _newer(kept[key], recipe) if key in kept else recipe

@@ -17,6 +17,7 @@ import msgspec
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.files import write_atomically
+from sglang_warmstart.libraries import calls
 from sglang_warmstart.libraries.anchors import NoAnchorError, anchored, anchors_of, placed
 from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.recipe import BuildError
@@ -88,12 +89,14 @@ def _written_sources(text: str, root: Path, directory: Path) -> list[Path]:
     return sorted(beside.union(ours))
 
 
-def prepare(_form: Mapping[str, Any]) -> None:
-    """Nothing has to be imported."""
+def prepare(form: Mapping[str, Any]) -> None:
+    """Nothing has to be imported where ninja's text is known."""
+    if calls.is_call(form):
+        calls.prepare(form)
 
 
 def build(form: Mapping[str, Any], root: Path | None, environment: Environment) -> None:
-    """Have ninja build it, while we hold the library's lock.
+    """Have ninja build it, while we hold the library's lock; or the library itself, by a call.
 
     Args:
         root: of the library's cache.
@@ -103,6 +106,9 @@ def build(form: Mapping[str, Any], root: Path | None, environment: Environment) 
     """
     if root is None:
         raise BuildError("the library has no cache here")
+    if calls.is_call(form):
+        calls.build(form)
+        return
     try:
         root = root.resolve()
         what, anchors = msgspec.convert(form, NinjaBuild), anchors_of(root, environment)

@@ -91,12 +91,13 @@ class Planned:
         for reason in refused:
             logger.info("not built ahead: %s", reason)
         targets = [recipe for recipe in recipes if recipe.library == DeepGemm.name]
+        others = [recipe for recipe in recipes if recipe.library != DeepGemm.name]
         _, *reasons = await asyncio.gather(
-            self._targets(targets, path.parent.parent.parent),
-            *(self._builds.begin(recipe) for recipe in recipes if recipe.library != DeepGemm.name),
+            self._targets(targets, path.parent.parent.parent), *(self._builds.begin(recipe) for recipe in others)
         )
-        for reason in filter(None, reasons):
-            logger.warning("not built ahead: %s", reason)
+        for recipe, said in zip(others, reasons, strict=True):
+            if said:
+                logger.log(logging.DEBUG if recipe.is_guess else logging.WARNING, "not built ahead: %s", said)
 
 
 def _missing(path: Path) -> tuple[list[Recipe], list[str]]:

@@ -58,13 +58,13 @@ def arguments_of(command: Sequence[str]) -> list[str] | None:
 
 
 def _key(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    words = sorted((name, _said(name, values)) for name, values in _options(arguments) if _matters(name))
+    words = sorted((name, _said(name, values)) for name, values in options_of(arguments).items() if _matters(name))
     variables = sorted((name, value) for name, value in environment.items() if value and is_material(name))
     return hashlib.sha256(os.fsencode(json.dumps([words, variables], ensure_ascii=False))).hexdigest()
 
 
-def _options(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each option with the words behind it. Of one that is given twice, the last one counts, as for SGLang."""
+def options_of(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Each option, as ``model_path``, with the words behind it. Of one that is given twice, the last one counts."""
     options: dict[str, list[str]] = {}
     name = ""
     for word in arguments:
@@ -74,7 +74,7 @@ def _options(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
             options[name] = [value] if separator else []
         else:
             options.setdefault(name, []).append(word)
-    return list(options.items())
+    return options
 
 
 def _matters(name: str) -> bool:

@@ -84,7 +84,7 @@ class Launch:
         self._words, self._environment = list(words), dict(environment)
 
     def begin_early(self) -> None:
-        """Start the service now, if an earlier start of this command line has left a plan.
+        """Start the service now, if there is a plan of this command line, or a list for its first start.
 
         SGLang has more to import, and arguments to parse, before it comes to its ranks. Not in what a server has
         started, which has its variables, and its service; nor where kernels are restored, or only recorded: a service
@@ -93,9 +93,10 @@ class Launch:
         if multiprocessing.parent_process() is not None or {SERVICE, PLANS, BUNDLE.name} & os.environ.keys():
             return
         from sglang_warmstart.node.launch import start_early
+        from sglang_warmstart.sglang.first_start import seed
 
         plan = plan_for(self._words, self._environment)
-        if plan is not None and plan.is_file():
+        if plan is not None and seed(plan, self._words, self._environment):
             start_early(os.environ, plan.absolute(), server_environment(os.environ))
 
     def plan(self, server_args: Any) -> Path:

@@ -1,0 +1,130 @@
+"""What to build at the first start of a launch, of which no plan is known: what starts like it have compiled.
+
+There is a list for each release that was started on a GPU, in groups: what any start compiles, and what belongs to a
+feature of the model or its arguments. A wrong guess costs CPU time and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sglang_warmstart.base.files import write_atomically
+from sglang_warmstart.libraries import build_plan, machine
+from sglang_warmstart.libraries.build_plan import BuildPlan, Part
+from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.sglang.ahead import arguments_of, options_of
+
+LISTS = Path(__file__).with_name("first_starts")
+
+# What says in a model's configuration that it has a mixture of experts.
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
+
+
+class FirstStarts(msgspec.Struct, frozen=True):
+    """What starts of a release have compiled.
+
+    Args:
+        capability: of the GPU, as "9.0".
+        libraries: version of each whose recipes hold for that alone.
+        groups: recipes, by feature.
+    """
+
+    capability: str
+    libraries: dict[str, str]
+    groups: dict[str, tuple[Recipe, ...]]
+
+    def plan(self, features: Iterable[str]) -> BuildPlan:
+        """The plan of a start with these features."""
+        found: dict[str, list[Recipe]] = {}
+        for feature in features:
+            for recipe in self.groups.get(feature, ()):
+                found.setdefault(recipe.library, []).append(msgspec.structs.replace(recipe, is_guess=True))
+        versions = {library: {library: self.libraries[library]} for library in found if library in self.libraries}
+        return BuildPlan(
+            {library: Part(versions.get(library, {}), self.capability, tuple(each)) for library, each in found.items()}
+        )
+
+
+def seed(plan: Path, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Write a plan for a first start, if there is none and the installed release has a list.
+
+    Returns:
+        Whether there is a plan now.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if plan.is_file():
+        return True
+    known = of_release(machine.version("sglang"))
+    if known is None:
+        return False
+    made = known.plan(Features(command, environment).all)
+    if not made.parts:
+        return False
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(plan, build_plan.encode(made))
+    return True
+
+
+def of_release(release: str) -> FirstStarts | None:
+    """The list of a release; None if none of its starts was recorded."""
+    try:
+        data = (LISTS / f"{release}.json").read_bytes()
+    except FileNotFoundError:
+        return None
+    return msgspec.json.decode(data, type=FirstStarts)
+
+
+class Features:
+    """What a command line and the model's configuration say of a launch.
+
+    Args:
+        command: that starts a server, or that server's ``sys.argv``.
+        environment: of the command.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._options = options_of(arguments_of(command) or ())
+        self._environment = environment
+
+    @property
+    def all(self) -> list[str]:
+        """Names of groups."""
+        config = self.config
+        found = ["any", *config.get("architectures", ())]
+        if config.get("kv_lora_rank"):
+            found.append("mla")
+        if any(config.get(name) for name in _EXPERTS):
+            found.append("moe")
+        if dict(config.get("quantization_config") or {}).get("quant_method") == "fp8":
+            found.append("fp8")
+        # Without the option, SGLang chooses, by much else.
+        found += (f"attention-{backend}" for backend in self._options.get("attention_backend", ())[-1:])
+        return found
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's configuration; empty where it is not on this machine."""
+        words = self._options.get("model_path") or self._options.get("model") or [""]
+        for path in (Path(words[-1], "config.json"), *self._in_hub(words[-1])):
+            try:
+                found = json.loads(path.read_bytes())
+            except (OSError, ValueError, RecursionError):
+                continue
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def _in_hub(self, model: str) -> list[Path]:
+        """Where Hugging Face's cache has it, the newest first (``huggingface_hub/constants.py``)."""
+        home = self._environment.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")  # noqa: PTH111
+        hub = Path(self._environment.get("HF_HUB_CACHE") or Path(home, "hub"))
+        found = hub.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json") if model else ()
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
