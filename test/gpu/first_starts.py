@@ -1,6 +1,6 @@
 """Makes the list for first starts of a release out of the plans that starts on a GPU have left.
 
-    first_starts.py RELEASE ARCHITECTURE=PLAN [ARCHITECTURE=PLAN ...] > python/sglang_warmstart/sglang/first_starts/RELEASE.json
+    first_starts.py ARCHITECTURE=PLAN [ARCHITECTURE=PLAN ...] > python/sglang_warmstart/sglang/first_starts/RELEASE.json
 
 PLAN is a file of `warmstart/ahead` below DeepGEMM's cache of a server of that release, and ARCHITECTURE what the
 model's configuration calls it. What belongs to a feature is told by its name and module, below.
@@ -27,10 +27,8 @@ FEATURES = (
     (r"set_mla_kv_buffer|fused_rope_false_64_", "mla"),
     (r"triton \S*\.moe\.|_moe_sum_reduce|moe_align|_router_triton", "moe"),
     (r"per_token_group_quant", "fp8"),
-    (
-        r"flashinfer  norm$|_clamp_position|_resolve_future|jit_activation|(write_req_to|alloc_|compute_position|_small_copy)",
-        "any",
-    ),
+    (r"flashinfer  norm$|_clamp_position|_resolve_future|jit_activation", "any"),
+    (r"triton \S* (write_req_to|alloc_|compute_position|_small_copy)", "any"),
 )
 _HOPPER = {"FLASHINFER_CUDA_ARCH_LIST": "9.0a"}
 _ARCH = ("sglang.jit_kernel.utils:override_jit_cuda_arch", 9, 0)
@@ -92,7 +90,7 @@ def groups(plans: dict[str, build_plan.BuildPlan]) -> Iterator[tuple[str, Recipe
 def main() -> None:
     """Write the list to standard output."""
     plans = {}
-    for word in sys.argv[2:]:
+    for word in sys.argv[1:]:
         architecture, _, path = word.partition("=")
         plans[architecture] = build_plan.decode(Path(path).read_bytes(), path)
     found: dict[str, dict[str, Recipe]] = {}
@@ -101,12 +99,11 @@ def main() -> None:
         known = of_feature.get(recipe.key)
         if known is None or known.seconds < recipe.seconds:
             of_feature[recipe.key] = recipe
-    parts = [part for plan in plans.values() for part in plan.parts.values()]
-    libraries = {
-        name: plan.parts[name].versions[name] for plan in plans.values() for name in LIBRARIES if name in plan.parts
-    }
+    triton = next(iter(plans.values())).parts["triton"]
     made = FirstStarts(
-        parts[0].capability, libraries, {name: tuple(each.values()) for name, each in sorted(found.items())}
+        capability=triton.capability,
+        libraries={"triton": triton.versions["triton"]},  # its options are in the recipes
+        groups={name: tuple(each.values()) for name, each in sorted(found.items())},
     )
     sys.stdout.buffer.write(msgspec.json.encode(made) + b"\n")
 

@@ -28,10 +28,10 @@ from kit.process import ServerProcess
 
 HERE = Path(__file__).parent
 INPUT_IDS = [5, 6, 7, 8]
-# The flag has a longer name in later releases.
-GRAPHS = "--cuda-graph-max-bs"
-if importlib.util.find_spec("sglang.srt.model_executor.runner"):
-    GRAPHS = "--cuda-graph-max-bs-decode"
+# The flag has a longer name from 0.5.14 on. By the version: an import of SGLang would name its caches to this process,
+# and all servers would share them.
+RELEASE = tuple(int(re.findall(r"\d+", each)[0]) for each in importlib.metadata.version("sglang").split(".")[:3])
+GRAPHS = "--cuda-graph-max-bs-decode" if RELEASE >= (0, 5, 14) else "--cuda-graph-max-bs"
 SERVER = shlex.split(
     "--load-format dummy --skip-tokenizer-init --attention-backend triton --sampling-backend pytorch "
     f"--grammar-backend none --mem-fraction-static 0.6 --max-total-tokens 65536 {GRAPHS} 8 "
@@ -78,6 +78,7 @@ def compiler() -> str:
 
 def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_LIMIT_S, ask: bool = True) -> Run:
     """Start the server, ask it for tokens, stop it, and collect what the probe and the compiler log wrote."""
+    assert "sglang" not in sys.modules, "it would have named its caches to all servers"
     port, nccl_port = free_ports(2)
     probe = run.home / f"probe-{run.name}"
     probe.mkdir(parents=True)
