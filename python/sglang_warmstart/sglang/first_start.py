@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from sglang_warmstart.base.files import write_atomically
+from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.libraries import build_plan, machine
 from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import Recipe
@@ -53,7 +54,7 @@ class FirstStarts(msgspec.Struct, frozen=True):
 
 
 def seed(plan: Path, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Write a plan for a first start, if there is none and the installed release has a list.
+    """Write a plan for a first start, if there is none, and the installed release has a list for this machine's GPUs.
 
     Returns:
         Whether there is a plan now.
@@ -64,7 +65,7 @@ def seed(plan: Path, command: Sequence[str], environment: Mapping[str, str]) -> 
     if plan.is_file():
         return True
     known = of_release(machine.version("sglang"))
-    if known is None:
+    if known is None or {"{}.{}".format(*each) for each in capabilities()} != {known.capability}:
         return False
     made = known.plan(Features(command, environment).all)
     if not made.parts:
