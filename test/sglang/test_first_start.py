@@ -150,6 +150,7 @@ def test_a_first_start_gets_a_plan_of_guesses_and_a_later_one_keeps_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(first_start, "of_release", lambda _: LIST)
+    monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
     plan = tmp_path / "kernels" / "warmstart" / "ahead" / f"words-{'0' * 32}.json"
     command = [*SERVE, str(model(tmp_path / "model", **DEEPSEEK))]
     assert first_start.seed(plan, command, {})
@@ -174,8 +175,10 @@ def test_a_first_start_gets_a_plan_of_guesses_and_a_later_one_keeps_its_own(
 
 def test_without_a_list_or_with_nothing_in_it_there_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tmp_path / "plan.json"
-    for known in (None, FirstStarts("9.0", {}, {"DeepseekV3ForCausalLM": LIST.groups["any"]})):
+    other_model = FirstStarts("9.0", {}, {"DeepseekV3ForCausalLM": LIST.groups["any"]})
+    for known, gpus in ((None, {(9, 0)}), (other_model, {(9, 0)}), (LIST, set()), (LIST, {(9, 0), (10, 0)})):
         monkeypatch.setattr(first_start, "of_release", lambda _, known=known: known)
+        monkeypatch.setattr(first_start, "capabilities", lambda gpus=gpus: gpus)
         assert not first_start.seed(plan, [*SERVE, "m"], {})
         assert not plan.exists()
 
