@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sglang_warmstart.base.errors import first_line
-from sglang_warmstart.libraries.recipe import BuildError
+from sglang_warmstart.libraries.recipe import BuildError, why
 
 # What may be called: FlashInfer's makers of modules, and those of SGLang's kernels that tvm-ffi builds.
 _MODULES = ("flashinfer.", "sglang.jit_kernel.")
@@ -62,7 +61,7 @@ def build(form: Mapping[str, Any]) -> None:
                 made.build(False, True)
     except Exception as error:
         # As text: what it raises need not survive the way to another process.
-        raise BuildError(f"{type(error).__name__}: {first_line(error)}") from None
+        raise BuildError(f"{type(error).__name__}: {why(str(error))}") from None
 
 
 def _within(what: Call) -> AbstractContextManager[object]:

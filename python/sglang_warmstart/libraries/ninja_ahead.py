@@ -20,7 +20,7 @@ from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.libraries import calls
 from sglang_warmstart.libraries.anchors import NoAnchorError, anchored, anchors_of, placed
 from sglang_warmstart.libraries.machine import Environment
-from sglang_warmstart.libraries.recipe import BuildError
+from sglang_warmstart.libraries.recipe import BuildError, why
 
 # The statement that says what a file is made of: "build OUT: RULE IN IN | IMPLICIT || ORDER".
 _STATEMENT = re.compile(r"^build .*?(?<!\$): \S+ (.*)$", re.MULTILINE)
@@ -138,7 +138,7 @@ def _build_locked(directory: Path, file: Path, lock: Path, files: Mapping[Path, 
             command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
         if done.returncode:
-            raise BuildError(_why(done.stdout))
+            raise BuildError(why(done.stdout))
 
 
 def _below(root: Path, path: str) -> Path:
@@ -150,11 +150,3 @@ def _below(root: Path, path: str) -> Path:
     if not place.is_relative_to(root):
         raise BuildError(f"{path!r} leads out of the cache")
     return place
-
-
-def _why(said: str) -> str:
-    # ninja repeats the whole command behind the line that says what failed, and then comes what the compiler said.
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    failed = next((number + 2 for number, line in enumerate(lines) if line.startswith("FAILED: ")), 0)
-    errors = [line for line in lines[failed:] if "error" in line.lower()]
-    return (errors or lines[-1:] or ["ninja says nothing"])[0]

@@ -45,6 +45,15 @@ class BuildError(Exception):
     """It could not be built; says why in one line."""
 
 
+def why(said: str) -> str:
+    """The line of what ninja, or a library that has run it, says that tells why a build failed."""
+    # ninja repeats the whole command behind the line that says what failed, and then comes what the compiler said.
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    failed = next((number + 2 for number, line in enumerate(lines) if line.startswith("FAILED: ")), 0)
+    errors = [line for line in lines[failed:] if "error" in line.lower()]
+    return (errors or lines[-1:] or ["ninja says nothing"])[0]
+
+
 _listeners: list[Callable[[Recipe], object]] = []
 
 
