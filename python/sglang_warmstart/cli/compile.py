@@ -18,6 +18,7 @@ from sglang_warmstart.bundle import cluster
 from sglang_warmstart.bundle.build import Cubin, compile_all
 from sglang_warmstart.bundle.cluster import Workers
 from sglang_warmstart.bundle.signature import PrivateKey
+from sglang_warmstart.cli.compile_image import are_of_builds, compile_image
 from sglang_warmstart.cli.compile_output import Output, output_of
 from sglang_warmstart.cli.compile_view import View
 from sglang_warmstart.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, command, read_plans
@@ -60,7 +61,10 @@ class Filler:
 
 @command
 def compile_plan(
-    plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans, of `record` or `plan export`.")],
+    plans: Annotated[
+        list[Path],
+        typer.Argument(metavar="PLAN...", help="Plans: of `record`, `plan export`, or of builds."),
+    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -88,9 +92,14 @@ def compile_plan(
 ) -> None:
     """Compile the kernels of plans into one bundle, or into a cache that DeepGEMM uses as it is. No GPU is needed.
 
+    Plans of builds, which a start leaves in warmstart/ahead of DeepGEMM's cache, have what all JIT libraries compiled:
+    into a directory with their caches, for an image in which it has the same place.
+
     What is there from an earlier run is kept. Exit status 0 when it has all kernels, 1 when some could not be
     compiled (the others are in it), 2 when this machine is not what the plan asks for, 130 after Ctrl-C.
     """
+    if are_of_builds(plans):
+        raise typer.Exit(compile_image(plans, output, as_json))
     plan = read_plans(plans)
     made = output_of(output, plan, PrivateKey.load(key) if key is not None else None, deep_gemm)
     if address is not None and not address.startswith(cluster.SCHEME):

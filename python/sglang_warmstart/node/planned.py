@@ -12,8 +12,9 @@ from sglang_warmstart.base import trust
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.libraries import build_plan
-from sglang_warmstart.libraries.build_plan import Record
+from sglang_warmstart.libraries.build_plan import BuildPlan, Record
 from sglang_warmstart.libraries.deep_gemm import DeepGemm
+from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.node.builds import Builds
@@ -90,14 +91,27 @@ class Planned:
             return
         for reason in refused:
             logger.info("not built ahead: %s", reason)
+
+        def built(recipe: Recipe, reason: str) -> None:
+            if reason:
+                logger.log(logging.DEBUG if recipe.is_guess else logging.WARNING, "not built ahead: %s", reason)
+
+        await self.build(recipes, path.parent.parent.parent, built)
+
+    async def build(self, recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
+        """Build by recipes, all at once.
+
+        Args:
+            root: of DeepGEMM's cache.
+            built: told of each that is not DeepGEMM's when it is done, and why it could not be built, if so.
+        """
+
+        async def one(recipe: Recipe) -> None:
+            built(recipe, await self._builds.begin(recipe))
+
         targets = [recipe for recipe in recipes if recipe.library == DeepGemm.name]
         others = [recipe for recipe in recipes if recipe.library != DeepGemm.name]
-        _, *reasons = await asyncio.gather(
-            self._targets(targets, path.parent.parent.parent), *(self._builds.begin(recipe) for recipe in others)
-        )
-        for recipe, said in zip(others, reasons, strict=True):
-            if said:
-                logger.log(logging.DEBUG if recipe.is_guess else logging.WARNING, "not built ahead: %s", said)
+        await asyncio.gather(self._targets(targets, root), *map(one, others))
 
 
 def _missing(path: Path) -> tuple[list[Recipe], list[str]]:
@@ -106,8 +120,13 @@ def _missing(path: Path) -> tuple[list[Recipe], list[str]]:
     plan = build_plan.load(path)
     if not plan.parts:
         return [], []
-    recipes, refused = build_plan.usable(plan, _capability(), os.environ)
-    missing = [recipe for recipe in recipes if not LIBRARIES[recipe.library].is_made(recipe, os.environ)]
+    return missing_of(plan, os.environ)
+
+
+def missing_of(plan: BuildPlan, environment: Environment) -> tuple[list[Recipe], list[str]]:
+    """What a plan has and the caches of an environment have not, as of :func:`_missing`."""
+    recipes, refused = build_plan.usable(plan, _capability(), environment)
+    missing = [recipe for recipe in recipes if not LIBRARIES[recipe.library].is_made(recipe, environment)]
     return sorted(missing, key=lambda recipe: -recipe.seconds), refused
 
 

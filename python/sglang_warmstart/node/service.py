@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -44,6 +44,7 @@ from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.deepgemm.record.way import ON_GPU, Way, way_for
 from sglang_warmstart.deepgemm.sinks import LaunchMarker, RankPlan, Sink
 from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.node import builders, limits, planned_targets, protocol
 from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.disk import Disk, NoAnswerError
@@ -154,6 +155,7 @@ class Service:
         workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
         self._places = Places(limits.compile_workers(workers))
         self._builds = Builds(self._places)
+        self.planned: dict[str, str] = {}  # targets of plans, and why they could not be warmed
         self._planned_targets = PlannedTargets(self)
         self._planned = Planned(self._builds, self._planned_targets.begin, self._wait_for_restoring)
         self._was_told_run = False
@@ -193,6 +195,10 @@ class Service:
     def build_planned(self, plan: Path) -> None:
         """Build what a plan has of other libraries than DeepGEMM."""
         self._planned.begin(plan)
+
+    async def build(self, recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
+        """Build by recipes; see :meth:`.planned.Planned.build`."""
+        await self._planned.build(recipes, root, built)
 
     async def _begin_run(self, environment: Mapping[str, str]) -> None:
         if environment and not self._was_told_run:
@@ -296,23 +302,30 @@ class Service:
     async def warm_planned(self, hello: Hello, targets: Sequence[Target]) -> None:
         """Record and compile what a rank of an earlier start had, before the rank of this one asks.
 
-        Not on the GPU: the rank itself may not have come to it.
+        Not on the GPU: the rank itself may not have come to it. What has become of each is in ``planned``.
         """
         rank = await self._asker(hello)
         if isinstance(rank, Welcome):
             logger.info("no targets are warmed by a plan: %s", rank.problem)
+            self.planned.update(dict.fromkeys(map(str, targets), rank.problem))
         elif rank.sink.compiles:
             work = self._warm_planned(replace(rank, is_ahead=True), targets)
             await self._planned_targets.enter(rank.shop, hello.launch, work)
 
     async def _warm_planned(self, rank: Asker, targets: Sequence[Target]) -> None:
-        if _is_whole(await self._earlier(rank)) or (await self._way(rank)).library == ON_GPU:
+        if _is_whole(await self._earlier(rank)):
+            self.planned.update(dict.fromkeys(map(str, targets), ""))
+            return
+        if (way := await self._way(rank)).library == ON_GPU:
+            self.planned.update(dict.fromkeys(map(str, targets), f"it can be recorded on the GPU alone: {way.reason}"))
             return
         works = [self._work(rank, target, 0) for target in targets]
         await asyncio.wait(works)
         self._go_on()
         rank.shop.progress.rest()
         entries = [work.result() for work in works]
+        for target, entry in zip(targets, entries, strict=True):
+            self.planned[str(target)] = "" if entry.kernels is not None else entry.reason
         finished = [entry for entry in entries if entry.kernels is not None]
         # What one of them lacks the rank asks for when it has searched itself.
         for note in await self._keep(rank, finished, {}, searched=len(finished) == len(entries)):

@@ -44,6 +44,19 @@ def deep_gemm_cache(environment: Mapping[str, str]) -> Path:
     return _expanded("~/.cache/deep_gemm")
 
 
+def caches_below(directory: Path) -> dict[str, str]:
+    """The variables that have a server of any release keep the caches of all its JIT libraries below a directory."""
+    return {
+        ALL_CACHES: str(directory),
+        DEEP_GEMM_CACHE: str(directory / "deep_gemm"),
+        "SGLANG_JIT_CACHE_DIR": str(directory / "jit"),
+        "TRITON_CACHE_DIR": str(directory / "triton"),
+        "FLASHINFER_WORKSPACE_BASE": str(directory),
+        "TVM_FFI_CACHE_DIR": str(directory / "tvm-ffi"),
+        "TILELANG_CACHE_DIR": str(directory / "tilelang"),
+    }
+
+
 def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment that a server which is started with this one gives to its JIT libraries.
 
