@@ -17,6 +17,7 @@ from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import NOT_INSTALLED, Environment
 from sglang_warmstart.libraries.monitor import compiling
+from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.tilelang_ahead import described, entry_of
 
 
@@ -94,12 +95,19 @@ class TileLang(Library):
                 with contextlib.suppress(Exception):  # the kernel is compiled
                     bound = signature.bind(*args, **kwargs)
                     bound.apply_defaults()
-                    form, root = described(bound.arguments), self.root(os.environ)
-                    if form is not None and root is not None:
-                        entry = Path(entry_of(bound.arguments)).relative_to(root)
-                        recipes.tell(self.recipe(name, form, f"{entry}/params.pkl", now() - at))
+                    form = described(bound.arguments)
+                    recipe = None if form is None else self.recipe_at(entry_of(bound.arguments), form, now() - at)
+                    if recipe is not None and recipe.made:  # else each start would build it again
+                        recipes.tell(recipe)
 
         hooks.wrap(cls, "__init__", __init__, "self, func")
+
+    def recipe_at(self, entry: str, form: Mapping[str, Any], seconds: float) -> Recipe:
+        """A recipe of what lies in a directory of the cache; empty where that is not known."""
+        root, made = self.root(os.environ), ""
+        if entry and root is not None and Path(entry).is_relative_to(root):
+            made = f"{Path(entry).relative_to(root)}/params.pkl"
+        return self.recipe(form["name"], form, made, seconds)
 
 
 def _name(function: Any) -> str:

@@ -52,8 +52,11 @@ class _PostponedError(Exception):
 
 
 @contextlib.contextmanager
-def postponed(found: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """What this thread would compile is handed to ``found``, in the form of a recipe; the call writes nothing.
+def postponed(found: Callable[[dict[str, Any], str], None]) -> Iterator[None]:
+    """What this thread would compile is handed to ``found``; the call writes nothing.
+
+    Args:
+        found: is given the form of a recipe, and what :func:`entry_of` says.
 
     A kernel that TileLang has in memory or on disk runs as it does outside. So does one that cannot be described.
     """
@@ -72,7 +75,10 @@ def postponed(found: Callable[[dict[str, Any]], None]) -> Iterator[None]:
         if kernel is None:
             compile_it(*args, **kwargs)
             return
-        found(kernel)
+        entry = ""
+        with contextlib.suppress(Exception):  # the form is enough
+            entry = entry_of(given.arguments)
+        found(kernel, entry)
         raise _PostponedError
 
     def go_on(*args: Any, **kwargs: Any) -> Any:

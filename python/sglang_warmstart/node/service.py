@@ -217,6 +217,8 @@ class Service:
             async for message in _messages(reader):
                 if isinstance(message, Build):
                     wanted.add(self._builds.begin(message.recipe))
+                    if message.recipe.made:  # else each start would build it again
+                        self._planned.met(message.recipe)
                     continue
                 if isinstance(message, BuildPlanned):
                     await self._begin_run(message.environment)

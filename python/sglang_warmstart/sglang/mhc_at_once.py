@@ -22,7 +22,6 @@ from sglang_warmstart.base.hooks import Hooks
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import BUILD_AHEAD, SERVICE, STRICT
 from sglang_warmstart.libraries.recipe import Recipe
-from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.libraries.tilelang import TileLang
 from sglang_warmstart.libraries.tilelang_ahead import postponed
 from sglang_warmstart.node.client import ServiceClient
@@ -68,10 +67,10 @@ def build_at_once(run: Callable[[], object]) -> None:
     if path is None or not BUILD_AHEAD.value(os.environ):
         return
     kernels: dict[str, Recipe] = {}
-    client, library = ServiceClient(Path(path)), LIBRARIES[TileLang.name]
+    client, library = ServiceClient(Path(path)), TileLang()
 
-    def found(form: dict[str, Any]) -> None:
-        recipe = library.recipe(form["name"], form, seconds=_KERNEL_SECONDS)
+    def found(form: dict[str, Any], entry: str) -> None:
+        recipe = library.recipe_at(entry, form, _KERNEL_SECONDS)
         if recipe.key not in kernels:
             kernels[recipe.key] = recipe
             client.build(recipe)
@@ -84,7 +83,7 @@ def build_at_once(run: Callable[[], object]) -> None:
             if not kernels:
                 return
             # DeepGEMM's part, of all buckets at once too, while the service builds.
-            with postponed(lambda _: None):
+            with postponed(lambda *_: None):
                 run()
             built = client.await_builds(BUILD_WAIT_S)
     finally:
