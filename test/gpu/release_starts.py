@@ -8,13 +8,17 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from monitoring import WATCHED
-from runs import HERE, Run, checkpoint, helper, start, warmup_of
+from runs import HERE, Run, checkpoint, compiler, helper, start, warmup_of
+from sglang_warmstart.sglang.caches import caches_below
 
 DEEPSEEK, DEEPSEEK_V4, QWEN = "deepseek-v3-2layer", "deepseek-v4-4layer", "qwen3-235b-a22b-fp8-2layer"
 FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
@@ -70,7 +74,8 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     """Lanes of WARMSTART_GPU_LANES beside each other, and every M of what exact warm-up compiled where it asks.
 
     States: "stock" and "stock-warm-N" have the fast list and no plugin but its probe; "cold" and "warm-N" the plugin;
-    for the others see `forget`. What follows "early" and "decode" is said in its name: "early-planned-1".
+    for the others see `forget`. What "early" and "decode" mean is said in their names: "early-planned-1". "make-image"
+    has the plan compiled into a directory, without the GPU, and "image-N" starts with that and nothing else.
     """
     version = importlib.metadata.version("sglang")
     name = os.environ.get("WARMSTART_GPU_NAME", f"release-starts-{version}")
@@ -83,13 +88,15 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
 
     def one(lane: Lane, state: str) -> None:
         config, arguments, changes = MODELS[lane.label]
-        stock = state.startswith("stock")
-        model, home = scratch / f"model-{lane.label}", scratch / f"home-{lane.label}-{'stock' if stock else 'exact'}"
+        stock, image = state.startswith("stock"), state.startswith("image")
+        model = scratch / f"model-{lane.label}"
+        home = scratch / f"home-{lane.label}-{'stock' if stock else 'image' if image else 'exact'}"
         model.mkdir(parents=True, exist_ok=True)
         (model / "config.json").write_text(json.dumps({**json.loads((HERE / f"{config}.json").read_text()), **changes}))
         if home.exists():
             forget(home, state)
         environment = {**FAST, **(DEEPSEEK_V4_VARIABLES if config == DEEPSEEK_V4 else {}), **(WATCHED if stock else {})}
+        environment |= caches_below(home / "image") if image else {}
         run = Run(
             f"{lane.label}-{state}",
             list(arguments),
@@ -118,6 +125,11 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
                     "sweep", cache, "-", "", CUDA_VISIBLE_DEVICES=lane.gpus.split(",")[0]
                 )
                 checkpoint(name, result)
+            elif state == "make-image":
+                result.setdefault("images", {})[lane.label] = make_image(
+                    scratch / f"home-{lane.label}-exact", scratch / f"home-{lane.label}-image" / "image", lane.cores
+                )
+                checkpoint(name, result)
             else:
                 one(lane, state)
 
@@ -141,8 +153,35 @@ def planned_in(home: Path) -> dict[str, list[list[Any]]]:
     return found
 
 
+def make_image(home: Path, image: Path, cores: list[int]) -> dict[str, Any]:
+    """What the plans of a home's servers have, compiled for an image."""
+    plans = (deep_gemm_cache_below(home) / "warmstart" / "ahead").glob("*.json")
+    words = ["compile", "--json", "-o", str(image), *map(str, plans)]
+    command = ["taskset", "--cpu-list", ",".join(map(str, cores)), sys.executable, "-W", "ignore", "-c"]
+    begin = time.time()
+    # The compiler of the plan is the one that writes a log.
+    changed = {"HOME": str(image.parent), "CUDA_VISIBLE_DEVICES": "", "DG_JIT_NVCC_COMPILER": compiler()}
+    done = subprocess.run(
+        [*command, "from sglang_warmstart.cli import main; main()", *words],
+        env={**os.environ, **changed},
+        capture_output=True,
+        text=True,
+    )
+    try:
+        made: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        made = {"error": f"status {done.returncode}: {done.stdout[-500:]} {done.stderr[-1500:]}"}
+    made |= {"status": done.returncode, "whole_s": round(time.time() - begin, 1), "said": done.stderr[-2000:]}
+    shown = {key: made.get(key) for key in ("planned", "there", "failed", "refused", "whole_s", "error")}
+    print(f"  image: {shown}", flush=True)
+    return made
+
+
 def forget(home: Path, state: str) -> None:
-    """Empty what a state starts without: "recold" DeepGEMM's cache, "planned" all but the plans, "cold" all."""
+    """Empty what a state starts without: "recold" DeepGEMM's cache, "planned" all but the plans, "cold" all.
+
+    "image" all but the directory of the image.
+    """
     if "recold" in state:
         shutil.rmtree(deep_gemm_cache_below(home))
     if "planned" in state:
@@ -154,11 +193,14 @@ def forget(home: Path, state: str) -> None:
             (place / name).write_bytes(data)
     if state.startswith(("cold", "early-cold")):
         empty(home)
+    if state.startswith("image"):
+        empty(home, "image")
 
 
-def empty(home: Path) -> None:
+def empty(home: Path, but: str = "") -> None:
     for each in home.iterdir():
-        shutil.rmtree(each)
+        if each.name != but:
+            shutil.rmtree(each)
 
 
 def events_of(home: Path) -> list[dict[str, Any]]:
