@@ -123,6 +123,7 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
                 run.metrics = metrics_of(port)
     except Exception as error:
         run.error = f"{type(error).__name__}: {error}".splitlines()[0]  # the rest is the log's end
+    wait_for_service(run.home)
     run.log = log_file.read_text(errors="replace")
     for file in sorted(probe.glob("*.jsonl")):
         run.events += [json.loads(line) for line in file.read_text().splitlines()]
@@ -135,6 +136,19 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
     said = (f"ready in {run.ready_s} s", f"tokens {run.tokens}", f"prompts {run.answers_s} s" if run.prompts else "")
     print(f"  {run.name}: {', '.join(filter(None, said))} {run.error or ''}", flush=True)
     return run
+
+
+def wait_for_service(home: Path, limit_s: float = 20.0) -> None:
+    """Return when the service of a server has ended: it writes what it knows when the server is gone."""
+    end = time.time() + limit_s
+    while time.time() < end:
+        lines = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                lines.append(" ".join(process.cmdline()))
+        if not any("sglang_warmstart.node.service" in line and str(home) in line for line in lines):
+            return
+        time.sleep(0.2)
 
 
 def watch_processes(server: ServerProcess, run: Run) -> None:
