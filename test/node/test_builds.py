@@ -24,6 +24,7 @@ from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.node import builders
+from sglang_warmstart.node import builds as builds_module
 from sglang_warmstart.node.builders import Builder
 from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.pool import Places
@@ -102,6 +103,47 @@ def test_the_longest_is_built_first(cache: Cache) -> None:
     # One has the place as soon as it is prepared.
     first, *others = [event.name for event in cache.events()]
     assert others == [name for name in ("m40", "m9", "m7", "m1") if name != first]
+
+
+@pytest.mark.parametrize(("places", "order"), [(1, ["long", "short"]), (2, ["short", "long"])])
+def test_where_places_are_short_the_longest_is_waited_for_while_it_imports(
+    places: int, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+
+    class Importing:
+        """A builder whose imports take as long as its library's name says."""
+
+        def __init__(self, library: str) -> None:
+            self.seconds = {"flashinfer": 0.0, "tvm-ffi": 0.5}[library]
+            self.recipes: list[Recipe] = []
+
+        async def prepare(self, recipe: Recipe) -> tuple[int, str]:
+            await asyncio.sleep(self.seconds)
+            self.recipes.append(recipe)
+            return len(self.recipes) - 1, ""
+
+        async def build(self, number: int) -> str:
+            began.append(self.recipes[number].name)
+            await asyncio.sleep(0.1)
+            return ""
+
+        def close(self) -> None:
+            pass
+
+    async def build() -> None:
+        builds = Builds(Places(places))
+        recipes = Recipe("flashinfer", "short", {"a": 1}, seconds=3), Recipe("tvm-ffi", "long", {"a": 1}, seconds=40)
+        await asyncio.gather(*map(builds.begin, recipes))
+
+    monkeypatch.setattr(builds_module, "Builder", Importing)
+    asyncio.run(build())
+    assert began == order
+    # It is not waited for for ever.
+    began.clear()
+    monkeypatch.setattr(builds_module, "IMPORT_WAIT_S", 0.1)
+    asyncio.run(build())
+    assert began == ["short", "long"]
 
 
 def test_one_that_fails_is_said_in_one_line_and_the_others_are_built(cache: Cache) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now
@@ -12,6 +13,9 @@ from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.node.builders import Builder
 from sglang_warmstart.node.pool import Places
+
+# SGLang and torch take as long to import where other processes import them too.
+IMPORT_WAIT_S = 20.0
 
 
 class Builds:
@@ -27,6 +31,8 @@ class Builds:
         self._places = places
         self._lanes = Lanes()
         self._over = False
+        self._in_preparation: Counter[float] = Counter()  # by how long they take
+        self._prepared = asyncio.Condition()
 
     def begin(self, recipe: Recipe) -> asyncio.Task[str]:
         """Build by a recipe, if nobody has asked for it yet. Returns what ends with the reason why it could not be."""
@@ -46,8 +52,10 @@ class Builds:
             return f"{recipe.name}: nothing builds for {recipe.library}"
         try:
             with self._shared(recipe) as builder:
-                number, reason = await builder.prepare(recipe)
+                async with self._preparing(recipe.seconds):
+                    number, reason = await builder.prepare(recipe)
                 if not reason:
+                    await self._let_longer_go_first(recipe.seconds)
                     # Not before: what imports takes nobody's place.
                     async with self._places.one_for(recipe.seconds):
                         reason = "" if self._over else await self._build_by(builder, number, recipe)
@@ -55,6 +63,28 @@ class Builds:
             # Whatever it is, the rank compiles it.
             reason = first_line(error)
         return f"{recipe.name}: {reason}" if reason else ""
+
+    @contextlib.asynccontextmanager
+    async def _preparing(self, seconds: float) -> AsyncIterator[None]:
+        self._in_preparation[seconds] += 1
+        try:
+            yield
+        finally:
+            self._in_preparation[seconds] -= 1
+            async with self._prepared:
+                self._prepared.notify_all()
+
+    async def _let_longer_go_first(self, seconds: float) -> None:
+        """Where there are not places for all, wait a while for what takes longer and has something to import yet."""
+        if sum(not task.done() for task in self._tasks.values()) <= self._places.count:
+            return
+
+        def none_is_longer() -> bool:
+            return not any(count for each, count in self._in_preparation.items() if each > seconds)
+
+        async with self._prepared:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._prepared.wait_for(none_is_longer), IMPORT_WAIT_S)
 
     async def _build_by(self, builder: Builder, number: int, recipe: Recipe) -> str:
         at, lane = now(), self._lanes.take()

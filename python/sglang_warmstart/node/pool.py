@@ -213,7 +213,7 @@ class Places:
     """The places at a node's compilers. What takes longest of all that wait is the next: else it would end last."""
 
     def __init__(self, count: int) -> None:
-        self._free = count
+        self.count = self._free = count
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
 
