@@ -422,6 +422,62 @@ def deepseek_v4() -> str:
     return table(["library", "exact: in the rank", "exact: by the service", "stock: in the rank, so far"], rows)
 
 
+# The state of a start, by how its name begins; the first that fits.
+_AHEAD = (
+    ("stock-warm", "stock, warm"),
+    ("stock", "stock, FAST_WARMUP, all cold"),
+    ("cold", "plugin, all cold"),
+    ("planned", "plugin, all cold but the plan"),
+    ("early-planned", "the same, by `sglang-warmstart run`"),
+    ("image", "plugin, from an image's directory"),
+    ("warm", "plugin, warm"),
+)
+
+
+def build_ahead() -> str:
+    """Starts with a plan of everything, beside those without and warm ones."""
+    rows = []
+    for version in ("0.5.12", "0.5.23"):
+        runs = result(f"build-ahead-{version}")["runs"]
+        for model in dict.fromkeys(run["model"] for run in runs):
+            of_model = [run for run in runs if run["model"] == model]
+            warm = next(run["ready_s"] for run in of_model if run["state"].startswith("warm"))
+            for _, state in _AHEAD:
+                found = [run for run in of_model if state_of(run["state"]) == state]
+                if not found:
+                    continue
+                ready = [run["ready_s"] for run in found]
+                compilers = [run["used"].get("compilers", {}).get("cpu_s", 0.0) for run in found]
+                rows.append(
+                    [
+                        version,
+                        model,
+                        state,
+                        " / ".join(f"{each:.1f}" for each in ready),
+                        " / ".join(f"{each / warm:.2f}" for each in ready),
+                        " / ".join(f"{each:.0f}" for each in compilers),
+                        " / ".join(f"{each:.2f}" for each in found[0]["prompts_s"]),
+                    ]
+                )
+    titles = ["SGLang", "model", "start", "ready after s", "times the warm start", "CPU s of compilers"]
+    return table([*titles, "first prompts of 1 / 17 / 333 / 3000 tokens, s"], rows)
+
+
+def state_of(state: str) -> str:
+    """What a state is called in the table."""
+    return next(title for beginning, title in _AHEAD if state.startswith(beginning))
+
+
+def decode() -> str:
+    """Time for a token of DeepSeek-V4's shapes, warm, with and without the plugin."""
+    found = result("deepseek-v4-stock-0.5.23")
+    rows = []
+    for title, name in (("stock", "deepseek-v4-stock-warm-decode"), ("plugin", "deepseek-v4-warm-decode")):
+        rounds = run(found, name)["decode_ms"]
+        rows.append([title, *(" / ".join(f"{each:.2f}" for each in rounds[batch]) for batch in ("1", "64"))])
+    return table(["ms a token, three rounds", "batch 1", "batch 64"], rows)
+
+
 def met_late(each: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets of a start that were met in a forward: the waits for them."""
     return [event for event in each["events"] if event.get("name") == "a new target"]
@@ -442,6 +498,8 @@ TABLES = (
     deep_gemm_part,
     mhc,
     deepseek_v4,
+    build_ahead,
+    decode,
     nvrtc,
     nvrtc_kernels,
     bundles,
