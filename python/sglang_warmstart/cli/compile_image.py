@@ -24,8 +24,6 @@ from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.deep_gemm import DeepGemm
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
-from sglang_warmstart.node.planned import missing_of
-from sglang_warmstart.node.service import Service
 from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE, caches_below
 
 # Enough to tell by; a plan of DeepGEMM's kernels begins in another way.
@@ -58,6 +56,9 @@ def compile_image(paths: Sequence[Path], output: Path, as_json: bool) -> int:
         plans = [build_plan.load(path) for path in paths]
     except OSError as error:
         raise BundleError(f"{error.filename}: {error.strerror}") from error
+    # Here and not above: `compile` of DeepGEMM's plans needs no service.
+    from sglang_warmstart.node.planned import missing_of
+
     caches = caches_below(directory)
     # Builders are processes of their own, which have the variables of this one.
     os.environ.update(caches)
@@ -108,6 +109,8 @@ def _built(recipes: Sequence[Recipe], root: Path, console: Console) -> list[tupl
 
 
 async def _build(recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
+    from sglang_warmstart.node.service import Service
+
     directory, alive = make_directory()
     with alive:
         service = Service(directory)
