@@ -78,6 +78,13 @@ def test_what_a_rank_has_compiled_is_built_at_the_next_start(
     assert [event.cached for event in again.of("tvm-ffi")] == [True]
 
 
+def package_in(place: Path) -> Path:
+    """A directory of a Python path with a DeepGEMM, which is looked for and not imported."""
+    (place / "site" / "deep_gemm").mkdir(parents=True)
+    (place / "site" / "deep_gemm" / "__init__.py").touch()
+    return place / "site"
+
+
 # A server's main process, as far as its own service.
 MAIN = """
 import os, sys
@@ -105,9 +112,10 @@ def test_with_a_plan_the_service_builds_as_soon_as_the_plugin_is_loaded(
         assert run_tvm_ffi(COMPILE, tmp_path, "first", **{SERVICE: str(node.socket)}).status == 0
         assert node.end() == 0 and node.left() == []
     shutil.rmtree(tmp_path / "cache")
+    own = child_environment()
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", MAIN, *sys.argv],
-        env=child_environment(),
+        env={**own, "PYTHONPATH": f"{package_in(tmp_path)}{os.pathsep}{own['PYTHONPATH']}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -122,12 +130,13 @@ def test_with_a_plan_the_service_builds_as_soon_as_the_plugin_is_loaded(
     assert not service.is_running(), "it ends with the server"
 
 
-@pytest.mark.parametrize("name", ["", SERVICE, PLANS, BUNDLE.name])
+@pytest.mark.parametrize("name", ["", SERVICE, PLANS, BUNDLE.name, "SGLANG_JIT_DEEPGEMM_PRECOMPILE"])
 def test_only_a_main_process_that_needs_no_more_starts_its_service_early(
-    name: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    name: str, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Path] = []
     monkeypatch.setattr(launch, "start_early", lambda _environment, plan, _caches: started.append(plan))
+    monkeypatch.syspath_prepend(package_in(tmp_path))
     begin = Launch(sys.argv, os.environ).begin_early
     begin()
     assert started == [], "there is no plan"
@@ -136,7 +145,7 @@ def test_only_a_main_process_that_needs_no_more_starts_its_service_early(
     plan.parent.mkdir(parents=True)
     plan.touch()
     if name:
-        monkeypatch.setenv(name, "somewhere")
+        monkeypatch.setenv(name, "0" if name.startswith("SGLANG_JIT") else "somewhere")
     begin()
     assert started == ([] if name else [plan])
 

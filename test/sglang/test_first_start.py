@@ -182,6 +182,11 @@ def test_without_a_list_or_with_nothing_in_it_there_is_no_plan(tmp_path: Path, m
         monkeypatch.setattr(first_start, "capabilities", lambda gpus=gpus: gpus)
         assert not first_start.seed(plan, [*SERVE, "m"], {})
         assert not plan.exists()
+    for words in (["--help"], ["-h"], ["--device", "cpu"]):
+        monkeypatch.setattr(first_start, "of_release", lambda _: LIST)
+        monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
+        assert not first_start.seed(plan, [*SERVE, "m", *words], {})
+        assert not plan.exists()
 
 
 @needs_ninja

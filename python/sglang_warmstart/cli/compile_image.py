@@ -118,7 +118,7 @@ async def _build(recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe,
             await service.build(recipes, root, built)
             for recipe in recipes:
                 if recipe.library == DeepGemm.name:
-                    built(recipe, service.planned.get(recipe.name, "DeepGEMM is not installed here"))
+                    built(recipe, service.outcomes.get(recipe.name, "DeepGEMM is not installed here"))
         finally:
             service.stop()
             await service.end(directory)

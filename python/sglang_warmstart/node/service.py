@@ -155,7 +155,7 @@ class Service:
         workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
         self._places = Places(limits.compile_workers(workers))
         self._builds = Builds(self._places)
-        self.planned: dict[str, str] = {}  # targets of plans, and why they could not be warmed
+        self.outcomes: dict[str, str] = {}  # targets of plans, and why they could not be warmed
         self._planned_targets = PlannedTargets(self)
         self._planned = Planned(self._builds, self._planned_targets.begin, self._wait_for_restoring)
         self._was_told_run = False
@@ -304,22 +304,22 @@ class Service:
     async def warm_planned(self, hello: Hello, targets: Sequence[Target]) -> None:
         """Record and compile what a rank of an earlier start had, before the rank of this one asks.
 
-        Not on the GPU: the rank itself may not have come to it. What has become of each is in ``planned``.
+        Not on the GPU: the rank itself may not have come to it. What has become of each is in ``outcomes``.
         """
         rank = await self._asker(hello)
         if isinstance(rank, Welcome):
             logger.info("no targets are warmed by a plan: %s", rank.problem)
-            self.planned.update(dict.fromkeys(map(str, targets), rank.problem))
+            self.outcomes.update(dict.fromkeys(map(str, targets), rank.problem))
         elif rank.sink.compiles:
             work = self._warm_planned(replace(rank, is_ahead=True), targets)
             await self._planned_targets.enter(rank.shop, hello.launch, work)
 
     async def _warm_planned(self, rank: Asker, targets: Sequence[Target]) -> None:
         if _is_whole(await self._earlier(rank)):
-            self.planned.update(dict.fromkeys(map(str, targets), ""))
+            self.outcomes.update(dict.fromkeys(map(str, targets), ""))
             return
         if (way := await self._way(rank)).library == ON_GPU:
-            self.planned.update(dict.fromkeys(map(str, targets), f"it can be recorded on the GPU alone: {way.reason}"))
+            self.outcomes.update(dict.fromkeys(map(str, targets), f"it can be recorded on the GPU alone: {way.reason}"))
             return
         works = [self._work(rank, target, 0) for target in targets]
         await asyncio.wait(works)
@@ -327,7 +327,7 @@ class Service:
         rank.shop.progress.rest()
         entries = [work.result() for work in works]
         for target, entry in zip(targets, entries, strict=True):
-            self.planned[str(target)] = "" if entry.kernels is not None else entry.reason
+            self.outcomes[str(target)] = "" if entry.kernels is not None else entry.reason
         finished = [entry for entry in entries if entry.kernels is not None]
         # What one of them lacks the rank asks for when it has searched itself.
         for note in await self._keep(rank, finished, {}, searched=len(finished) == len(entries)):
@@ -421,9 +421,11 @@ class Service:
         return path
 
     async def _restore(self, rank: Asker) -> Answer:
+        begin = now()
         await self._wait_for_restoring()
         # Before it searches for targets itself, which takes it longer.
-        await self._planned_targets.wait_for(rank.shop, rank.hello.launch, RESTORE_LIMIT_S)
+        left_s = max(0.0, RESTORE_LIMIT_S - (now() - begin))
+        await self._planned_targets.wait_for(rank.shop, rank.hello.launch, left_s)
         self._go_on()
         marker = await self._earlier(rank)
         targets = () if marker is None else marker.targets

@@ -7,6 +7,7 @@ the node's service, which keeps them beside DeepGEMM's kernels, and builds them 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -93,8 +94,11 @@ class Launch:
         if multiprocessing.parent_process() is not None or {SERVICE, PLANS, BUNDLE.name} & os.environ.keys():
             return
         from sglang_warmstart.node.launch import start_early
+        from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
         from sglang_warmstart.sglang.first_start import seed
 
+        if not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
+            return  # there will be no service
         plan = plan_for(self._words, self._environment)
         if plan is not None and seed(plan, self._words, self._environment):
             start_early(os.environ, plan.absolute(), server_environment(os.environ))

@@ -64,10 +64,11 @@ def seed(plan: Path, command: Sequence[str], environment: Mapping[str, str]) -> 
     """
     if plan.is_file():
         return True
-    known = of_release(machine.version("sglang"))
+    features = Features(command, environment)
+    known = of_release(machine.version("sglang")) if features.are_of_a_server else None
     if known is None or {"{}.{}".format(*each) for each in capabilities()} != {known.capability}:
         return False
-    made = known.plan(Features(command, environment).all)
+    made = known.plan(features.all)
     if not made.parts:
         return False
     plan.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +94,14 @@ class Features:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._options = options_of(arguments_of(command) or ())
+        self._words = arguments_of(command) or []
+        self._options = options_of(self._words)
         self._environment = environment
+
+    @property
+    def are_of_a_server(self) -> bool:
+        """Whether the words start a server on a GPU, and not its help."""
+        return not {"-h", "--help"} & set(self._words) and self._options.get("device", ["cuda"])[-1:] == ["cuda"]
 
     @property
     def all(self) -> list[str]:
