@@ -98,6 +98,26 @@ def test_a_rank_that_comes_meanwhile_waits_and_nothing_is_compiled_twice(place: 
     assert place.nvcc.compiled == {name: 2 * count for name, count in before.items()}
 
 
+def test_a_start_that_ended_before_its_search_leaves_that_to_the_next(place: Place) -> None:
+    # As one that is killed when mHC's targets are there, and no dry forward has run.
+    root = place.cache.root
+    with planned(place, "first", plan_of(root)) as node:
+        place.rank(node).warm([FIRST], PLENTY, 30)
+        assert node.end() == 0 and node.left() == []
+    empty_but_for(plan_of(root), root)
+    with planned(place, "again", plan_of(root)) as node:
+        assert wait_until(lambda: list(place.cache.own.glob("markers/*/*.json")))
+        rank = place.rank(node)
+        answer = rank.restore()
+        assert (answer.known, [each.target for each in answer.targets]) == (False, [FIRST])
+        rank.warm([SECOND], PLENTY, 30, searched=True)
+        assert node.end() == 0 and node.left() == []
+    empty_but_for(plan_of(root), root)
+    with planned(place, "then", plan_of(root)) as node:
+        assert wait_until(lambda: list(place.cache.own.glob("markers/*/*.json")))
+        assert place.rank(node).restore().known
+
+
 def test_each_rank_has_its_own(place: Place) -> None:
     words = [place.hello(launch={"model": "DeepSeek-V3", "rank": str(rank)}) for rank in (0, 1)]
     root = place.cache.root
@@ -140,8 +160,12 @@ def test_one_that_cannot_be_had_leaves_the_search_to_the_rank(place: Place) -> N
 
 def test_what_changes_from_start_to_start_is_not_in_a_recipe(place: Place) -> None:
     other = msgspec.structs.replace(place.hello().gpu, ordinal=3, visible="4,5,6,7")
-    assert recipe_of(place.hello(PATH="/a"), FIRST) == recipe_of(place.hello(PATH="/b", gpu=other), FIRST)
-    assert recipe_of(place.hello(DG_JIT_WITH_LINEINFO="1"), FIRST) != recipe_of(place.hello(), FIRST)
+    here = recipe_of(place.hello(PATH="/a"), FIRST, True)
+    assert here == recipe_of(place.hello(PATH="/b", gpu=other), FIRST, True)
+    assert here != recipe_of(place.hello(DG_JIT_WITH_LINEINFO="1"), FIRST, True)
+    # The newer counts.
+    assert here.key == recipe_of(place.hello(DG_JIT_WITH_LINEINFO="1"), FIRST, False).key
+    assert here.key != recipe_of(place.hello(), SECOND, True).key
 
 
 def test_a_plan_alone_has_none(place: Place) -> None:

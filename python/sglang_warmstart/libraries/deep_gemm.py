@@ -11,6 +11,7 @@ from sglang_warmstart.deepgemm.dialects import FIRST_JIT, Dialect, UnknownJitErr
 from sglang_warmstart.libraries import machine
 from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import Environment
+from sglang_warmstart.libraries.recipe import Recipe
 
 
 class DeepGemm(Library):
@@ -46,6 +47,10 @@ class DeepGemm(Library):
     def has_recipes(self) -> bool:
         """See :class:`Library`."""
         return True
+
+    def is_made(self, recipe: Recipe, environment: Environment) -> bool:
+        """See :class:`Library`. Which kernels a target has, and whether they are there, the service finds out."""
+        return False
 
     def versions(self, environment: Environment) -> dict[str, str]:
         """See :class:`Library`. SGLang says which targets there are; what kernels they have, the DeepGEMM of today."""

@@ -31,25 +31,36 @@ class _Form(msgspec.Struct, frozen=True):
 
     Args:
         rank: its first words.
+        searched: this and the others of the rank are all that its launch has.
     """
 
     rank: Hello
     target: Target
+    searched: bool
 
 
 class Warmer(Protocol):
     """What the service does for a rank that has not come yet."""
 
-    async def warm_planned(self, hello: Hello, targets: Sequence[Target]) -> None:
-        """Record and compile targets."""
+    async def warm_planned(self, hello: Hello, targets: Sequence[Target], searched: bool) -> None:
+        """Record and compile targets.
+
+        Args:
+            searched: these are all that the launch has.
+        """
 
 
-def recipe_of(hello: Hello, target: Target) -> Recipe:
-    """What is to be done at the next start, for a target that a rank has asked for. It has the same at each start."""
+def recipe_of(hello: Hello, target: Target, searched: bool) -> Recipe:
+    """What is to be done at the next start, for a target that a rank has asked for. It has the same at each start.
+
+    Args:
+        searched: see :class:`_Form`.
+    """
     settings = {name: each for name, each in hello.environment.items() if name not in (*_PLACES, _CACHE)}
     gpu = msgspec.structs.replace(hello.gpu, ordinal=0, visible=None)
     rank = msgspec.structs.replace(hello, deep_gemm="", environment=settings, gpu=gpu)
-    return Recipe(DeepGemm.name, str(target), msgspec.to_builtins(_Form(rank, target)))
+    form = msgspec.to_builtins(_Form(rank, target, searched))
+    return Recipe(DeepGemm.name, str(target), form, f"{name_of(hello.launch)} {target}")
 
 
 class PlannedTargets:
@@ -69,20 +80,28 @@ class PlannedTargets:
         Args:
             root: of DeepGEMM's cache here.
         """
-        targets: dict[bytes, list[Target]] = {}
+        ranks: dict[bytes, list[_Form]] = {}
         for recipe in recipes:
             try:
                 form = msgspec.convert(recipe.form, _Form)
             except ValueError as error:
                 logger.info("not warmed by a plan: %s: %s", recipe.name, first_line(error))
                 continue
-            targets.setdefault(msgspec.json.encode(form.rank), []).append(form.target)
+            ranks.setdefault(msgspec.json.encode(form.rank), []).append(form)
         found = importlib.util.find_spec("deep_gemm")
         if found is None or found.origin is None:
             return
         package = Path(found.origin).parent
-        ranks = [(_here(msgspec.json.decode(rank, type=Hello), root, package), each) for rank, each in targets.items()]
-        ended = await asyncio.gather(*(self._warmer.warm_planned(*each) for each in ranks), return_exceptions=True)
+        works = [
+            self._warmer.warm_planned(
+                _here(forms[0].rank, root, package),
+                [form.target for form in forms],
+                # Those that were asked for before the search, or met after it, are among them.
+                any(form.searched for form in forms),
+            )
+            for forms in ranks.values()
+        ]
+        ended = await asyncio.gather(*works, return_exceptions=True)
         for failure in ended:
             if isinstance(failure, Exception) and not isinstance(failure, ConnectionError):
                 # Whatever it is, the rank asks.

@@ -301,7 +301,7 @@ class Service:
             sink = RankPlan(self._plans / name, identity, hello.launch)
         return Asker(hello, shop, sink)
 
-    async def warm_planned(self, hello: Hello, targets: Sequence[Target]) -> None:
+    async def warm_planned(self, hello: Hello, targets: Sequence[Target], searched: bool) -> None:
         """Record and compile what a rank of an earlier start had, before the rank of this one asks.
 
         Not on the GPU: the rank itself may not have come to it. What has become of each is in ``outcomes``.
@@ -311,10 +311,10 @@ class Service:
             logger.info("no targets are warmed by a plan: %s", rank.problem)
             self.outcomes.update(dict.fromkeys(map(str, targets), rank.problem))
         elif rank.sink.compiles:
-            work = self._warm_planned(replace(rank, is_ahead=True), targets)
+            work = self._warm_planned(replace(rank, is_ahead=True), targets, searched)
             await self._planned_targets.enter(rank.shop, hello.launch, work)
 
-    async def _warm_planned(self, rank: Asker, targets: Sequence[Target]) -> None:
+    async def _warm_planned(self, rank: Asker, targets: Sequence[Target], searched: bool) -> None:
         if _is_whole(await self._earlier(rank)):
             self.outcomes.update(dict.fromkeys(map(str, targets), ""))
             return
@@ -330,7 +330,7 @@ class Service:
             self.outcomes[str(target)] = "" if entry.kernels is not None else entry.reason
         finished = [entry for entry in entries if entry.kernels is not None]
         # What one of them lacks the rank asks for when it has searched itself.
-        for note in await self._keep(rank, finished, {}, searched=len(finished) == len(entries)):
+        for note in await self._keep(rank, finished, {}, searched and len(finished) == len(entries)):
             logger.warning("%s", note)
 
     def _get_ready(self, rank: Asker) -> None:
@@ -432,16 +432,16 @@ class Service:
         if targets:
             names = {use.directory for each in targets for use in each.kernels}
             emit("restore", "by the marker", now(), library="deep-gemm", kernels=len(names), cached=True)
-        self._remember(rank, (each.target for each in targets))
+        self._remember(rank, (each.target for each in targets), _is_whole(marker))
         notes, rank.notes[:] = tuple(rank.notes), []
         warmed = tuple(Warmed(each.target, each.kernels) for each in targets)
         return Answer(warmed, notes=notes, known=_is_whole(marker))
 
-    def _remember(self, rank: Asker, targets: Iterable[Target]) -> None:
+    def _remember(self, rank: Asker, targets: Iterable[Target], searched: bool) -> None:
         """Have targets in the plan of this launch."""
         if rank.sink.compiles:
             for target in targets:
-                self._planned.met(planned_targets.recipe_of(rank.hello, target))
+                self._planned.met(planned_targets.recipe_of(rank.hello, target, searched))
 
     async def _earlier(self, rank: Asker) -> Marker | None:
         try:
@@ -484,7 +484,8 @@ class Service:
         left = {str(each.target): each.error for each in answers if each.error}
         # A launch without targets is known too: its next start need not search for any.
         notes = await self._keep(rank, finished, left, question.searched) if finished or left or not answers else []
-        self._remember(rank, (target for target, work in zip(question.targets, works, strict=True) if work.done()))
+        done = (target for target, work in zip(question.targets, works, strict=True) if work.done())
+        self._remember(rank, done, question.searched)
         return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
 
     async def _keep(
