@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from kit.environment import python_path
 from kit.node import Node
 from kit.nogpu import TARGETS, call_on
@@ -30,6 +31,13 @@ COMPILE = "import sglang.srt.environ\ncompile()\nimport time; time.sleep(2)"
 COMMAND = (sys.executable, "-c", "from sglang_warmstart.cli import main; main()", "compile")
 
 pytestmark = needs_ninja
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another test has left here a service would have, and its rank would not."""
+    for variable in [each for each in os.environ if each.startswith(("DG_", "DJ_"))]:
+        monkeypatch.delenv(variable)
 
 
 def compile_plan(plan: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:

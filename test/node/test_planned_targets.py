@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,13 @@ PLENTY = 80 << 30
 FIRST, SECOND = (
     Target(kernel_type="GEMM_NT_F8F8BF16", n=n, k=7168, num_groups=1, num_sms=132, m_max=150) for n in (512, 2112)
 )
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another test has left here a service would have, and its rank would not."""
+    for variable in [each for each in os.environ if each.startswith(("DG_", "DJ_"))]:
+        monkeypatch.delenv(variable)
 
 
 @pytest.fixture
