@@ -100,6 +100,8 @@ def test_the_longest_is_built_first(cache: Cache) -> None:
     cache.keep(*order)
     with cache.node(SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS="1"):
         assert wait_until(lambda: all(cache.built(each.name).exists() for each in order), 30)
+        # An event is written when the builder has said that it is done.
+        assert wait_until(lambda: len(cache.events()) == len(order))
     # One has the place as soon as it is prepared.
     first, *others = [event.name for event in cache.events()]
     assert others == [name for name in ("m40", "m9", "m7", "m1") if name != first]
