@@ -63,7 +63,8 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     told: list[dict[str, Any]] = []
 
     class NoService:
-        socket = "/nonexistent"
+        # Whoever looks for it there is told at once, and not seconds later, in another test.
+        socket = "/nonexistent/service.sock"
 
     def start(**options: Any) -> NoService:
         # Whether restoring has begun by then.
