@@ -79,7 +79,10 @@ def _seeded(plan: Path, command: Sequence[str], environment: Mapping[str, str]) 
     # Here and not above: where there is nothing to build, nobody waits for these imports.
     from sglang_warmstart.sglang.first_start import seed
 
-    return seed(plan, command, environment)
+    try:
+        return seed(plan, command, environment)
+    except Exception:
+        return False  # whatever the cache or the model's configuration is like, the service starts early
 
 
 def _refused(status: int, line: str) -> int:

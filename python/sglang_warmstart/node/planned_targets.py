@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import logging
 import os
@@ -59,8 +60,11 @@ def recipe_of(hello: Hello, target: Target, searched: bool) -> Recipe:
     settings = {name: each for name, each in hello.environment.items() if name not in (*_PLACES, _CACHE)}
     gpu = msgspec.structs.replace(hello.gpu, ordinal=0, visible=None)
     rank = msgspec.structs.replace(hello, deep_gemm="", environment=settings, gpu=gpu)
-    form = msgspec.to_builtins(_Form(rank, target, searched))
-    return Recipe(DeepGemm.name, str(target), form, f"{name_of(hello.launch)} {target}")
+    # As it is read again: with lists, and no tuples.
+    form = msgspec.json.decode(msgspec.json.encode(_Form(rank, target, searched)))
+    # By all fields: the name of a target leaves some of them out.
+    digest = hashlib.sha256(msgspec.json.encode(target, order="deterministic")).hexdigest()[:16]
+    return Recipe(DeepGemm.name, str(target), form, f"{hello.kind} {name_of(hello.launch)} {digest}")
 
 
 class PlannedTargets:
@@ -126,7 +130,8 @@ def _here(hello: Hello, root: Path, package: Path) -> Hello:
         package: DeepGEMM's directory.
     """
     # It may name several roots, of which the first is written.
-    cache = hello.cache if Path(hello.cache.split(":")[0]).is_relative_to(root) else str(root)
+    own_root = root / "nvrtc" if hello.kind == "nvrtc" else root
+    cache = hello.cache if Path(hello.cache.split(":")[0]).is_relative_to(root) else str(own_root)
     own = {name: each for name, each in os.environ.items() if name in _PLACES or name.startswith(("DG_", "DJ_"))}
     environment = {**hello.environment, **own, _CACHE: cache}
     return msgspec.structs.replace(hello, cache=cache, deep_gemm=str(package), environment=environment)

@@ -483,9 +483,10 @@ class Service:
                 finished.append(entry)
         left = {str(each.target): each.error for each in answers if each.error}
         # A launch without targets is known too: its next start need not search for any.
-        notes = await self._keep(rank, finished, left, question.searched) if finished or left or not answers else []
-        done = (target for target, work in zip(question.targets, works, strict=True) if work.done())
-        self._remember(rank, done, question.searched)
+        searched = question.searched and not any(each.not_ready for each in answers)
+        notes = await self._keep(rank, finished, left, searched) if finished or left or not answers else []
+        # Also those that are not ready: what is to be done for them is known.
+        self._remember(rank, question.targets, question.searched)
         return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
 
     async def _keep(

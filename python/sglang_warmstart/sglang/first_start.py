@@ -107,7 +107,7 @@ class Features:
     def all(self) -> list[str]:
         """Names of groups."""
         config = self.config
-        found = ["any", *config.get("architectures", ())]
+        found = ["any", *(config.get("architectures") or ())]
         if config.get("kv_lora_rank"):
             found.append("mla")
         if any(config.get(name) for name in _EXPERTS):

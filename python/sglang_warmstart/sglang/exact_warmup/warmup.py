@@ -476,7 +476,7 @@ def warm_found(rank: Rank, model_runner: Any, runner: Any, known: Collection[Tar
     missing = [target for target in targets if target not in (known or ())]
     # Asked for none, the service notes that this launch has none. A forward that failed has not shown that.
     if missing or (known is None and complete):
-        rank.warm(missing, START_WAIT_S, searched=True)
+        rank.warm(missing, START_WAIT_S, searched=complete)
     _say_warm(rank, f"{len(targets)} targets found by dry forwards", start, dry_done)
 
 
