@@ -138,6 +138,17 @@ def test_a_service_that_ends_does_not_wait_for_the_cache(tmp_path: Path, monkeyp
     assert took(start)
 
 
+def test_a_service_that_was_started_early_does_not_wait_for_a_server_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "UNCALLED_S", SHORT_S)
+    monkeypatch.setattr(service.compilers, "end_all_runs", lambda: None)
+    start = time.monotonic()
+    early = service.Service(tmp_path, early=True)
+    assert asyncio.run(service.run(early, tmp_path / "socket", parent=os.getppid())) == 0
+    assert took(start)
+
+
 def test_a_kernel_whose_lock_is_held_is_compiled_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "LOCK_S", SHORT_S)
     compiler = write_copying_compiler(tmp_path)

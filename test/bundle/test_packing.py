@@ -34,14 +34,14 @@ class Warmed:
         self.cache = KernelCache(directory / "cache")
         self.warm(LAUNCH, *SHAPES)
 
-    def warm(self, launch: Launch, *shapes: tuple[str, int, int], **changed: object) -> None:
+    def warm(self, launch: Launch, *shapes: tuple[str, int, int], searched: bool = True, **changed: object) -> None:
         finished = []
         for shape in shapes:
             target, kernels = recording().of_target(*shape, self.deep_gemm / "include")
             for kernel in kernels:
                 self.cache.publish(kernel.directory, kernel.source, cubin(kernel.directory.encode()))
             finished.append(targets_kernels(target, kernels))
-        Markers(self.cache, identity_in(self.deep_gemm, **changed)).add(launch, finished)
+        Markers(self.cache, identity_in(self.deep_gemm, **changed)).add(launch, finished, searched=searched)
 
     @property
     def state(self) -> dict[Path, bytes]:
@@ -70,6 +70,21 @@ def test_a_bundle_that_was_restored_elsewhere_exports_the_same_plan(warmed: Warm
     with path.open("rb") as stream:
         restore(stream, Place(tmp_path / "other", there, {"CUDA_HOME": str(toolchain().cuda_home)}))
     assert plans.encode(packing.export(tmp_path / "other").plan) == plans.encode(plan)
+
+
+def test_a_launch_whose_search_has_not_ended_is_searched_once_more_where_it_is_restored(
+    warmed: Warmed, tmp_path: Path
+) -> None:
+    other = {**LAUNCH, "rank": "7"}
+    warmed.warm(other, SHAPES[0], searched=False)
+    plan = packing.export(warmed.cache.root).plan
+    assert [each.searched for each in plan.launches if each.launch == other] == [False]
+    path = tmp_path / "bundle.tar.zst"
+    path.write_bytes(bundle_of(plan, (cubin(name.encode()) for name in plan.kernels)).archive())
+    with path.open("rb") as stream:
+        restore(stream, Place(tmp_path / "other", warmed.deep_gemm, {"CUDA_HOME": str(toolchain().cuda_home)}))
+    restored = packing.export(tmp_path / "other").plan
+    assert {each.launch["rank"]: each.searched for each in restored.launches} == {LAUNCH["rank"]: True, "7": False}
 
 
 def test_a_kernel_that_was_compiled_with_a_hostile_option_is_left_out(warmed: Warmed) -> None:

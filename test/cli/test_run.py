@@ -250,7 +250,7 @@ def test_without_a_service_the_command_starts_all_the_same(environment: dict[str
     code = f"""
 import os, runpy, sys
 from sglang_warmstart.node import launch
-def start_early(*_):
+def start_early(*_, **__):
     raise OSError(28, "No space left on device")
 launch.start_early = start_early
 sys.argv[1:] = ["run", "--", sys.executable, "-c", "import os; print(os.environ.get({SERVICE!r}))"]

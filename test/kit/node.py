@@ -36,7 +36,7 @@ import pathlib, sys
 from sglang_warmstart.node.launch import start_service
 library, *paths = sys.argv[1:]
 paths = [pathlib.Path(path) if path else None for path in paths]
-service = start_service(library or None, *paths[:2], build_plan=paths[2])
+service = start_service(library or None, *paths[:2], build_plan=paths[2], guesses=paths[3])
 print(service.process.pid, service.socket, flush=True)
 sys.stdin.read()
 """
@@ -49,7 +49,7 @@ class Node:
         directory: for the log.
         library: what the service takes for DeepGEMM; empty for what it would choose.
         modules: a directory from which its processes import, too.
-        restoring, plans, build_plan: as of ``start_service``.
+        restoring, plans, build_plan, guesses: as of ``start_service``.
         environment: on top of this process's own.
     """
 
@@ -61,13 +61,14 @@ class Node:
         restoring: Path | None = None,
         plans: Path | None = None,
         build_plan: Path | None = None,
+        guesses: Path | None = None,
         **environment: str,
     ) -> None:
         self._log = directory / "log"
         self._mark = uuid.uuid4().hex
         own = {"PYTHONPATH": python_path(Path(__file__).parents[1], modules), _MARK: self._mark}
         self._environment = {**os.environ, **own, **environment}
-        self._options = [library, *(str(path or "") for path in (restoring, plans, build_plan))]
+        self._options = [library, *(str(path or "") for path in (restoring, plans, build_plan, guesses))]
         self._clients: list[ServiceClient] = []
 
     def __enter__(self) -> Node:

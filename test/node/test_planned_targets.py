@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,7 @@ from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.recipe import Recipe
-from sglang_warmstart.node.planned_targets import recipe_of
+from sglang_warmstart.node.planned_targets import PlannedTargets, recipe_of
 from sglang_warmstart.node.protocol import Hello, Warmed, Welcome
 
 VERSION = "0.2.3.post2"
@@ -163,7 +165,70 @@ def test_one_that_cannot_be_had_leaves_the_search_to_the_rank(place: Place) -> N
         assert wait_until(lambda: list(place.cache.own.glob("markers/*/*.json")))
         answer = place.rank(node).restore()
         assert "not warmed by a plan: odd: " in node.log
-    assert (answer.known, [each.target for each in answer.targets]) == (False, [FIRST])
+        assert (answer.known, [each.target for each in answer.targets]) == (False, [FIRST])
+        # It searches, and cannot have it either: the next start need not search once more.
+        (failed,) = place.rank(node).warm([killed], PLENTY, 30, searched=True).targets
+        assert failed.error
+        assert place.rank(node).restore().known
+
+
+def test_where_nobody_searches_what_failed_is_not_tried_again_before_it_is_called(place: Place) -> None:
+    """As with a speculative algorithm: each target is asked for when it is first called."""
+    root = place.cache.root
+    killed = msgspec.structs.replace(FIRST, kernel_type="a GEMM that is killed at 40")
+    with planned(place, "first", plan_of(root)) as node:
+        rank = place.rank(node)
+        for target in (FIRST, killed):
+            rank.warm([target], PLENTY, 30)
+        assert node.end() == 0 and node.left() == []
+    (part,) = build_plan.load(plan_of(root)).parts.values()
+    assert [recipe.name for recipe in part.recipes] == [str(FIRST)]
+    runs = place.nvcc.runs
+    with planned(place, "again", plan_of(root)) as node:
+        rank = place.rank(node)
+        answer = rank.restore()
+        assert (answer.known, [each.target for each in answer.targets]) == (False, [FIRST])
+        rank.warm([], PLENTY, 30, searched=True)
+        assert node.end() == 0 and node.left() == []
+    with planned(place, "then", plan_of(root)) as node:
+        assert place.rank(node).restore().known
+    assert place.nvcc.runs == runs
+
+
+def test_targets_that_differ_in_layout_alone_are_two(place: Place) -> None:
+    other = msgspec.structs.replace(FIRST, rhs_major="mn")
+    assert str(other) == str(FIRST)
+    plan = served(place, FIRST, other)
+    with planned(place, "again", plan) as node:
+        assert wait_until(lambda: list(place.cache.own.glob("markers/*/*.json")))
+        answer = place.rank(node).restore()
+    assert answer.known and {each.target for each in answer.targets} == {FIRST, other}
+
+
+def test_those_that_are_not_ready_in_time_leave_the_search_to_the_next_start(place: Place) -> None:
+    place.nvcc.on_each_kernel("sleep 2")
+    with planned(place, "slow", plan_of(place.cache.root)) as node:
+        rank = place.rank(node)
+        assert rank.warm([FIRST], PLENTY, 0.1, searched=True).targets[0].not_ready
+        assert not rank.restore().known
+
+
+def test_kernels_of_nvrtc_are_warmed_in_their_own_cache(place: Place) -> None:
+    cache = str(place.cache.root / "nvrtc")
+    here = msgspec.structs.replace(place.hello(kind="nvrtc"), cache=cache)
+    recipe = recipe_of(here, FIRST, True)
+    assert recipe.key != recipe_of(place.hello(), FIRST, True).key
+    ranks: list[Hello] = []
+
+    class Noting:
+        async def warm_planned(self, hello: Hello, targets: Sequence[Target], searched: bool) -> None:
+            ranks.append(hello)
+
+    for root in (place.cache.root, place.directory / "elsewhere"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(place.deep_gemm.parent))
+            asyncio.run(PlannedTargets(Noting()).begin([recipe], root))
+    assert [hello.cache for hello in ranks] == [cache, str(place.directory / "elsewhere" / "nvrtc")]
 
 
 def test_what_changes_from_start_to_start_is_not_in_a_recipe(place: Place) -> None:

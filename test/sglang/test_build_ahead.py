@@ -135,7 +135,7 @@ def test_only_a_main_process_that_needs_no_more_starts_its_service_early(
     name: str, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Path] = []
-    monkeypatch.setattr(launch, "start_early", lambda _environment, plan, _caches: started.append(plan))
+    monkeypatch.setattr(launch, "start_early", lambda *_, build_plan: started.append(build_plan))
     monkeypatch.syspath_prepend(package_in(tmp_path))
     begin = Launch(sys.argv, os.environ).begin_early
     begin()

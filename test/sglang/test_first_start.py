@@ -20,7 +20,7 @@ from kit.release import installed_release
 from kit.toolchain import toolchain
 from kit.watched_libraries import needs_ninja, run_flashinfer
 from sglang_warmstart.libraries import build_plan, calls, machine
-from sglang_warmstart.libraries.build_plan import BuildPlan, Part, Record
+from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import BuildError, Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.sglang import first_start
@@ -116,6 +116,7 @@ DEEPSEEK = {
         ({}, ["--attention-backend", "triton"], ["any", "attention-triton"]),
         ({}, ["--attention-backend=fa3", "--attention-backend=triton"], ["any", "attention-triton"]),
         ({"quantization_config": None}, ["--tp", "8"], ["any"]),
+        ({"quantization_config": "fp8", "architectures": 7}, [], ["any"]),
     ],
 )
 def test_what_a_launch_is_like_is_in_its_words_and_its_models_configuration(
@@ -132,6 +133,10 @@ def test_a_model_is_also_found_in_the_cache_of_the_hub(tmp_path: Path) -> None:
     for variables in ({"HF_HOME": str(tmp_path)}, {"HF_HUB_CACHE": str(tmp_path / "hub")}):
         assert Features([*SERVE, "deepseek-ai/V3"], variables).all == ["any", "newer"]
     assert Features([*SERVE, "deepseek-ai/V4"], {"HF_HOME": str(tmp_path)}).all == ["any"]
+    gone = tmp_path / "hub" / "models--deepseek-ai--V3" / "snapshots" / "gone"
+    gone.mkdir()
+    (gone / "config.json").symlink_to(tmp_path / "blob")
+    assert Features([*SERVE, "deepseek-ai/V3"], {"HF_HOME": str(tmp_path)}).all == ["any", "newer"]
     (tmp_path / "config.json").write_text("[")
     assert Features([*SERVE, str(tmp_path)], {}).all == ["any"]
 
@@ -147,46 +152,36 @@ LIST = FirstStarts(
 )
 
 
-def test_a_first_start_gets_a_plan_of_guesses_and_a_later_one_keeps_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launches_that_are_alike_have_one_file_of_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_start, "of_release", lambda _: LIST)
     monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
-    plan = tmp_path / "kernels" / "warmstart" / "ahead" / f"words-{'0' * 32}.json"
+    ahead = tmp_path / "kernels" / "warmstart" / "ahead"
     command = [*SERVE, str(model(tmp_path / "model", **DEEPSEEK))]
-    assert first_start.seed(plan, command, {})
+    plan = first_start.write_guesses(ahead, command, {})
+    assert plan is not None and not build_plan.NAME.fullmatch(plan.name)
     parts = build_plan.load(plan).parts
     assert {name: [each.name for each in part.recipes] for name, part in parts.items()} == {
         "flashinfer": ["norm"],
         "triton": ["rope", "fused_moe"],
     }
     assert {name: part.versions for name, part in parts.items()} == {"flashinfer": {}, "triton": {"triton": "3.6.0"}}
-    assert all(each.is_guess for part in parts.values() for each in part.recipes)
-    here = plan.read_bytes()
-    assert first_start.seed(plan, command, {}) and plan.read_bytes() == here
-    # What this launch compiles replaces what others have.
-    record = Record(plan)
-    record.add(
-        Recipe("flashinfer", "rope", {"call": "flashinfer.jit.rope:gen_rope_module"}, "90a/cached_ops/rope/*.so")
-    )
-    assert record.keep("9.0", os.environ)
-    kept = build_plan.load(plan).parts["flashinfer"]
-    assert [each.name for each in kept.recipes] == ["rope"] and kept.versions
+    written = plan.stat().st_mtime_ns
+    assert first_start.write_guesses(ahead, [*command, "--port", "1"], {}) == plan
+    assert first_start.write_guesses(ahead, [*SERVE, str(tmp_path)], {}) != plan
+    assert plan.stat().st_mtime_ns == written and len(list(ahead.iterdir())) == 2
 
 
 def test_without_a_list_or_with_nothing_in_it_there_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = tmp_path / "plan.json"
     other_model = FirstStarts("9.0", {}, {"DeepseekV3ForCausalLM": LIST.groups["any"]})
     for known, gpus in ((None, {(9, 0)}), (other_model, {(9, 0)}), (LIST, set()), (LIST, {(9, 0), (10, 0)})):
         monkeypatch.setattr(first_start, "of_release", lambda _, known=known: known)
         monkeypatch.setattr(first_start, "capabilities", lambda gpus=gpus: gpus)
-        assert not first_start.seed(plan, [*SERVE, "m"], {})
-        assert not plan.exists()
+        assert first_start.write_guesses(tmp_path, [*SERVE, "m"], {}) is None
     for words in (["--help"], ["-h"], ["--device", "cpu"]):
         monkeypatch.setattr(first_start, "of_release", lambda _: LIST)
         monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
-        assert not first_start.seed(plan, [*SERVE, "m", *words], {})
-        assert not plan.exists()
+        assert first_start.write_guesses(tmp_path, [*SERVE, "m", *words], {}) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_ninja
@@ -207,7 +202,7 @@ def test_a_module_of_the_list_is_built_by_sglangs_own_function(tmp_path: Path) -
     plan = tmp_path / "kernels" / "warmstart" / "ahead" / "plan.json"
     plan.parent.mkdir(parents=True)
     plan.write_bytes(build_plan.encode(BuildPlan({"tvm-ffi": Part({}, "", (recipe,))})))
-    with Node(tmp_path, build_plan=plan, **variables) as node:
+    with Node(tmp_path, guesses=plan, **variables) as node:
         assert wait_until(lambda: list((tmp_path / "cache").glob(recipe.made)) or "not built" in node.log, 120)
         assert "not built" not in node.log
 

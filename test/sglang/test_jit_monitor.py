@@ -214,7 +214,8 @@ def test_a_compiler_that_fails_fails_as_ever(
     assert not isinstance(failed.value, JitWhileServingError)
     assert wait_until(lambda: len(jit(log)) == 1)
     assert jit(log)[0].error == "the compiler's exit status is 7"
-    # What fails before the server is ready is not said to be compiled while serving.
+    # What fails before the server is ready is not said to be compiled while serving. The line comes after the event.
+    assert wait_until(lambda: len(said(caplog)) >= ready)
     assert ["failed to compile" in line for line in said(caplog)] == [True] * ready
 
 

@@ -104,7 +104,7 @@ def _plan_of(cache: KernelCache, markers: list[Marker], notes: list[str]) -> Pla
             except (OSError, PlanError) as error:
                 planner.leave_out(str(each.target), str(error))
                 notes.append(f"{each.target} is left out: {error}")
-        planner.add(identity, marker.launch, found, _further(cache, marker, notes))
+        planner.add(identity, marker.launch, found, _further(cache, marker, notes), marker.searched)
     return planner.plan()
 
 

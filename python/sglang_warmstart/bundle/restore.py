@@ -297,7 +297,7 @@ def mark(
             each for each in plan.further_of(launch, deep_gemm / "include", names) if has_good(cache, each.directory)
         ]
         if fresh or further:
-            markers.add(key, fresh, further, searched=True)
+            markers.add(key, fresh, further, searched=launch.searched)
         marked.targets += len(complete)
         marked.launches += not lacking
         if lacking:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from sglang_warmstart.libraries.deep_gemm import DeepGemm
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE, caches_below
+
+if TYPE_CHECKING:
+    from sglang_warmstart.node.service import Service
 
 # Enough to tell by; a plan of DeepGEMM's kernels begins in another way.
 _BEGINNING = b'{"parts":'
@@ -118,11 +121,19 @@ async def _build(recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe,
             await service.build(recipes, root, built)
             for recipe in recipes:
                 if recipe.library == DeepGemm.name:
-                    built(recipe, service.outcomes.get(recipe.name, "DeepGEMM is not installed here"))
+                    built(recipe, _outcome(service, recipe))
         finally:
             service.stop()
             await service.end(directory)
             remove_directory(directory)
+
+
+def _outcome(service: Service, recipe: Recipe) -> str:
+    from sglang_warmstart.node.planned_targets import target_of
+
+    if (target := target_of(recipe)) is None:
+        return f"{recipe.name}: it is no target of DeepGEMM"
+    return service.outcomes.get(target, "DeepGEMM is not installed here")
 
 
 def _show(console: Console, summary: Mapping[str, Any]) -> None:

@@ -47,8 +47,8 @@ def become(words: Sequence[str]) -> int:
         try:
             from sglang_warmstart.node.launch import start_early
 
-            plan, caches = _planned(command, environment)
-            service = start_early(environment, plan, caches)
+            known, caches = _known(command, environment)
+            service = start_early(environment, caches, **known)
         except Exception as error:
             # Whatever it is, the server starts without.
             _say(f"no service before the server: {one_line(error)}")
@@ -62,27 +62,15 @@ def become(words: Sequence[str]) -> int:
         return _refused(EXIT_NOT_FOUND, f"{command[0]} cannot be run: {error.strerror}")
 
 
-def _planned(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Path | None, dict[str, str]]:
+def _known(command: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, str]]:
     """What an earlier start of the command compiled, or one like it, if that is known, and where its caches are."""
     if not BUILD_AHEAD.value(environment):
-        return None, {}
-    from sglang_warmstart.sglang.ahead import plan_for
+        return {}, {}
+    from sglang_warmstart.sglang.ahead import known_of
     from sglang_warmstart.sglang.caches import server_environment
 
-    plan = plan_for(command, environment)
-    if plan is None or not (plan.is_file() or _seeded(plan, command, environment)):
-        return None, {}
-    return plan.absolute(), server_environment(environment)
-
-
-def _seeded(plan: Path, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    # Here and not above: where there is nothing to build, nobody waits for these imports.
-    from sglang_warmstart.sglang.first_start import seed
-
-    try:
-        return seed(plan, command, environment)
-    except Exception:
-        return False  # whatever the cache or the model's configuration is like, the service starts early
+    known = known_of(command, environment)
+    return known, server_environment(environment) if known else {}
 
 
 def _refused(status: int, line: str) -> int:

@@ -59,6 +59,7 @@ class PlannedLaunch(msgspec.Struct, frozen=True, kw_only=True):
         launch: what the rank was started with, as far as it decides which targets there are.
         targets: with the plan's names of their kernels, and without flags: the kernels have them.
         further: the plan's names of kernels that belong to no target.
+        searched: see :class:`.marker.Marker`.
     """
 
     gpu: str
@@ -68,6 +69,7 @@ class PlannedLaunch(msgspec.Struct, frozen=True, kw_only=True):
     launch: Launch
     targets: tuple[TargetKernels, ...]
     further: tuple[str, ...] = ()
+    searched: bool = True
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,8 +187,13 @@ class Planner:
         launch: Launch,
         targets: Iterable[tuple[Target, list[RecordedKernel]]],
         further: Iterable[RecordedKernel] = (),
+        searched: bool = True,
     ) -> None:
-        """Add a launch, the kernels of its targets, and those that belong to no target."""
+        """Add a launch, the kernels of its targets, and those that belong to no target.
+
+        Args:
+            searched: see :class:`.marker.Marker`.
+        """
         planned = [
             TargetKernels(target, tuple(sorted(KernelUse(kernel.m, self._name(kernel)) for kernel in kernels)))
             for target, kernels in targets
@@ -200,6 +207,7 @@ class Planner:
                 launch=launch,
                 targets=tuple(sorted(planned, key=lambda each: each.target)),
                 further=tuple(sorted({self._name(kernel) for kernel in further})),
+                searched=searched,
             )
         )
 
@@ -372,11 +380,14 @@ def _united(first: PlannedLaunch, second: PlannedLaunch) -> PlannedLaunch:
         first,
         targets=tuple(targets[target] for target in sorted(targets)),
         further=tuple(sorted({*first.further, *second.further})),
+        searched=first.searched or second.searched,
     )
 
 
 def _key(launch: PlannedLaunch) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(launch, targets=(), further=()), order="deterministic")
+    return msgspec.json.encode(
+        msgspec.structs.replace(launch, targets=(), further=(), searched=True), order="deterministic"
+    )
 
 
 def _brief(value: str) -> str:

@@ -40,11 +40,12 @@ class Sink(Protocol):
     def find(self, target: Target) -> TargetKernels | None:
         """A target that any earlier start has left."""
 
-    def keep(self, finished: Sequence[Entry], searched: bool) -> None:
+    def keep(self, finished: Sequence[Entry], searched: bool, if_there: bool = False) -> None:
         """Add targets that are done, maybe none.
 
         Args:
             searched: there are no others.
+            if_there: only if an earlier start has left something.
 
         Raises:
             OSError: they cannot be written.
@@ -82,10 +83,12 @@ class LaunchMarker:
         """See :class:`Sink`."""
         return self.markers.find(target)
 
-    def keep(self, finished: Sequence[Entry], searched: bool) -> None:
+    def keep(self, finished: Sequence[Entry], searched: bool, if_there: bool = False) -> None:
         """See :class:`Sink`."""
+        if if_there and not self.markers.path(self.launch).is_file():
+            return
         kernels = [each.kernels for each in finished if each.kernels is not None]
-        self.markers.add(self.launch, kernels, searched=searched)
+        self.markers.add(self.launch, kernels, if_there=if_there, searched=searched)
 
     def further(self, kernels: Sequence[RecordedKernel]) -> bool:
         """See :class:`Sink`. They wait for the targets."""
@@ -113,6 +116,7 @@ class RankPlan:
         self._lock = threading.Lock()
         self._kept: dict[Target, Entry] = {}
         self._left_out: dict[str, str] = {}
+        self._searched = False
 
     def earlier(self) -> Marker | None:
         """A plan is made anew."""
@@ -122,9 +126,10 @@ class RankPlan:
         """A marker has no sources."""
         return None
 
-    def keep(self, finished: Sequence[Entry], searched: bool) -> None:
+    def keep(self, finished: Sequence[Entry], searched: bool, if_there: bool = False) -> None:
         """See :class:`Sink`."""
         with self._lock:
+            self._searched |= searched
             for entry in finished:
                 assert entry.kernels is not None
                 self._kept[entry.kernels.target] = entry
@@ -152,6 +157,7 @@ class RankPlan:
             self._identity,
             self._launch,
             ((target, list(entry.recorded)) for target, entry in self._kept.items()),
+            searched=self._searched,
         )
         for target, reason in self._left_out.items():
             planner.leave_out(target, reason)

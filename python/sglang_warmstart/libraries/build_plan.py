@@ -162,7 +162,7 @@ class Record:
             part = parts.get(name)
             is_of_others = part is None or _difference(part, versions, capability)
             before = () if part is None or is_of_others else part.recipes
-            kept = {recipe.key: recipe for recipe in before if not recipe.is_guess}
+            kept = {recipe.key: recipe for recipe in before}
             for key, recipe in met.items():
                 if recipe.library == name:
                     kept[key] = _newer(kept[key], recipe) if key in kept else recipe

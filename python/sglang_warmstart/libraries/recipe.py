@@ -23,7 +23,6 @@ class Recipe(msgspec.Struct, frozen=True, omit_defaults=True):
         form: what the library's builder understands; values that JSON has.
         made: a pattern below the library's root; what matches is there once it is built. Empty if that cannot be told.
         seconds: how long it took.
-        is_guess: no start of this launch has compiled it: others like it have.
     """
 
     library: str
@@ -31,7 +30,6 @@ class Recipe(msgspec.Struct, frozen=True, omit_defaults=True):
     form: dict[str, Any]
     made: str = ""
     seconds: float = 0.0
-    is_guess: bool = False
 
     @property
     def key(self) -> str:

@@ -33,6 +33,8 @@ def start_service(
     restoring: Path | None = None,
     plans: Path | None = None,
     build_plan: Path | None = None,
+    guesses: Path | None = None,
+    early: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> ServiceProcess:
     """Start the service in a private directory. Returns at once: ranks wait for its socket.
@@ -42,13 +44,22 @@ def start_service(
         restoring: a file that is locked as long as somebody restores kernels into the cache.
         plans: where the plans of ranks go; then nothing is compiled.
         build_plan: what other libraries compile: it is built at once.
+        guesses: what they may compile.
+        early: it is to end after a while if no server comes.
         environment: on top of our own.
 
     Raises:
         OSError: no directory or no process can be made.
     """
-    given = {"--library": library, "--restoring": restoring, "--plans": plans, "--build-plan": build_plan}
+    given = {
+        "--library": library,
+        "--restoring": restoring,
+        "--plans": plans,
+        "--build-plan": build_plan,
+        "--guesses": guesses,
+    }
     options = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    options += ["--early"] * early
     started = processes.start(
         f"{__package__}.service",
         lambda directory: ["--socket", str(socket_in(directory)), *options],
@@ -64,19 +75,22 @@ def start_service(
 
 
 def start_early(
-    environment: MutableMapping[str, str], build_plan: Path | None = None, caches: Mapping[str, str] | None = None
+    environment: MutableMapping[str, str],
+    caches: Mapping[str, str] | None = None,
+    build_plan: Path | None = None,
+    guesses: Path | None = None,
 ) -> ServiceProcess:
     """Start the service for the program that this process is about to become, which asks :func:`early_service` for it.
 
     Args:
         environment: of that program. It is told where the service is, and whose.
-        build_plan: see :func:`start_service`.
         caches: variables that say where caches are, on top of our own.
+        build_plan, guesses: see :func:`start_service`.
 
     Raises:
         OSError: no directory or no process can be made.
     """
-    service = start_service(build_plan=build_plan, environment=caches)
+    service = start_service(build_plan=build_plan, guesses=guesses, early=True, environment=caches)
     environment[SERVICE] = str(service.socket)
     environment[EARLY] = f"{service.process.pid} {_python()}"
     return service

@@ -54,7 +54,14 @@ class Planned:
         for recipe in self._met:
             self._record.add(recipe)
         self._met.clear()
-        task = asyncio.create_task(self._build(plan, self._disk))
+        self._begin(plan, self._disk, logging.WARNING)
+
+    def guess(self, plan: Path) -> None:
+        """Build what a plan has, which stays as it is."""
+        self._begin(plan, Disk(plan.parent), logging.DEBUG)
+
+    def _begin(self, plan: Path, disk: Disk, failed: int) -> None:
+        task = asyncio.create_task(self._build(plan, disk, failed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -81,7 +88,12 @@ class Planned:
         if self._disk is not None:
             await self._disk.rest()
 
-    async def _build(self, path: Path, disk: Disk) -> None:
+    async def _build(self, path: Path, disk: Disk, failed: int) -> None:
+        """Build what a plan has.
+
+        Args:
+            failed: the level at which it is said that something cannot be built.
+        """
         await self._whole()
         try:
             recipes, refused = await disk.ask(_missing, path)
@@ -92,9 +104,9 @@ class Planned:
         for reason in refused:
             logger.info("not built ahead: %s", reason)
 
-        def built(recipe: Recipe, reason: str) -> None:
+        def built(_: Recipe, reason: str) -> None:
             if reason:
-                logger.log(logging.DEBUG if recipe.is_guess else logging.WARNING, "not built ahead: %s", reason)
+                logger.log(failed, "not built ahead: %s", reason)
 
         await self.build(recipes, path.parent.parent.parent, built)
 

@@ -67,6 +67,14 @@ def recipe_of(hello: Hello, target: Target, searched: bool) -> Recipe:
     return Recipe(DeepGemm.name, str(target), form, f"{hello.kind} {name_of(hello.launch)} {digest}")
 
 
+def target_of(recipe: Recipe) -> Target | None:
+    """The target of such a recipe; None if its form is none."""
+    try:
+        return msgspec.convert(recipe.form, _Form).target
+    except ValueError:
+        return None
+
+
 class PlannedTargets:
     """Those of one service. It lives in one event loop.
 

@@ -83,6 +83,8 @@ CHILDREN_MAX = 16
 CHILDREN_SHARE = 0.5
 # mHC's kernels are alike, and take a core each: a few that are left for a second round would double the time.
 _PER_CORE = 1.25
+# One that was started before the server ends if that does not come to its ranks: it has none on this node.
+UNCALLED_S = 600.0
 # For builders to end what they have started, and themselves.
 _BUILDERS_S = 1.0
 
@@ -132,10 +134,16 @@ class Service:
         library: the module that calls DeepGEMM in recording children; ``way_for`` says if none is named.
         restoring: a file that is locked as long as somebody restores kernels into the cache.
         plans: where the plans of ranks go; then nothing is compiled.
+        early: it was started before the server, which may come to no ranks.
     """
 
     def __init__(
-        self, directory: Path, library: str | None = None, restoring: Path | None = None, plans: Path | None = None
+        self,
+        directory: Path,
+        library: str | None = None,
+        restoring: Path | None = None,
+        plans: Path | None = None,
+        early: bool = False,
     ) -> None:
         self._directory = directory
         self._library = library
@@ -155,10 +163,16 @@ class Service:
         workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
         self._places = Places(limits.compile_workers(workers))
         self._builds = Builds(self._places)
-        self.outcomes: dict[str, str] = {}  # targets of plans, and why they could not be warmed
+        self.outcomes: dict[Target, str] = {}  # targets of plans, and why they could not be warmed
         self._planned_targets = PlannedTargets(self)
         self._planned = Planned(self._builds, self._planned_targets.begin, self._wait_for_restoring)
         self._was_told_run = False
+        self._uncalled_until = now() + UNCALLED_S if early else math.inf
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether nobody has said anything since it was started, and nobody will."""
+        return now() > self._uncalled_until
 
     def prepare(self, way: Way, deep_gemm: str) -> None:
         """Have the forkserver import DeepGEMM: it takes seconds, and is of no use where a marker answers all."""
@@ -196,6 +210,10 @@ class Service:
         """Build what a plan has of other libraries than DeepGEMM."""
         self._planned.begin(plan)
 
+    def build_guessed(self, plan: Path) -> None:
+        """Build what a plan has that is not this launch's own."""
+        self._planned.guess(plan)
+
     async def build(self, recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
         """Build by recipes; see :meth:`.planned.Planned.build`."""
         await self._planned.build(recipes, root, built)
@@ -210,6 +228,7 @@ class Service:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one rank until it goes."""
+        self._uncalled_until = math.inf
         try:
             rank: Asker | None = None
             wanted: set[asyncio.Task[str]] = set()
@@ -309,25 +328,26 @@ class Service:
         rank = await self._asker(hello)
         if isinstance(rank, Welcome):
             logger.info("no targets are warmed by a plan: %s", rank.problem)
-            self.outcomes.update(dict.fromkeys(map(str, targets), rank.problem))
+            self.outcomes.update(dict.fromkeys(targets, rank.problem))
         elif rank.sink.compiles:
             work = self._warm_planned(replace(rank, is_ahead=True), targets, searched)
             await self._planned_targets.enter(rank.shop, hello.launch, work)
 
     async def _warm_planned(self, rank: Asker, targets: Sequence[Target], searched: bool) -> None:
-        if _is_whole(await self._earlier(rank)):
-            self.outcomes.update(dict.fromkeys(map(str, targets), ""))
+        earlier = await self._earlier(rank)
+        there = set() if earlier is None else {each.target for each in earlier.targets}
+        self.outcomes.update(dict.fromkeys(targets, ""))
+        targets = [target for target in targets if target not in there]
+        if _is_whole(earlier) or not (targets or searched):
             return
         if (way := await self._way(rank)).library == ON_GPU:
-            self.outcomes.update(dict.fromkeys(map(str, targets), f"it can be recorded on the GPU alone: {way.reason}"))
+            self.outcomes.update(dict.fromkeys(targets, f"it can be recorded on the GPU alone: {way.reason}"))
             return
-        works = [self._work(rank, target, 0) for target in targets]
-        await asyncio.wait(works)
+        entries = await asyncio.gather(*(self._work(rank, target, 0) for target in targets))
         self._go_on()
         rank.shop.progress.rest()
-        entries = [work.result() for work in works]
         for target, entry in zip(targets, entries, strict=True):
-            self.outcomes[str(target)] = "" if entry.kernels is not None else entry.reason
+            self.outcomes[target] = "" if entry.kernels is not None else entry.reason
         finished = [entry for entry in entries if entry.kernels is not None]
         # What one of them lacks the rank asks for when it has searched itself.
         for note in await self._keep(rank, finished, {}, searched and len(finished) == len(entries)):
@@ -485,8 +505,10 @@ class Service:
         # A launch without targets is known too: its next start need not search for any.
         searched = question.searched and not any(each.not_ready for each in answers)
         notes = await self._keep(rank, finished, left, searched) if finished or left or not answers else []
-        # Also those that are not ready: what is to be done for them is known.
-        self._remember(rank, question.targets, question.searched)
+        # Also those that are not ready: what is to be done for them is known. Of those that failed, a marker of all
+        # targets would say that they need not be tried again.
+        kept = [each.target for each in answers if question.searched or each.not_ready or not each.error]
+        self._remember(rank, kept, question.searched)
         return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
 
     async def _keep(
@@ -497,8 +519,9 @@ class Service:
         def keep() -> None:
             for target, reason in left.items():
                 rank.sink.leave(target, reason)
-            if finished or not left:
-                rank.sink.keep(finished, searched)
+            if finished or searched or not left:
+                # A marker with nothing in it says that there is nothing, and not that all has failed.
+                rank.sink.keep(finished, searched, if_there=bool(left) and not finished)
 
         try:
             await rank.shop.disk.ask(keep)
@@ -691,7 +714,7 @@ async def run(service: Service, path: Path, parent: int) -> int:
         print(f"warmstart service: {path} cannot be served: {error.strerror or error}", file=sys.stderr)
         return 1
     looking = asyncio.create_task(service.look_for_further(path))
-    while not stop.is_set() and os.getppid() == parent:
+    while not (stop.is_set() or service.is_forgotten) and os.getppid() == parent:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(stop.wait(), _PARENT_CHECK_S)
     # Not to wait for its connections: a rank that waits for an answer keeps its own open.
@@ -707,9 +730,11 @@ async def run(service: Service, path: Path, parent: int) -> int:
 
 async def serve(options: argparse.Namespace) -> int:
     """The service of these options. Returns the exit status."""
-    service = Service(options.socket.parent, options.library, options.restoring, options.plans)
+    service = Service(options.socket.parent, options.library, options.restoring, options.plans, options.early)
     if options.build_plan is not None:
         service.build_planned(options.build_plan)
+    if options.guesses is not None:
+        service.build_guessed(options.guesses)
     return await run(service, options.socket, options.parent)
 
 
@@ -722,6 +747,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--restoring", type=Path, help="a file that is locked while somebody restores kernels")
     parser.add_argument("--plans", type=Path, help="record plans into this directory, and compile nothing")
     parser.add_argument("--build-plan", type=Path, help="what other libraries compile: it is built at once")
+    parser.add_argument("--guesses", type=Path, help="what they may compile: it is built at once, and not kept")
+    parser.add_argument("--early", action="store_true", help="end after a while if no server comes")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="[%(asctime)s] warmstart service: %(message)s", level=logging.INFO)
     open_log("service", os.environ)

@@ -43,6 +43,30 @@ def plan_for(command: Sequence[str], environment: Mapping[str, str]) -> Path | N
     return deep_gemm_cache(environment) / "warmstart" / "ahead" / name
 
 
+def known_of(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Path]:
+    """What is known of a launch before it begins: its plan, or guesses for a first start.
+
+    Args:
+        command, environment: as of :func:`plan_for`.
+
+    Returns:
+        Arguments of :func:`.node.launch.start_early`; none if nothing is known.
+    """
+    plan = plan_for(command, environment)
+    if plan is None:
+        return {}
+    if plan.is_file():
+        return {"build_plan": plan.absolute()}
+    # Here and not above: where there is nothing to build, nobody waits for these imports.
+    from sglang_warmstart.sglang.first_start import write_guesses
+
+    try:
+        guesses = write_guesses(plan.parent, command, environment)
+    except Exception:
+        return {}  # whatever the cache or the model's configuration is like, the launch begins without
+    return {} if guesses is None else {"guesses": guesses.absolute()}
+
+
 def arguments_of(command: Sequence[str]) -> list[str] | None:
     """The words of a command line that are a server's arguments; None if it starts no server of SGLang."""
     for number, word in enumerate(command):

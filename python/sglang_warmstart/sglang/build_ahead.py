@@ -25,7 +25,7 @@ from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import BUILD_AHEAD, BUNDLE, EVENTS, JIT_MONITOR, METRICS, PLANS, SERVICE
 from sglang_warmstart.libraries import recipe as recipes
 from sglang_warmstart.libraries.recipe import Recipe
-from sglang_warmstart.sglang.ahead import plan_for
+from sglang_warmstart.sglang.ahead import known_of, plan_for
 from sglang_warmstart.sglang.caches import deep_gemm_cache, server_environment
 from sglang_warmstart.sglang.envs import ENVIRON, declare
 from sglang_warmstart.sglang.feature import Feature, Step
@@ -95,13 +95,11 @@ class Launch:
             return
         from sglang_warmstart.node.launch import start_early
         from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
-        from sglang_warmstart.sglang.first_start import seed
 
         if not is_wanted() or importlib.util.find_spec("deep_gemm") is None:
             return  # there will be no service
-        plan = plan_for(self._words, self._environment)
-        if plan is not None and seed(plan, self._words, self._environment):
-            start_early(os.environ, plan.absolute(), server_environment(os.environ))
+        if known := known_of(self._words, self._environment):
+            start_early(os.environ, server_environment(os.environ), **known)
 
     def plan(self, server_args: Any) -> Path:
         """Where its plan is: what all its ranks on this node compile is in one.

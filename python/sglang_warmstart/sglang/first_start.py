@@ -6,9 +6,11 @@ feature of the model or its arguments. A wrong guess costs CPU time and nothing 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,34 +48,40 @@ class FirstStarts(msgspec.Struct, frozen=True):
         found: dict[str, list[Recipe]] = {}
         for feature in features:
             for recipe in self.groups.get(feature, ()):
-                found.setdefault(recipe.library, []).append(msgspec.structs.replace(recipe, is_guess=True))
+                found.setdefault(recipe.library, []).append(recipe)
         versions = {library: {library: self.libraries[library]} for library in found if library in self.libraries}
         return BuildPlan(
             {library: Part(versions.get(library, {}), self.capability, tuple(each)) for library, each in found.items()}
         )
 
 
-def seed(plan: Path, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Write a plan for a first start, if there is none, and the installed release has a list for this machine's GPUs.
+def write_guesses(directory: Path, command: Sequence[str], environment: Mapping[str, str]) -> Path | None:
+    """Write what a first start may compile, if the installed release has a list for this machine's GPUs.
+
+    Launches that are alike have one file.
+
+    Args:
+        directory: for it.
 
     Returns:
-        Whether there is a plan now.
+        The file, a plan; None if nothing is known.
 
     Raises:
         OSError: it cannot be written.
     """
-    if plan.is_file():
-        return True
     features = Features(command, environment)
     known = of_release(machine.version("sglang")) if features.are_of_a_server else None
     if known is None or {"{}.{}".format(*each) for each in capabilities()} != {known.capability}:
-        return False
-    made = known.plan(features.all)
-    if not made.parts:
-        return False
-    plan.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(plan, build_plan.encode(made))
-    return True
+        return None
+    plan = known.plan(features.all)
+    if not plan.parts:
+        return None
+    data = build_plan.encode(plan)
+    path = directory / f"guesses-{hashlib.sha256(data).hexdigest()[:16]}.json"
+    if not path.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    return path
 
 
 def of_release(release: str) -> FirstStarts | None:
@@ -107,12 +115,14 @@ class Features:
     def all(self) -> list[str]:
         """Names of groups."""
         config = self.config
-        found = ["any", *(config.get("architectures") or ())]
+        architectures = config.get("architectures")
+        found = ["any", *(architectures if isinstance(architectures, list) else ())]
         if config.get("kv_lora_rank"):
             found.append("mla")
         if any(config.get(name) for name in _EXPERTS):
             found.append("moe")
-        if dict(config.get("quantization_config") or {}).get("quant_method") == "fp8":
+        quantization = config.get("quantization_config")
+        if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
             found.append("fp8")
         # Without the option, SGLang chooses, by much else.
         found += (f"attention-{backend}" for backend in self._options.get("attention_backend", ())[-1:])
@@ -135,4 +145,10 @@ class Features:
         home = self._environment.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")  # noqa: PTH111
         hub = Path(self._environment.get("HF_HUB_CACHE") or Path(home, "hub"))
         found = hub.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json") if model else ()
-        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+        return [path for _, path in sorted(_with_times(found), reverse=True)]
+
+
+def _with_times(paths: Iterable[Path]) -> Iterator[tuple[float, Path]]:
+    for path in paths:
+        with suppress(OSError):  # a link into blobs that are gone
+            yield path.stat().st_mtime, path

@@ -228,6 +228,8 @@ class ExactWarmup:
         restored, known = _restored(self.rank) if self.rank is not None and first else (set(), False)
         if not may_run_dry(model_runner, runner):
             if self.rank is not None and restored:
+                if not known:  # here nobody searches: what an earlier start has met is what there is
+                    self.rank.warm([], START_WAIT_S, searched=True)
                 _say_warm(self.rank, f"{len(restored)} targets restored from the marker", start, start)
             return
         # A dry forward holds collectives: all ranks run it, or none.
