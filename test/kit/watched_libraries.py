@@ -124,22 +124,25 @@ def build():
 """
 
 
-def run_flashinfer(code: str, place: Path, name: str = "run", version: str = "0.6.11", **environment: str) -> Watched:
-    """``build()`` builds the module ``add_one`` as SGLang has FlashInfer do it, and loads it."""
+def flashinfer_settings(place: Path, version: str = "0.6.11") -> dict[str, str]:
+    """The variables with which a process has FlashInfer, which is not told which GPU there is."""
     # It links against these, whatever it builds.
     for library in ("cudart", "cuda"):
         command = ["c++", "-shared", "-x", "c++", "/dev/null", "-o", str(place / f"lib{library}.so")]
         subprocess.run(command, check=True)
     # A package that all of them import is beside the first.
     flashinfer = toolchain().flashinfers[version]
-    settings = {
+    return {
         "PYTHONPATH": python_path(Path(__file__).parents[1], flashinfer, toolchain().flashinfers["0.6.11"]),
         "LIBRARY_PATH": str(place),
         "FLASHINFER_WORKSPACE_BASE": str(place),
-        "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
         "CUDA_HOME": str(toolchain().cuda_home),
-        **environment,
     }
+
+
+def run_flashinfer(code: str, place: Path, name: str = "run", version: str = "0.6.11", **environment: str) -> Watched:
+    """``build()`` builds the module ``add_one`` as SGLang has FlashInfer do it, and loads it."""
+    settings = {**flashinfer_settings(place, version), "FLASHINFER_CUDA_ARCH_LIST": "9.0a", **environment}
     return run_watched(BEGIN + _FLASHINFER.format(place=str(place)) + code, place / name, settings)
 
 

@@ -18,7 +18,8 @@ from kit.environment import child_environment
 from kit.node import Node, wait_until
 from kit.release import installed_release
 from kit.toolchain import toolchain
-from kit.watched_libraries import needs_ninja, run_flashinfer
+from kit.watched import run_watched
+from kit.watched_libraries import BEGIN, flashinfer_settings, needs_ninja, run_flashinfer
 from sglang_warmstart.libraries import build_plan, calls, machine
 from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import BuildError, Recipe
@@ -238,15 +239,17 @@ def test_flashinfer_builds_what_is_called_and_finds_it_later(version: str, tmp_p
     sources.mkdir()
     for name in ("norm.cu", "flashinfer_norm_binding.cu"):
         (sources / name).touch()
-    begin = (
+    place = (
         f"from pathlib import Path\nfrom flashinfer.jit import env\nenv.FLASHINFER_CSRC_DIR = Path({str(sources)!r})\n"
     )
-    code = f"{begin}from sglang_warmstart.libraries import calls\ncalls.prepare({form})\ncalls.build({form})"
-    first = run_flashinfer(code, tmp_path, "first", version, FLASHINFER_NVCC=str(nvcc))
+    # FlashInfer reads which GPU it is to compile for when it is imported: else it asks this machine's, by CUDA.
+    code = f"{BEGIN}from sglang_warmstart.libraries import calls\ncalls.prepare({form})\n{place}calls.build({form})"
+    settings = {**flashinfer_settings(tmp_path, version), "FLASHINFER_NVCC": str(nvcc)}
+    first = run_watched(code, tmp_path / "first", settings)
     assert first.status == 0, first.said
     assert [path.name for path in tmp_path.glob(".cache/flashinfer/*/90a/cached_ops/norm/*.so")] == ["norm.so"]
     compiled = log.read_text()
-    then = f"{begin}from flashinfer.jit.norm import gen_norm_module\ngen_norm_module().build(False, True)"
+    then = f"{place}from flashinfer.jit.norm import gen_norm_module\ngen_norm_module().build(False, True)"
     again = run_flashinfer(then, tmp_path, "again", version, FLASHINFER_NVCC=str(nvcc))
     assert again.status == 0, again.said
     assert log.read_text() == compiled and [event.cached for event in again.of("flashinfer")] == [True]

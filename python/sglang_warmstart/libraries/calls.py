@@ -41,19 +41,21 @@ def is_call(form: Mapping[str, Any]) -> bool:
 
 
 def prepare(form: Mapping[str, Any]) -> None:
-    """Import what is called, and torch with it, which takes seconds."""
-    _function(msgspec.convert(form, Call).call)
+    """Import what is called, and torch with it, which takes seconds. It changes the variables of this process."""
+    what = msgspec.convert(form, Call)
+    # FlashInfer reads them when it is imported, and would start CUDA here without.
+    os.environ.update(what.variables)
+    _function(what.call)
 
 
 def build(form: Mapping[str, Any]) -> None:
-    """Have the library build it, under its own lock. It changes the variables of this process.
+    """Have the library build it, under its own lock, in a process that was prepared for it.
 
     Raises:
         BuildError: it cannot be.
     """
     try:
         what = msgspec.convert(form, Call)
-        os.environ.update(what.variables)
         with _within(what):
             made = _function(what.call)(*map(_argument, what.arguments))
             # What a package has brought compiled is not built.
