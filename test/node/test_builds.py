@@ -16,6 +16,7 @@ import msgspec
 import psutil
 import pytest
 from kit.node import Node, wait_until
+from kit.toolchain import toolchain
 from kit.watched_libraries import needs_ninja
 from sglang_warmstart.base.events import Event
 from sglang_warmstart.base.switches import EVENTS
@@ -116,7 +117,7 @@ def test_where_places_are_short_the_longest_is_waited_for_while_it_imports(
     class Importing:
         """A builder whose imports take as long as its library's name says."""
 
-        def __init__(self, library: str) -> None:
+        def __init__(self, library: str, threads: int) -> None:
             self.seconds = {"flashinfer": 0.0, "tvm-ffi": 0.5}[library]
             self.recipes: list[Recipe] = []
 
@@ -146,6 +147,20 @@ def test_where_places_are_short_the_longest_is_waited_for_while_it_imports(
     monkeypatch.setattr(builds_module, "IMPORT_WAIT_S", 0.1)
     asyncio.run(build())
     assert began == ["short", "long"]
+
+
+@pytest.mark.parametrize(("workers", "given", "threads"), [("8", "", 4), ("64", "-g", 8), ("2", "", 0)])
+def test_a_module_that_takes_long_has_several_threads_of_ptxas(
+    workers: str, given: str, threads: int, cache: Cache
+) -> None:
+    say = "echo $$NVCC_APPEND_FLAGS > $out"
+    cache.keep(cache.recipe("long", say, 40), cache.recipe("short", say, 4))
+    settings = {"CUDA_HOME": str(toolchain().cuda_home), "NVCC_APPEND_FLAGS": given}
+    with cache.node(SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS=workers, **settings):
+        assert wait_until(lambda: all(cache.built(name).exists() for name in ("long", "short")))
+    more = f" -Xptxas --split-compile={threads}" if threads else ""
+    assert cache.built("long").read_text() == f"{given}{more}".strip() + "\n"
+    assert cache.built("short").read_text() == f"{given}\n"
 
 
 def test_one_that_fails_is_said_in_one_line_and_the_others_are_built(cache: Cache) -> None:
@@ -212,7 +227,7 @@ def test_a_build_that_hangs_is_ended_with_all_that_it_has_started(
         monkeypatch.setenv(name, value)
 
     async def build() -> tuple[str, str]:
-        builder = Builder(LIBRARY.name)
+        builder = Builder(LIBRARY.name, 1)
         try:
             slow, _ = await builder.prepare(cache.recipe("slow", f"sleep {SLEEP}"))
             norm, _ = await builder.prepare(cache.recipe("norm"))

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.libraries import ptxas_threads
 from sglang_warmstart.libraries.recipe import BuildError, Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 
@@ -35,6 +36,8 @@ NAME = "builder"
 _NICE = 5
 # A module with many sources has several compilers, and there are several modules at a time. What a user sets counts.
 _JOBS = "2"
+# One that takes this long is what a rank may come to wait for, while cores are idle.
+LONG = 10.0  # seconds
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,12 +46,14 @@ class Builder:
 
     Args:
         library: its name in the table.
+        threads: for ptxas, in a module that takes long.
     """
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._orders, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, library, os.getpid()), name=f"{NAME} {library}")
+        what = (theirs, library, os.getpid(), threads)
+        self._process = context.Process(target=_serve, args=what, name=f"{NAME} {library}")
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[str]] = {}
         # It reads no orders while it imports, and the loop does not wait for it.
@@ -131,7 +136,7 @@ class _Build:
             os.killpg(self.pid, signal.SIGTERM)
 
 
-def _serve(orders: Connection, library: str, service: int) -> None:
+def _serve(orders: Connection, library: str, service: int, threads: int) -> None:
     """Fork for each build, until nobody is there to order one."""
     builds: dict[Connection, _Build] = {}
     prepared: dict[int, Recipe] = {}
@@ -161,7 +166,9 @@ def _serve(orders: Connection, library: str, service: int) -> None:
                     prepared[number] = what
                     orders.send((number, _prepare(library, what)))
                 else:
-                    _begin(builds, orders, number, prepared.pop(number), what)
+                    recipe = prepared.pop(number)
+                    more = ptxas_threads.variables(threads if recipe.seconds >= LONG else 1, os.environ)
+                    _begin(builds, orders, number, recipe, what, more)
             for late in [each for each in builds.values() if time.monotonic() > each.end]:
                 late.stop()
                 late.end = float("inf")  # the end of its pipe says that it has gone
@@ -183,7 +190,14 @@ def _ahead(library: str) -> ModuleType:
     return importlib.import_module(LIBRARIES[library].ahead)
 
 
-def _begin(builds: dict[Connection, _Build], orders: Connection, number: int, recipe: Recipe, limit_s: float) -> None:
+def _begin(
+    builds: dict[Connection, _Build],
+    orders: Connection,
+    number: int,
+    recipe: Recipe,
+    limit_s: float,
+    variables: Mapping[str, str],
+) -> None:
     ours, theirs = multiprocessing.Pipe(duplex=False)
     builder = os.getpid()
     with _no_end():  # one that is not among the builds would not be ended
@@ -197,6 +211,7 @@ def _begin(builds: dict[Connection, _Build], orders: Connection, number: int, re
         else:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if pid == 0:
+        os.environ.update(variables)
         _build(recipe, theirs, builder, orders, limit_s)
     with contextlib.suppress(OSError):  # by both: whichever is first
         os.setpgid(pid, pid)

@@ -16,6 +16,8 @@ from sglang_warmstart.node.pool import Places
 
 # SGLang and torch take as long to import where other processes import them too.
 IMPORT_WAIT_S = 20.0
+# The largest of a module's kernels takes a fourth of the time of all, or more.
+_THREADS_MAX = 8
 
 
 class Builds:
@@ -95,12 +97,16 @@ class Builds:
         emit("compile", recipe.name, at, now() - at, library=recipe.library, lane=f"builder {lane}", error=reason)
         return reason
 
+    @property
+    def _threads(self) -> int:
+        return min(_THREADS_MAX, self._places.count // 2)
+
     @contextlib.contextmanager
     def _shared(self, recipe: Recipe) -> Iterator[Builder]:
         """The builder for a recipe; begun with the first that wants it."""
         shared = self._builders.get(recipe.library)
         if shared is None:
-            shared = self._builders[recipe.library] = _Shared(Builder(recipe.library))
+            shared = self._builders[recipe.library] = _Shared(Builder(recipe.library, self._threads))
         shared.wanted += 1
         try:
             yield shared.builder
