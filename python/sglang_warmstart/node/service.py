@@ -706,8 +706,6 @@ async def run(service: Service, path: Path, parent: int) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    # Ctrl-C is for the server; this ends when that does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         server = await asyncio.start_unix_server(service.serve, path)
     except OSError as error:
@@ -750,6 +748,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guesses", type=Path, help="what they may compile: it is built at once, and not kept")
     parser.add_argument("--early", action="store_true", help="end after a while if no server comes")
     options = parser.parse_args(arguments)
+    # Ctrl-C is for the server; this ends when that does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="[%(asctime)s] warmstart service: %(message)s", level=logging.INFO)
     open_log("service", os.environ)
     if options.socket.exists():
