@@ -31,11 +31,9 @@ RELEASES = sorted(path.stem for path in first_start.LISTS.glob("*.json"))
 OF_RELEASE = first_start.of_release(machine.version("sglang"))
 SERVE = ["python", "-m", "sglang.launch_server", "--model-path"]
 
-has_list = pytest.mark.skipif(OF_RELEASE is None, reason="no list for this release")
-
 
 def entries() -> Iterator[Recipe]:
-    for group in OF_RELEASE.groups.values() if OF_RELEASE else ():
+    for group in OF_RELEASE.groups.values():
         yield from group
 
 
@@ -61,7 +59,6 @@ def parameters(of: ast.FunctionDef) -> list[str]:
     return [each.arg for each in (*of.args.posonlyargs, *of.args.args, *of.args.kwonlyargs)]
 
 
-@has_list
 @pytest.mark.parametrize("recipe", entries(), ids=lambda recipe: f"{recipe.library}-{recipe.name}")
 def test_what_a_list_has_is_in_the_source_of_its_release(recipe: Recipe) -> None:
     form: dict[str, Any] = recipe.form
@@ -91,8 +88,18 @@ def test_a_list_holds_no_path_of_the_machine_that_it_was_made_on(release: str) -
     text = (first_start.LISTS / f"{release}.json").read_text(encoding="utf-8")
     assert not re.findall(r"[\"' =](/(?:opt|tmp|usr|root|home|work)/[^\"]*)", text)
     known = first_start.of_release(release)
-    assert known is not None and known.groups["any"]
+    assert known.groups["any"]
     assert {recipe.library for group in known.groups.values() for recipe in group} <= LIBRARIES.keys()
+
+
+def test_a_release_without_a_list_of_its_own_has_what_all_have() -> None:
+    known = first_start.of_release("0.5.16")
+    assert [(recipe.library, recipe.name) for recipe in known.groups["any"]] == [("flashinfer", "norm")]
+    # It is in the list of every release, so in that of the next.
+    for release in RELEASES:
+        assert ("flashinfer", "norm") in [
+            (each.library, each.name) for each in first_start.of_release(release).groups["any"]
+        ]
 
 
 def model(place: Path, **config: object) -> Path:
@@ -174,7 +181,7 @@ def test_launches_that_are_alike_have_one_file_of_guesses(tmp_path: Path, monkey
 
 def test_without_a_list_or_with_nothing_in_it_there_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other_model = FirstStarts("9.0", {}, {"DeepseekV3ForCausalLM": LIST.groups["any"]})
-    for known, gpus in ((None, {(9, 0)}), (other_model, {(9, 0)}), (LIST, set()), (LIST, {(9, 0), (10, 0)})):
+    for known, gpus in ((other_model, {(9, 0)}), (LIST, set()), (LIST, {(9, 0), (10, 0)})):
         monkeypatch.setattr(first_start, "of_release", lambda _, known=known: known)
         monkeypatch.setattr(first_start, "capabilities", lambda gpus=gpus: gpus)
         assert first_start.write_guesses(tmp_path, [*SERVE, "m"], {}) is None

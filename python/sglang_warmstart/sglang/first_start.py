@@ -1,7 +1,7 @@
 """What to build at the first start of a launch, of which no plan is known: what starts like it have compiled.
 
 There is a list for each release that was started on a GPU, in groups: what any start compiles, and what belongs to a
-feature of the model or its arguments. A wrong guess costs CPU time and nothing else.
+feature of the model or its arguments. All other releases have one list. A wrong guess costs CPU time and nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.sglang.ahead import arguments_of, options_of
 
 LISTS = Path(__file__).with_name("first_starts")
+# SGLang's own kernels change from release to release, and FlashInfer's do not.
+_OTHERS = "other"
 
 # What says in a model's configuration that it has a mixture of experts.
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
@@ -56,7 +58,7 @@ class FirstStarts(msgspec.Struct, frozen=True):
 
 
 def write_guesses(directory: Path, command: Sequence[str], environment: Mapping[str, str]) -> Path | None:
-    """Write what a first start may compile, if the installed release has a list for this machine's GPUs.
+    """Write what a first start may compile, if the list of the installed release is for this machine's GPUs.
 
     Launches that are alike have one file.
 
@@ -69,9 +71,8 @@ def write_guesses(directory: Path, command: Sequence[str], environment: Mapping[
     Raises:
         OSError: it cannot be written.
     """
-    features = Features(command, environment)
-    known = of_release(machine.version("sglang")) if features.are_of_a_server else None
-    if known is None or {"{}.{}".format(*each) for each in capabilities()} != {known.capability}:
+    features, known = Features(command, environment), of_release(machine.version("sglang"))
+    if not features.are_of_a_server or {"{}.{}".format(*each) for each in capabilities()} != {known.capability}:
         return None
     plan = known.plan(features.all)
     if not plan.parts:
@@ -84,12 +85,10 @@ def write_guesses(directory: Path, command: Sequence[str], environment: Mapping[
     return path
 
 
-def of_release(release: str) -> FirstStarts | None:
-    """The list of a release; None if none of its starts was recorded."""
-    try:
-        data = (LISTS / f"{release}.json").read_bytes()
-    except FileNotFoundError:
-        return None
+def of_release(release: str) -> FirstStarts:
+    """The list of a release, or of those of which no start was recorded."""
+    path = LISTS / f"{release}.json"
+    data = (path if path.is_file() else LISTS / f"{_OTHERS}.json").read_bytes()
     return msgspec.json.decode(data, type=FirstStarts)
 
 
