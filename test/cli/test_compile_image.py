@@ -15,7 +15,7 @@ from kit.environment import python_path
 from kit.node import Node
 from kit.nogpu import TARGETS, call_on
 from kit.toolchain import toolchain
-from kit.watched_libraries import needs_ninja, run_tvm_ffi
+from kit.watched_libraries import needs, needs_ninja, run_tilelang, run_tvm_ffi
 from sglang_warmstart.base.switches import SERVICE
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
 from sglang_warmstart.libraries import build_plan
@@ -81,6 +81,9 @@ def test_what_a_start_compiled_is_there_for_another_and_nothing_is_built_twice(t
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["deep-gemm", "1", "1"] in rows and ["tvm-ffi", "1", "1"] in rows
     assert f"export SGLANG_DG_CACHE_DIR={image}/deep_gemm" in done.stdout
+    for path in image.rglob("*"):  # as in a layer of an image
+        whole_ns = path.stat().st_mtime_ns // 10**9 * 10**9
+        os.utime(path, ns=(whole_ns, whole_ns))
     assert call_on(str(image / "deep_gemm"), VERSION, [TARGET], tmp_path) == []
     found = run_tvm_ffi(COMPILE, tmp_path, "found", TVM_FFI_CACHE_DIR=str(image / "tvm-ffi"))
     assert [event.cached for event in found.of("tvm-ffi")] == [True], found.said
@@ -94,6 +97,36 @@ def test_what_a_start_compiled_is_there_for_another_and_nothing_is_built_twice(t
     again = compile_plan(plan, image, "--json")
     assert again.returncode == 0 and as_json(again)["there"] == {"deep-gemm": 1, "tvm-ffi": 1}
     assert {path: path.stat().st_mtime_ns for path in image.rglob("*.so")} == before
+
+
+# As in a layer of an image, which keeps whole seconds.
+PULLED = """
+from tilelang.cache.kernel_cache import KernelCache
+library, _, time_ns = KernelCache._get_tilelang_lib_stamp().rpartition(":")
+KernelCache._get_tilelang_lib_stamp = staticmethod(lambda: f"{library}:{int(time_ns) // 10**9 * 10**9}")
+KernelCache._get_base_key.cache_clear()
+compile()
+"""
+
+
+@needs("tilelang")
+def test_tilelang_finds_its_kernel_here_and_where_the_image_is_pulled(tmp_path: Path) -> None:
+    plan = tmp_path / "kernels" / "warmstart" / "ahead" / "plan.json"
+    with Node(tmp_path) as node:
+        node.client().build_planned(plan, {})
+        started = run_tilelang(COMPILE, tmp_path, "start", **{SERVICE: str(node.socket)})
+        assert [event.cached for event in started.of("tilelang")] == [False], started.said
+        assert node.end() == 0 and node.left() == []
+    image = tmp_path / "image"
+    done = compile_plan(plan, image)
+    assert done.returncode == 0, done.stdout
+    cache = image / "tilelang"
+    for name, code in (("here", "compile()"), ("pulled", PULLED)):
+        found = run_tilelang(code, tmp_path, name, TILELANG_CACHE_DIR=str(cache))
+        assert found.status == 0 and found.of("tilelang") == [], found.said
+    # The command leaves it at that.
+    entries = sorted(cache.iterdir())
+    assert compile_plan(plan, image).returncode == 0 and sorted(cache.iterdir()) == entries
 
 
 def kept(plan: Path, **parts: Part) -> Path:

@@ -20,6 +20,7 @@ SERVICE = "SGLANG_WARMSTART_SERVICE"  # the socket of the node's service
 EARLY = "SGLANG_WARMSTART_EARLY"  # whose that service is, where `sglang-warmstart run` has started it
 RESTORING = "SGLANG_WARMSTART_RESTORING"  # a file that is locked while kernels are restored into the cache
 PLANS = "SGLANG_WARMSTART_PLANS"  # where `sglang-warmstart record` wants the plans of the ranks
+IMAGE = "SGLANG_WARMSTART_IMAGE"  # set where `sglang-warmstart compile` fills caches for a container image
 EVENTS = "SGLANG_WARMSTART_EVENTS"  # the directory of the run
 UNWATCHED = "SGLANG_WARMSTART_UNWATCHED"  # what DG_JIT_NVCC_COMPILER was before the monitor's command came before it
 METRICS = "SGLANG_WARMSTART_METRICS"  # set where SGLang collects metrics: each process counts its events

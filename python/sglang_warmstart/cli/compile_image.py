@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sglang_warmstart.base.private_directory import make_directory, remove_directory
+from sglang_warmstart.base.switches import IMAGE
 from sglang_warmstart.bundle.manifest import BundleError
 from sglang_warmstart.cli.ending import EXIT_FAILED
 from sglang_warmstart.libraries import build_plan
@@ -64,7 +65,7 @@ def compile_image(paths: Sequence[Path], output: Path, as_json: bool) -> int:
 
     caches = caches_below(directory)
     # Builders are processes of their own, which have the variables of this one.
-    os.environ.update(caches)
+    os.environ |= {**caches, IMAGE: "1"}
     wanted: dict[str, Recipe] = {}
     refused: list[str] = []
     for plan in plans:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,10 +21,12 @@ from typing import Any
 import msgspec
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.switches import IMAGE
 from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.recipe import BuildError
 
 _PLAIN = (bool, int, float, str)
+_SECOND_NS = 10**9
 
 
 class TileLangKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +105,7 @@ def prepare(_form: Mapping[str, Any]) -> None:
     import tilelang.cache  # noqa: F401 (a process that forks later has it then)
 
 
-def build(form: Mapping[str, Any], _root: Path | None, _environment: Environment) -> None:
+def build(form: Mapping[str, Any], _root: Path | None, environment: Environment) -> None:
     """Compile a kernel into TileLang's cache, without a GPU.
 
     Raises:
@@ -118,21 +122,44 @@ def build(form: Mapping[str, Any], _root: Path | None, _environment: Environment
                 raise BuildError(f'the target "{text}" is not understood')
             return made
 
-        cached(
-            ir.load_json(kernel.function),
-            kernel.out_idx,
-            target=from_text(kernel.target),
-            target_host=from_text(kernel.target_host) if kernel.target_host is not None else None,
-            execution_backend=kernel.execution_backend,
-            verbose=False,
-            pass_configs=kernel.pass_configs,
-            compile_flags=kernel.compile_flags,
-        )
+        what = {
+            "func": ir.load_json(kernel.function),
+            "out_idx": kernel.out_idx,
+            "target": from_text(kernel.target),
+            "target_host": from_text(kernel.target_host) if kernel.target_host is not None else None,
+            "execution_backend": kernel.execution_backend,
+            "pass_configs": kernel.pass_configs,
+            "compile_flags": kernel.compile_flags,
+        }
+        cached(**what, verbose=False)
+        if IMAGE in environment:
+            _keep_for_layers(what)
     except BuildError:
         raise
     except Exception as error:
         # As text: what TileLang raises need not survive the way to another process.
         raise BuildError(f"{type(error).__name__}: {first_line(error)}") from None
+
+
+def _keep_for_layers(what: Mapping[str, Any]) -> None:
+    """Put a kernel also where it is looked for once this installation has become a layer of a container image.
+
+    TileLang's key has the time of its library to the nanosecond, and a layer keeps whole seconds. It changes TileLang
+    in this process.
+
+    Source: ``KernelCache`` in TileLang's ``cache/kernel_cache.py``.
+    """
+    from tilelang.cache.kernel_cache import KernelCache
+
+    here = Path(entry_of(what))
+    library, _, time_ns = KernelCache._get_tilelang_lib_stamp().rpartition(":")
+    stamp = f"{library}:{int(time_ns) // _SECOND_NS * _SECOND_NS}"
+    KernelCache._get_tilelang_lib_stamp = staticmethod(lambda: stamp)
+    KernelCache._get_base_key.cache_clear()
+    there = Path(entry_of(what))
+    if not there.exists():
+        with tempfile.TemporaryDirectory(dir=there.parent) as scratch:
+            shutil.copytree(here, Path(scratch, there.name)).rename(there)
 
 
 def described(given: Mapping[str, Any]) -> dict[str, Any] | None:
