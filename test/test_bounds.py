@@ -149,6 +149,21 @@ def test_a_service_that_was_started_early_does_not_wait_for_a_server_for_good(
     assert took(start)
 
 
+def test_but_one_that_a_server_has_called_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "UNCALLED_S", SHORT_S)
+
+    async def call() -> None:
+        called = service.Service(tmp_path, early=True)
+        server = await asyncio.start_unix_server(called.serve, tmp_path / "socket")
+        _, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        writer.close()
+        await asyncio.sleep(2 * SHORT_S)
+        assert not called.is_forgotten
+        server.close()
+
+    asyncio.run(call())
+
+
 def test_a_kernel_whose_lock_is_held_is_compiled_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "LOCK_S", SHORT_S)
     compiler = write_copying_compiler(tmp_path)

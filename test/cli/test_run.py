@@ -114,7 +114,7 @@ def test_the_command_is_this_process_and_is_told_of_the_service(environment: dic
         assert int(pid) == started.process.pid
         assert told == found, "the one that is there is taken"
         (service,) = started.services
-        assert found in service.cmdline()
+        assert found in service.cmdline() and "--early" in service.cmdline()
         ServiceClient(Path(found)).close()
         assert started.said[3] == "False", "ranks are told where it is, and not that it is theirs"
 

@@ -99,7 +99,9 @@ def main() -> None:
     }
     for chunk in CHUNKS:
         found: dict[str, set[str]] = {}
-        for name, values in lists_of(chunk).items():
+        lists = lists_of(chunk)
+        result[f"{chunk} lists are equal"] = lists["stock"] == lists["ours"]
+        for name, values in lists.items():
             with tempfile.TemporaryDirectory() as place:
                 seconds, found[name] = warm(values, Path(place))
             result[f"{chunk} {name}"] = {

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from kit.node import Node, Place, wait_until
+from kit.node import STANDIN, Node, Place, wait_until
 from kit.nogpu import TARGETS, call_on
 from kit.toolchain import toolchain
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.node import service
 from sglang_warmstart.node.planned_targets import PlannedTargets, recipe_of
 from sglang_warmstart.node.protocol import Hello, Warmed, Welcome
 
@@ -206,11 +207,55 @@ def test_targets_that_differ_in_layout_alone_are_two(place: Place) -> None:
 
 
 def test_those_that_are_not_ready_in_time_leave_the_search_to_the_next_start(place: Place) -> None:
-    place.nvcc.on_each_kernel("sleep 2")
     with planned(place, "slow", plan_of(place.cache.root)) as node:
         rank = place.rank(node)
-        assert rank.warm([FIRST], PLENTY, 0.1, searched=True).targets[0].not_ready
+        assert rank.warm([FIRST], PLENTY, 30).targets[0].kernels
+        place.nvcc.on_each_kernel("sleep 2")
+        first, second = rank.warm([FIRST, SECOND], PLENTY, 0.1, searched=True).targets
+        assert first.kernels and second.not_ready
         assert not rank.restore().known
+
+
+def test_where_all_has_failed_each_start_searches(place: Place) -> None:
+    """As with a compiler that is broken: once it is mended, nothing is to remain of that."""
+    plan = plan_of(place.cache.root)
+    place.nvcc.on_each_kernel("exit 7")
+    for name in ("first", "second", "third"):
+        with planned(place, name, plan) as node:
+            rank = place.rank(node)
+            assert not rank.restore().known
+            assert rank.warm([FIRST], PLENTY, 30, searched=True).targets[0].error
+            assert node.end() == 0 and node.left() == []
+    place.nvcc.on_each_kernel("")
+    with planned(place, "mended", plan) as node:
+        assert wait_until(lambda: list(place.cache.own.glob("markers/*/*.json")))
+        assert [each.target for each in place.rank(node).restore().targets] == [FIRST]
+
+
+def test_for_an_image_it_is_not_enough_that_an_earlier_start_knew_no_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan may have grown since."""
+    monkeypatch.syspath_prepend(str(place.deep_gemm.parent))
+    monkeypatch.setattr(service.compilers, "end_all_runs", lambda: None)  # those of this process run on
+    found: list[dict[Target, str]] = []
+
+    async def build(*targets: Target) -> None:
+        builder = service.Service(place.directory, STANDIN)
+        try:
+            recipes = [recipe_of(place.hello(), target, True) for target in targets]
+            await builder.build(recipes, place.cache.root, lambda recipe, reason: None)
+            found.append(builder.outcomes)
+        finally:
+            builder.stop()
+            await builder.end(place.directory)
+
+    asyncio.run(build(FIRST))
+    asyncio.run(build(FIRST, SECOND))
+    assert found == [{FIRST: ""}, {FIRST: "", SECOND: ""}]
+    with planned(place, "server", plan_of(place.cache.root)) as node:
+        answer = place.rank(node).restore()
+    assert answer.known and {each.target for each in answer.targets} == {FIRST, SECOND}
 
 
 def test_kernels_of_nvrtc_are_warmed_in_their_own_cache(place: Place) -> None:

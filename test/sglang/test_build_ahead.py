@@ -19,7 +19,7 @@ from kit.watched_libraries import needs_ninja, run_tvm_ffi
 from sglang_warmstart.base.switches import BUILD_AHEAD, BUNDLE, EVENTS, PLANS, SERVICE
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.node import launch
-from sglang_warmstart.sglang import build_ahead
+from sglang_warmstart.sglang import build_ahead, first_start
 from sglang_warmstart.sglang.ahead import plan_for
 from sglang_warmstart.sglang.build_ahead import Launch
 from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
@@ -134,8 +134,9 @@ def test_with_a_plan_the_service_builds_as_soon_as_the_plugin_is_loaded(
 def test_only_a_main_process_that_needs_no_more_starts_its_service_early(
     name: str, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[Path] = []
-    monkeypatch.setattr(launch, "start_early", lambda *_, build_plan: started.append(build_plan))
+    started: list[dict[str, Path]] = []
+    monkeypatch.setattr(launch, "start_early", lambda *_, **known: started.append(known))
+    monkeypatch.setattr(first_start, "capabilities", set)
     monkeypatch.syspath_prepend(package_in(tmp_path))
     begin = Launch(sys.argv, os.environ).begin_early
     begin()
@@ -147,7 +148,14 @@ def test_only_a_main_process_that_needs_no_more_starts_its_service_early(
     if name:
         monkeypatch.setenv(name, "0" if name.startswith("SGLANG_JIT") else "somewhere")
     begin()
-    assert started == ([] if name else [plan])
+    assert started == ([] if name else [{"build_plan": plan}])
+    # Of a first start there are guesses.
+    plan.unlink()
+    monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
+    begin()
+    guessed = list(plan.parent.glob("guesses-*.json"))
+    assert len(guessed) == (not name)
+    assert started[1:] == ([] if name else [{"guesses": guessed[0]}])
 
 
 @needs_ninja

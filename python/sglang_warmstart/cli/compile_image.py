@@ -134,7 +134,7 @@ def _outcome(service: Service, recipe: Recipe) -> str:
 
     if (target := target_of(recipe)) is None:
         return f"{recipe.name}: it is no target of DeepGEMM"
-    return service.outcomes.get(target, "DeepGEMM is not installed here")
+    return service.outcomes.get(target, "it could not be warmed: DeepGEMM may not be installed here")
 
 
 def _show(console: Console, summary: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Several threads for ptxas, where one module takes long: it makes the same machine code, byte for byte.
+"""Several threads for ptxas, where one module takes long. The machine code was the same in all that was compared.
 
 nvcc's own ``--split-compile`` also splits what comes before ptxas. Then some kernels become others, which is why it is
-not used here.
+not used here (``test/libraries/split_compile.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sglang_warmstart.libraries import machine
 from sglang_warmstart.libraries.machine import Environment
 
 FLAGS = "NVCC_APPEND_FLAGS"
+_FLAGS_BEFORE = "NVCC_PREPEND_FLAGS"
 _OPTION = "--split-compile"
 _HELP_LIMIT_S = 10
 
@@ -24,8 +25,9 @@ def variables(threads: int, environment: Environment) -> dict[str, str]:
     None where ptxas is too old for it, or a user has said how many.
     """
     given = environment.get(FLAGS, "")
+    said = f"{given} {environment.get(_FLAGS_BEFORE, '')}"
     ptxas = machine.cuda_home(environment) / "bin" / "ptxas"
-    if threads < 2 or _OPTION.lstrip("-") in given or not _can_split(ptxas):
+    if threads < 2 or _OPTION.lstrip("-") in said or not _can_split(ptxas):
         return {}
     return {FLAGS: f"{given} -Xptxas {_OPTION}={threads}".strip()}
 

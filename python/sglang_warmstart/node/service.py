@@ -167,6 +167,7 @@ class Service:
         self._planned_targets = PlannedTargets(self)
         self._planned = Planned(self._builds, self._planned_targets.begin, self._wait_for_restoring)
         self._was_told_run = False
+        self._wants_all = False
         self._uncalled_until = now() + UNCALLED_S if early else math.inf
 
     @property
@@ -215,7 +216,8 @@ class Service:
         self._planned.guess(plan)
 
     async def build(self, recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
-        """Build by recipes; see :meth:`.planned.Planned.build`."""
+        """Build by recipes, also what an earlier start could not have; see :meth:`.planned.Planned.build`."""
+        self._wants_all = True
         await self._planned.build(recipes, root, built)
 
     async def _begin_run(self, environment: Mapping[str, str]) -> None:
@@ -336,9 +338,10 @@ class Service:
     async def _warm_planned(self, rank: Asker, targets: Sequence[Target], searched: bool) -> None:
         earlier = await self._earlier(rank)
         there = set() if earlier is None else {each.target for each in earlier.targets}
-        self.outcomes.update(dict.fromkeys(targets, ""))
+        self.outcomes.update(dict.fromkeys(there, ""))
         targets = [target for target in targets if target not in there]
-        if _is_whole(earlier) or not (targets or searched):
+        # What a whole marker lacks could not be had, at an earlier start of a server.
+        if (_is_whole(earlier) and not self._wants_all) or not (targets or searched):
             return
         if (way := await self._way(rank)).library == ON_GPU:
             self.outcomes.update(dict.fromkeys(targets, f"it can be recorded on the GPU alone: {way.reason}"))
@@ -350,7 +353,8 @@ class Service:
             self.outcomes[target] = "" if entry.kernels is not None else entry.reason
         finished = [entry for entry in entries if entry.kernels is not None]
         # What one of them lacks the rank asks for when it has searched itself.
-        for note in await self._keep(rank, finished, {}, searched and len(finished) == len(entries)):
+        complete = searched and len(finished) == len(entries)
+        for note in await self._keep(rank, finished, {}, complete) if finished or complete else ():
             logger.warning("%s", note)
 
     def _get_ready(self, rank: Asker) -> None:
@@ -505,9 +509,8 @@ class Service:
         # A launch without targets is known too: its next start need not search for any.
         searched = question.searched and not any(each.not_ready for each in answers)
         notes = await self._keep(rank, finished, left, searched) if finished or left or not answers else []
-        # Also those that are not ready: what is to be done for them is known. Of those that failed, a marker of all
-        # targets would say that they need not be tried again.
-        kept = [each.target for each in answers if question.searched or each.not_ready or not each.error]
+        # Of those that failed, or take too long, a marker of all targets would say that they need not be tried again.
+        kept = [each.target for each in answers if question.searched or not each.error]
         self._remember(rank, kept, question.searched)
         return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
 
