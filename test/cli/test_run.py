@@ -85,11 +85,10 @@ class Started:
     @property
     def services(self) -> list[psutil.Process]:
         """The services that it has."""
-        return [
-            each
-            for each in psutil.Process(self.process.pid).children()
-            if each.status() != psutil.STATUS_ZOMBIE and "node.service" in " ".join(each.cmdline())
-        ]
+        alive = [each for each in psutil.Process(self.process.pid).children() if each.status() != psutil.STATUS_ZOMBIE]
+        # For a moment a process that begins has no command line.
+        assert wait_until(lambda: all(each.cmdline() for each in alive))
+        return [each for each in alive if "node.service" in " ".join(each.cmdline())]
 
 
 @contextmanager
