@@ -129,6 +129,21 @@ def test_tilelang_finds_its_kernel_here_and_where_the_image_is_pulled(tmp_path: 
     assert compile_plan(plan, image).returncode == 0 and sorted(cache.iterdir()) == entries
 
 
+HASHED = """
+from tilelang.cache.kernel_cache import KernelCache
+from sglang_warmstart.libraries import tilelang_ahead
+KernelCache._get_tilelang_lib_stamp = staticmethod(lambda: "libtilelang.so:" + "0a" * 32)
+tilelang_ahead._keep_for_layers({})
+"""
+
+
+@needs("tilelang")
+def test_a_tilelang_whose_key_has_a_hash_needs_no_second_one(tmp_path: Path) -> None:
+    """As 0.1.12's."""
+    done = run_tilelang(HASHED, tmp_path)
+    assert done.status == 0, done.said
+
+
 def kept(plan: Path, **parts: Part) -> Path:
     plan.write_bytes(build_plan.encode(BuildPlan({name.replace("_", "-"): part for name, part in parts.items()})))
     return plan

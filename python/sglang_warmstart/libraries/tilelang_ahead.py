@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -26,6 +27,7 @@ from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.recipe import BuildError
 
 _PLAIN = (bool, int, float, str)
+_TIMED = re.compile(r"(?P<library>[^:]+:\d+):(?P<time_ns>\d+)")
 _SECOND_NS = 10**9
 
 
@@ -144,16 +146,18 @@ def build(form: Mapping[str, Any], _root: Path | None, environment: Environment)
 def _keep_for_layers(what: Mapping[str, Any]) -> None:
     """Put a kernel also where it is looked for once this installation has become a layer of a container image.
 
-    TileLang's key has the time of its library to the nanosecond, and a layer keeps whole seconds. It changes TileLang
-    in this process.
+    The key of TileLang 0.1.8 has the time of its library to the nanosecond, and a layer keeps whole seconds; that of
+    0.1.12 has a hash of it. This changes TileLang in this process.
 
     Source: ``KernelCache`` in TileLang's ``cache/kernel_cache.py``.
     """
     from tilelang.cache.kernel_cache import KernelCache
 
+    timed = _TIMED.fullmatch(str(getattr(KernelCache, "_get_tilelang_lib_stamp", str)()))
+    if timed is None:
+        return
     here = Path(entry_of(what))
-    library, _, time_ns = KernelCache._get_tilelang_lib_stamp().rpartition(":")
-    stamp = f"{library}:{int(time_ns) // _SECOND_NS * _SECOND_NS}"
+    stamp = f"{timed['library']}:{int(timed['time_ns']) // _SECOND_NS * _SECOND_NS}"
     KernelCache._get_tilelang_lib_stamp = staticmethod(lambda: stamp)
     KernelCache._get_base_key.cache_clear()
     there = Path(entry_of(what))
