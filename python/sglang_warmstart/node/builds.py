@@ -16,7 +16,7 @@ from sglang_warmstart.node.pool import Places
 
 # SGLang and torch take as long to import where other processes import them too.
 IMPORT_WAIT_S = 20.0
-# The largest of a module's kernels takes a fourth of the time of all, or more.
+# Each kernel has one of them, and other builds run beside.
 _THREADS_MAX = 8
 
 
