@@ -3,7 +3,8 @@
     .venv/bin/python test/deepgemm/fast_warmup.py
 
 A real DeepGEMM is called with each M in turn, as SGLang's warm-up calls it, and compiles with the real nvcc into an
-empty cache. Nothing is launched in compile mode: no GPU is needed, its stand-ins say that it is an H200.
+empty cache. No GPU is needed: stand-ins say that they are an H200, and take the launches. The seconds are those of the
+process, with its imports.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def build(place: Path, flags: str) -> tuple[dict[str, float], dict[str, bytes]]:
     subprocess.run([sys.executable, "-W", "ignore", "-c", BUILD], env=environment, check=False, capture_output=True)
     seconds: dict[str, float] = {}
     with (place / "times.csv").open(newline="") as file:
-        # The file's own first line has the columns: phase, and at the end the milliseconds with their unit behind.
+        # After the titles: the phase is the second column, and its milliseconds stand before their unit, the last.
         for row in list(csv.reader(file))[1:]:
             name, milliseconds = row[1].strip(), float(row[-2])
             seconds[name] = seconds.get(name, 0.0) + milliseconds / 1000

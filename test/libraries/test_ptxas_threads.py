@@ -57,5 +57,6 @@ def test_a_ptxas_that_cannot_or_does_not_say_so_is_left_alone(
 def test_what_a_user_has_said_counts() -> None:
     home = {"CUDA_HOME": str(toolchain().cuda_home)}
     assert variables(4, {**home, FLAGS: "--split-compile=2"}) == {}
+    assert variables(4, {**home, "NVCC_PREPEND_FLAGS": "-Xptxas --split-compile=2"}) == {}
     assert variables(4, {**home, FLAGS: "-lineinfo"}) == {FLAGS: "-lineinfo -Xptxas --split-compile=4"}
     assert variables(1, home) == {}

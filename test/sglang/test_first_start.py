@@ -25,6 +25,8 @@ from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import BuildError, Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.sglang import first_start
+from sglang_warmstart.sglang.ahead import known_of
+from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
 from sglang_warmstart.sglang.first_start import Features, FirstStarts
 
 RELEASES = sorted(path.stem for path in first_start.LISTS.glob("*.json"))
@@ -177,6 +179,13 @@ def test_launches_that_are_alike_have_one_file_of_guesses(tmp_path: Path, monkey
     assert first_start.write_guesses(ahead, [*command, "--port", "1"], {}) == plan
     assert first_start.write_guesses(ahead, [*SERVE, str(tmp_path)], {}) != plan
     assert plan.stat().st_mtime_ns == written and len(list(ahead.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_gets_no_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
+    (tmp_path / "file").touch()
+    assert known_of([*SERVE, "m"], {DEEP_GEMM_CACHE: str(tmp_path / "file")}) == {}
+    assert list(known_of([*SERVE, "m"], {DEEP_GEMM_CACHE: str(tmp_path / "kernels")})) == ["guesses"]
 
 
 def test_without_a_list_or_with_nothing_in_it_there_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

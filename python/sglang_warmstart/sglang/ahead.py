@@ -62,8 +62,8 @@ def known_of(command: Sequence[str], environment: Mapping[str, str]) -> dict[str
 
     try:
         guesses = write_guesses(plan.parent, command, environment)
-    except Exception:
-        return {}  # whatever the cache or the model's configuration is like, the launch begins without
+    except OSError:
+        return {}  # a cache that cannot be written: whoever compiles says so
     return {} if guesses is None else {"guesses": guesses.absolute()}
 
 
