@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -10,7 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from sglang_warmstart.sglang.caches import caches_below
 DEEPSEEK, DEEPSEEK_V4, QWEN = "deepseek-v3-2layer", "deepseek-v4-4layer", "qwen3-235b-a22b-fp8-2layer"
 FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 PROMPT_TOKENS = (1, 17, 333, 3000)
+# With a plan, what is built is built by then.
+BUILDING_S = 60.0
 _EAGLE = (
     *("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "1"),
     *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "2"),
@@ -76,6 +82,9 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     States: "stock" and "stock-warm-N" have the fast list and no plugin but its probe; "cold" and "warm-N" the plugin;
     for the others see `forget`. What "early" and "decode" mean is said in their names: "early-planned-1". "make-image"
     has the plan compiled into a directory, without the GPU, and "image-N" starts with that and nothing else.
+
+    Lanes, also those of another interpreter, may have the same cores. With WARMSTART_GPU_TURN, a file, no two of them
+    compile at one time with all of these.
     """
     version = importlib.metadata.version("sglang")
     name = os.environ.get("WARMSTART_GPU_NAME", f"release-starts-{version}")
@@ -107,7 +116,8 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
             early=state.startswith("early"),
             decode=(1, 64) if "decode" in state else (),
         )
-        start(run, model, logs, lane.gpus)
+        with turn_of(state):
+            start(run, model, logs, lane.gpus)
         seen = warmup_of(run) | {"model": lane.label, "state": state, "prompts_s": run.answers_s}
         seen |= {"decode_ms": run.decode_ms, "gpus": lane.gpus, "cores": len(lane.cores), "used": run.used}
         seen["events"] = events_of(home)
@@ -126,9 +136,11 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
                 )
                 checkpoint(name, result)
             elif state == "make-image":
-                result.setdefault("images", {})[lane.label] = make_image(
-                    scratch / f"home-{lane.label}-exact", scratch / f"home-{lane.label}-image" / "image", lane.cores
-                )
+                with turn_of(state):
+                    made = make_image(
+                        scratch / f"home-{lane.label}-exact", scratch / f"home-{lane.label}-image" / "image", lane.cores
+                    )
+                result.setdefault("images", {})[lane.label] = made
                 checkpoint(name, result)
             else:
                 one(lane, state)
@@ -137,6 +149,23 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
         for each in [pool.submit(go, lane) for lane in lanes]:
             each.result()
     return result
+
+
+@contextlib.contextmanager
+def turn_of(state: str) -> Iterator[None]:
+    """Only one of all starts that use every core, until it has compiled."""
+    file = os.environ.get("WARMSTART_GPU_TURN")
+    if file is None or not re.search("cold|planned|make-image", state):
+        yield
+        return
+    held = open(file, "w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    if "planned" in state:
+        threading.Timer(BUILDING_S, held.close).start()
+    try:
+        yield
+    finally:
+        held.close()
 
 
 def deep_gemm_cache_below(home: Path) -> Path:
