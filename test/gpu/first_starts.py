@@ -1,9 +1,10 @@
 """Makes the list for first starts of a release out of the plans that starts on a GPU have left.
 
-    first_starts.py ARCHITECTURE=PLAN [ARCHITECTURE=PLAN ...] > python/sglang_warmstart/sglang/first_starts/RELEASE.json
+    first_starts.py python/sglang_warmstart/sglang/first_starts/RELEASE.json.zst ARCHITECTURE:HIDDEN_SIZE=PLAN ...
 
-PLAN is a file of `warmstart/ahead` below DeepGEMM's cache of a server of that release, and ARCHITECTURE what the
-model's configuration calls it. What belongs to a feature is told by its name and module, below.
+PLAN is a file of `warmstart/ahead` below DeepGEMM's cache of a server of that release, and ARCHITECTURE and HIDDEN_SIZE
+what the model's configuration says. What belongs to a feature is told by its name and module, below. What the list has
+already stays in it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import zstandard
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.sglang import first_start
 from sglang_warmstart.sglang.first_start import FirstStarts
 
-# TileLang's traced functions are large, and DeepGEMM's targets are the model's and its parallel sizes' alone.
-LIBRARIES = ("triton", "sglang-jit", "flashinfer", "tvm-ffi")
+# DeepGEMM's targets are the model's and its parallel sizes' alone.
+LIBRARIES = ("triton", "sglang-jit", "flashinfer", "tvm-ffi", "tilelang")
 # The first that matches "LIBRARY MODULE NAME" says to which group it belongs; else it is the architecture's.
 FEATURES = (
     (r"triton \S*attention\S* (_fwd|get_num_kv_splits|create_flashinfer_kv|copy_page)", "attention-triton"),
@@ -72,6 +75,8 @@ def general(recipe: Recipe) -> Recipe:
     if recipe.library == "tvm-ffi":
         form = {**CALLS[f"tvm-ffi {name}"], "within": _ARCH, "builds": True}
         return msgspec.structs.replace(recipe, form=form, made=f"{recipe.name}_*/*.so")
+    if recipe.library == "tilelang":
+        return msgspec.structs.replace(recipe, made="")  # a hash that its own library is part of
     if recipe.library == "flashinfer":
         return msgspec.structs.replace(recipe, form=CALLS[f"flashinfer {name}"])
     return recipe
@@ -79,33 +84,41 @@ def general(recipe: Recipe) -> Recipe:
 
 def groups(plans: dict[str, build_plan.BuildPlan]) -> Iterator[tuple[str, Recipe]]:
     """Each recipe with the feature that it belongs to."""
-    for architecture, plan in plans.items():
+    for model, plan in plans.items():
+        architecture, _, size = model.partition(":")
         for name in LIBRARIES:
             for recipe in plan.parts[name].recipes if name in plan.parts else ():
                 said = f"{name} {recipe.form.get('module', '')} {recipe.name}"
-                feature = next((feature for pattern, feature in FEATURES if re.search(pattern, said)), architecture)
+                own = f"{architecture} {size}" if name == "tilelang" else architecture
+                feature = next((feature for pattern, feature in FEATURES if re.search(pattern, said)), own)
                 yield feature, general(recipe)
 
 
 def main() -> None:
-    """Write the list to standard output."""
-    plans = {}
-    for word in sys.argv[1:]:
-        architecture, _, path = word.partition("=")
-        plans[architecture] = build_plan.decode(Path(path).read_bytes(), path)
+    """Write the list, or what it lacks into it."""
+    path, plans = Path(sys.argv[1]), {}
+    for word in sys.argv[2:]:
+        model, _, plan = word.partition("=")
+        plans[model] = build_plan.decode(Path(plan).read_bytes(), plan)
     found: dict[str, dict[str, Recipe]] = {}
+    if path.is_file():
+        for feature, recipes in first_start.of_release(path.name.removesuffix(first_start.SUFFIX)).groups.items():
+            found[feature] = {recipe.key: recipe for recipe in recipes}
     for feature, recipe in groups(plans):
         of_feature = found.setdefault(feature, {})
         known = of_feature.get(recipe.key)
         if known is None or known.seconds < recipe.seconds:
             of_feature[recipe.key] = recipe
-    triton = next(iter(plans.values())).parts["triton"]
+    parts = [plan.parts for plan in plans.values()]
     made = FirstStarts(
-        capability=triton.capability,
-        libraries={"triton": triton.versions["triton"]},  # its options are in the recipes
+        capability=parts[0]["triton"].capability,
+        # Triton's options and TileLang's functions are in the recipes.
+        libraries={
+            name: each[name].versions[name] for name in ("triton", "tilelang") for each in parts if name in each
+        },
         groups={name: tuple(each.values()) for name, each in sorted(found.items())},
     )
-    sys.stdout.buffer.write(msgspec.json.encode(made) + b"\n")
+    path.write_bytes(zstandard.compress(msgspec.json.encode(made), 19))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ DEEPSEEK, DEEPSEEK_V4, QWEN = "deepseek-v3-2layer", "deepseek-v4-4layer", "qwen3
 FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 PROMPT_TOKENS = (1, 17, 333, 3000)
 # With a plan, what is built is built by then.
-BUILDING_S = 60.0
+BUILDING_S = 50.0
 _EAGLE = (
     *("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "1"),
     *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "2"),

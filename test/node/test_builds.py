@@ -65,6 +65,10 @@ class Cache:
         self.plan.parent.mkdir(parents=True, exist_ok=True)
         self.plan.write_bytes(msgspec.json.encode(BuildPlan({LIBRARY.name: Part(here, "", recipes)})))
 
+    @property
+    def times(self) -> Path:
+        return self.root / "times"
+
     def built(self, name: str) -> Path:
         return self.root / "90a" / "cached_ops" / name / f"{name}.so"
 
@@ -203,6 +207,40 @@ def test_what_ranks_have_compiled_is_the_plan_of_the_next_start(cache: Cache) ->
     assert [(recipe.name, recipe.seconds) for recipe in part.recipes] == [("norm", 33), ("rope", 1)]
     with cache.node():
         assert wait_until(cache.built("rope").exists) and wait_until(cache.built("norm").exists)
+
+
+def test_what_a_rank_found_has_the_seconds_that_it_takes_to_build(cache: Cache) -> None:
+    guessed, unknown = cache.recipe("norm", seconds=33), cache.recipe("rope", "sleep 0.4; cp $in $out", 0)
+    cache.keep(guessed)
+    guesses = cache.plan.rename(cache.plan.with_name("guesses-1.json"))
+    with Node(cache.place, build_plan=cache.plan, guesses=guesses, **cache.environment) as node:
+        rank = node.client()
+        rank.build(unknown)
+        assert wait_until(cache.built("norm").exists)
+        assert rank.await_builds(10).built == 1
+        for recipe in (guessed, unknown):
+            rank.compiled(msgspec.structs.replace(recipe, seconds=0.0))
+        rank.await_builds(1)
+        assert node.end() == 0
+    (part,) = build_plan.load(cache.plan).parts.values()
+    seconds = {recipe.name: recipe.seconds for recipe in part.recipes}
+    assert seconds["norm"] == 33 and 0.4 < seconds["rope"] < 10
+
+
+def test_one_of_a_list_that_does_not_know_its_place_is_built_once(cache: Cache) -> None:
+    recipe = cache.recipe("norm", f"echo built >> '{cache.times}'; sleep 0.5; cp $in $out", 33)
+    cache.keep(msgspec.structs.replace(recipe, made=""))
+    with cache.node() as node:
+        assert wait_until(cache.times.exists)
+        rank = node.client()
+        rank.build(msgspec.structs.replace(recipe, seconds=14.0))
+        assert rank.await_builds(10).built == 1
+        rank.compiled(msgspec.structs.replace(recipe, seconds=0.0))
+        rank.await_builds(1)
+        assert node.end() == 0
+    assert cache.times.read_text() == "built\n"
+    (part,) = build_plan.load(cache.plan).parts.values()
+    assert [(each.made, each.seconds) for each in part.recipes if each.made] == [(recipe.made, 33)]
 
 
 @pytest.mark.parametrize("end", ["the parent is killed", "the service is told to end", "the service is killed"])

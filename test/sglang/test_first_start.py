@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import zstandard
 from kit.environment import child_environment
 from kit.node import Node, wait_until
 from kit.release import installed_release
@@ -29,7 +30,7 @@ from sglang_warmstart.sglang.ahead import known_of
 from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
 from sglang_warmstart.sglang.first_start import Features, FirstStarts
 
-RELEASES = sorted(path.stem for path in first_start.LISTS.glob("*.json"))
+RELEASES = sorted(path.name.removesuffix(first_start.SUFFIX) for path in first_start.LISTS.iterdir())
 OF_RELEASE = first_start.of_release(machine.version("sglang"))
 SERVE = ["python", "-m", "sglang.launch_server", "--model-path"]
 
@@ -64,8 +65,12 @@ def parameters(of: ast.FunctionDef) -> list[str]:
 @pytest.mark.parametrize("recipe", entries(), ids=lambda recipe: f"{recipe.library}-{recipe.name}")
 def test_what_a_list_has_is_in_the_source_of_its_release(recipe: Recipe) -> None:
     form: dict[str, Any] = recipe.form
-    assert recipe.name and recipe.made and recipe.seconds > 0
-    if recipe.library == "triton":
+    assert recipe.name and recipe.seconds > 0 and bool(recipe.made) == (recipe.library != "tilelang")
+    if recipe.library == "tilelang":
+        # It is the traced form of this function, with its arguments in place.
+        assert function("sglang.kernels.ops.layernorm.mhc", recipe.name)
+        assert recipe.name in form["function"] and form["target"].endswith('"arch":"sm_90a"}')
+    elif recipe.library == "triton":
         found = function(form["module"], form["function"])
         assert parameters(found) == [name for name, _ in form["signature"]]
     elif recipe.library == "sglang-jit":
@@ -87,7 +92,7 @@ def test_what_a_list_has_is_in_the_source_of_its_release(recipe: Recipe) -> None
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_list_holds_no_path_of_the_machine_that_it_was_made_on(release: str) -> None:
-    text = (first_start.LISTS / f"{release}.json").read_text(encoding="utf-8")
+    text = zstandard.decompress((first_start.LISTS / f"{release}{first_start.SUFFIX}").read_bytes()).decode()
     assert not re.findall(r"[\"' =](/(?:opt|tmp|usr|root|home|work)/[^\"]*)", text)
     known = first_start.of_release(release)
     assert known.groups["any"]
@@ -110,6 +115,7 @@ def model(place: Path, **config: object) -> Path:
     return place
 
 
+DEEPSEEK_V4 = ["DeepseekV4ForCausalLM", "DeepseekV4ForCausalLM 4096"]
 DEEPSEEK = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "kv_lora_rank": 512,
@@ -123,6 +129,7 @@ DEEPSEEK = {
     [
         (DEEPSEEK, [], ["any", "DeepseekV3ForCausalLM", "mla", "moe", "fp8"]),
         ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128}, [], ["any", "Qwen3MoeForCausalLM", "moe"]),
+        ({"architectures": ["DeepseekV4ForCausalLM"], "hidden_size": 4096}, [], ["any", *DEEPSEEK_V4]),
         ({}, ["--attention-backend", "triton"], ["any", "attention-triton"]),
         ({}, ["--attention-backend=fa3", "--attention-backend=triton"], ["any", "attention-triton"]),
         ({"quantization_config": None}, ["--tp", "8"], ["any"]),

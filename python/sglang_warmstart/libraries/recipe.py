@@ -34,8 +34,11 @@ class Recipe(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def key(self) -> str:
         """Equal for what is built in one place: of two recipes for that, the newer one counts."""
-        if self.made:
-            return f"{self.library} {self.made}"
+        return f"{self.library} {self.made}" if self.made else self.digest
+
+    @property
+    def digest(self) -> str:
+        """Equal for what is built alike: a list may not know where that will be."""
         return hashlib.sha256(msgspec.json.encode((self.library, self.form), order="sorted")).hexdigest()
 
 

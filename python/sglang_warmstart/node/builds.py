@@ -7,6 +7,8 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
+import msgspec
+
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.events import Lanes, emit, now
 from sglang_warmstart.libraries.recipe import Recipe
@@ -28,19 +30,29 @@ class Builds:
     """
 
     def __init__(self, places: Places) -> None:
-        self._tasks: dict[str, asyncio.Task[str]] = {}
+        self._tasks: dict[str, asyncio.Task[str]] = {}  # each by where it will be, and by how it is made
         self._builders: dict[str, _Shared] = {}
         self._places = places
         self._lanes = Lanes()
+        self._seconds: dict[str, float] = {}  # that each takes
         self._over = False
         self._in_preparation: Counter[float] = Counter()  # by how long they take
         self._prepared = asyncio.Condition()
 
     def begin(self, recipe: Recipe) -> asyncio.Task[str]:
         """Build by a recipe, if nobody has asked for it yet. Returns what ends with the reason why it could not be."""
-        if recipe.key not in self._tasks:
-            self._tasks[recipe.key] = asyncio.create_task(self._build(recipe))
-        return self._tasks[recipe.key]
+        names = recipe.key, recipe.digest
+        task = next((self._tasks[name] for name in names if name in self._tasks), None)
+        if task is None:
+            task = asyncio.create_task(self._build(recipe))
+            self._seconds |= dict.fromkeys(names, recipe.seconds)
+        self._tasks |= dict.fromkeys(names, task)
+        return task
+
+    def timed(self, recipe: Recipe) -> Recipe:
+        """With the seconds that it takes to build. A rank that found it, since it was built here, does not know."""
+        known = max(self._seconds.get(name, 0.0) for name in (recipe.key, recipe.digest))
+        return msgspec.structs.replace(recipe, seconds=max(recipe.seconds, known))
 
     def stop(self) -> None:
         """End what runs."""
@@ -78,7 +90,7 @@ class Builds:
 
     async def _let_longer_go_first(self, seconds: float) -> None:
         """Where there are not places for all, wait a while for what takes longer and has something to import yet."""
-        if sum(not task.done() for task in self._tasks.values()) <= self._places.count:
+        if sum(not task.done() for task in set(self._tasks.values())) <= self._places.count:
             return
 
         def none_is_longer() -> bool:
@@ -94,7 +106,10 @@ class Builds:
             reason = await builder.build(number)
         finally:
             self._lanes.give_back(lane)
-        emit("compile", recipe.name, at, now() - at, library=recipe.library, lane=f"builder {lane}", error=reason)
+        seconds = now() - at
+        emit("compile", recipe.name, at, seconds, library=recipe.library, lane=f"builder {lane}", error=reason)
+        if not reason and not recipe.seconds:
+            self._seconds |= dict.fromkeys((recipe.key, recipe.digest), seconds)
         return reason
 
     @property

@@ -67,6 +67,7 @@ class Planned:
 
     def met(self, recipe: Recipe) -> None:
         """A rank has had this compiled, or has found it in a cache."""
+        recipe = self._builds.timed(recipe)
         if self._record is not None:
             self._record.add(recipe)
         elif len(self._met) < build_plan.RECIPES_MAX:

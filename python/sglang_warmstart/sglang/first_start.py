@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import zstandard
 
 from sglang_warmstart.base.files import write_atomically
 from sglang_warmstart.base.gpus import capabilities
@@ -25,6 +26,8 @@ from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.sglang.ahead import arguments_of, options_of
 
 LISTS = Path(__file__).with_name("first_starts")
+# TileLang's functions are long, and much alike.
+SUFFIX = ".json.zst"
 # SGLang's own kernels change from release to release, and FlashInfer's do not.
 _OTHERS = "other"
 
@@ -87,9 +90,9 @@ def write_guesses(directory: Path, command: Sequence[str], environment: Mapping[
 
 def of_release(release: str) -> FirstStarts:
     """The list of a release, or of those of which no start was recorded."""
-    path = LISTS / f"{release}.json"
-    data = (path if path.is_file() else LISTS / f"{_OTHERS}.json").read_bytes()
-    return msgspec.json.decode(data, type=FirstStarts)
+    path = LISTS / f"{release}{SUFFIX}"
+    data = (path if path.is_file() else LISTS / f"{_OTHERS}{SUFFIX}").read_bytes()
+    return msgspec.json.decode(zstandard.decompress(data), type=FirstStarts)
 
 
 class Features:
@@ -115,7 +118,12 @@ class Features:
         """Names of groups."""
         config = self.config
         architectures = config.get("architectures")
-        found = ["any", *(architectures if isinstance(architectures, list) else ())]
+        architectures = architectures if isinstance(architectures, list) else []
+        found = ["any", *architectures]
+        # TileLang's kernels are made for one size.
+        found += (
+            f"{architecture} {config['hidden_size']}" for architecture in architectures if "hidden_size" in config
+        )
         if config.get("kv_lora_rank"):
             found.append("mla")
         if any(config.get(name) for name in _EXPERTS):
