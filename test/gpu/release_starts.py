@@ -158,7 +158,7 @@ def turn_of(state: str) -> Iterator[None]:
     if file is None or not re.search("cold|planned|make-image", state):
         yield
         return
-    held = open(file, "w")
+    held = Path(file).open("w")  # noqa: SIM115 (it is closed by whoever is first)
     fcntl.flock(held, fcntl.LOCK_EX)
     if "planned" in state:
         threading.Timer(BUILDING_S, held.close).start()
