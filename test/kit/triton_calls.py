@@ -293,7 +293,8 @@ def record(which: str) -> None:
     calls = own_calls() if which == "own" else sglang_calls()
     said: dict[str, Any] = {"calls": {}, "notes": hooks.notes}
     recipes: list[Recipe] = []
-    recipe.listen(recipes.append)
+    found: list[Recipe] = []
+    recipe.listen(lambda each: (recipes if each.form else found).append(each))
     for name, make in calls.items():
         before, number = time.perf_counter(), len(recipes)
         make()
@@ -314,6 +315,7 @@ def record(which: str) -> None:
         _forget()
         make()
     said["hits"], said["third"] = hits, _entries()
+    said["found"] = [[each.library, each.name] for each in found]
     print(json.dumps(said))
 
 
@@ -330,28 +332,29 @@ def build_all(forms: str) -> None:
     """Build what a file has, as a builder does it: each in a fork; print the seconds that each took, as JSON."""
     from sglang_warmstart.libraries.triton_ahead import build, prepare
 
-    def timed(act: Callable[[], None]) -> float:
+    def timed(act: Callable[[], object]) -> tuple[float, object]:
         before = time.perf_counter()
-        act()
-        return time.perf_counter() - before
+        said = act()
+        return time.perf_counter() - before, said
 
     recipes = json.loads(Path(forms).read_text())
-    prepared = timed(lambda: [prepare(form) for form in recipes][:0])
-    seconds = []
+    prepared, _ = timed(lambda: [prepare(form) for form in recipes])
+    built = []
     for form in recipes:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                os.write(writing, str(timed(lambda form=form: build(form, None, os.environ))).encode())
+                os.write(writing, json.dumps(timed(lambda form=form: build(form, None, os.environ))).encode())
                 os._exit(0)
             finally:
                 os._exit(1)
         os.close(writing)
         with os.fdopen(reading) as said:
-            seconds.append(float(said.read()))
+            built.append(json.loads(said.read()))
         assert os.waitpid(child, 0)[1] == 0
-    print(json.dumps({"prepared": prepared, "seconds": seconds}))
+    seconds, made = zip(*built, strict=True)
+    print(json.dumps({"prepared": prepared, "seconds": seconds, "made": made}))
 
 
 def refuse_all(forms: str) -> None:

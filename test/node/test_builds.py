@@ -26,7 +26,7 @@ from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 from sglang_warmstart.node import builders
 from sglang_warmstart.node import builds as builds_module
-from sglang_warmstart.node.builders import Builder
+from sglang_warmstart.node.builders import Builder, Outcome
 from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.pool import Places
 from sglang_warmstart.report.reading import read_run
@@ -133,7 +133,7 @@ def test_where_places_are_short_the_longest_is_waited_for_while_it_imports(
         async def build(self, number: int) -> str:
             began.append(self.recipes[number].name)
             await asyncio.sleep(0.1)
-            return ""
+            return Outcome()
 
         def close(self) -> None:
             pass
@@ -227,6 +227,23 @@ def test_what_a_rank_found_has_the_seconds_that_it_takes_to_build(cache: Cache) 
     assert seconds["norm"] == 33 and 0.4 < seconds["rope"] < 10
 
 
+def test_what_ranks_find_of_the_guesses_is_in_the_plan_at_once(cache: Cache) -> None:
+    recipes = cache.recipe("norm", seconds=33), cache.recipe("rope", seconds=2), cache.recipe("wrong", seconds=1)
+    cache.keep(*recipes)
+    guesses = cache.plan.rename(cache.plan.with_name("guesses-1.json"))
+    with Node(cache.place, build_plan=cache.plan, guesses=guesses, **cache.environment) as node:
+        rank = node.client()
+        # Before the service has heard that it is built, and after that.
+        rank.compiled(Recipe(LIBRARY.name, "norm", {}))
+        assert wait_until(lambda: all(cache.built(recipe.name).exists() for recipe in recipes))
+        rank.compiled(Recipe(LIBRARY.name, "rope", {}))
+        rank.compiled(Recipe(LIBRARY.name, "nobody's", {}))
+        assert wait_until(cache.plan.is_file, 10), "it is lost with a server that is killed"
+        assert wait_until(lambda: len(build_plan.load(cache.plan).parts[LIBRARY.name].recipes) == 2, 10)
+        os.kill(node.service, signal.SIGKILL)
+    assert sorted(build_plan.load(cache.plan).parts[LIBRARY.name].recipes, key=lambda each: each.name) == [*recipes[:2]]
+
+
 def test_one_of_a_list_that_does_not_know_its_place_is_built_once(cache: Cache) -> None:
     recipe = cache.recipe("norm", f"echo built >> '{cache.times}'; sleep 0.5; cp $in $out", 33)
     cache.keep(msgspec.structs.replace(recipe, made=""))
@@ -269,7 +286,7 @@ def test_a_build_that_hangs_is_ended_with_all_that_it_has_started(
         try:
             slow, _ = await builder.prepare(cache.recipe("slow", f"sleep {SLEEP}"))
             norm, _ = await builder.prepare(cache.recipe("norm"))
-            return await builder.build(slow, 1.0), await builder.build(norm, 30.0)
+            return (await builder.build(slow, 1.0)).reason, (await builder.build(norm, 30.0)).reason
         finally:
             builder.close()
 

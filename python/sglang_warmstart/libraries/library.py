@@ -30,7 +30,8 @@ class Library(ABC):
         hooks: what ``watch`` changes, by full dotted name, and why there.
         remedy: what would have covered a compile while serving.
         ahead: the module that builds by recipe: ``prepare(form)`` once in a process that forks for each build,
-            ``build(form, root, environment)`` in that; empty where there is none.
+            ``build(form, root, environment)`` in that, which returns ``Recipe.made`` where a list cannot know it; empty
+            where there is none.
         variables: patterns of variables that decide what is compiled, and into which cache.
     """
 

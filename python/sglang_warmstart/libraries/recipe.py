@@ -20,7 +20,7 @@ class Recipe(msgspec.Struct, frozen=True, omit_defaults=True):
     Args:
         library: its name in the table of libraries.
         name: of the kernel, for people.
-        form: what the library's builder understands; values that JSON has.
+        form: what the library's builder understands; values that JSON has. None of them: see :func:`found`.
         made: a pattern below the library's root; what matches is there once it is built. Empty if that cannot be told.
         seconds: how long it took.
     """
@@ -56,6 +56,7 @@ def why(said: str) -> str:
 
 
 _listeners: list[Callable[[Recipe], object]] = []
+_found: set[tuple[str, str]] = set()
 
 
 def listen(listener: Callable[[Recipe], object]) -> Callable[[], None]:
@@ -78,3 +79,10 @@ def tell(recipe: Recipe) -> None:
     """Hand a recipe to whoever listens."""
     for listener in list(_listeners):
         listener(recipe)
+
+
+def found(library: str, name: str) -> None:
+    """Tell that a kernel of this name was found in the library's cache, by a recipe without a form."""
+    if (library, name) not in _found and is_heard():
+        _found.add((library, name))
+        tell(Recipe(library, name, {}))

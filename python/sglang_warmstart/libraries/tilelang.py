@@ -18,7 +18,7 @@ from sglang_warmstart.libraries.library import Library
 from sglang_warmstart.libraries.machine import NOT_INSTALLED, Environment
 from sglang_warmstart.libraries.monitor import compiling
 from sglang_warmstart.libraries.recipe import Recipe
-from sglang_warmstart.libraries.tilelang_ahead import described, entry_of
+from sglang_warmstart.libraries.tilelang_ahead import described, entry_of, made_at
 
 
 class TileLang(Library):
@@ -87,6 +87,8 @@ class TileLang(Library):
                 name, shape = _name(function), _shape(function)
             if cached:
                 original(*args, **kwargs)
+                with contextlib.suppress(Exception):
+                    recipes.found(self.name, name)
                 return
             at = now()
             with compiling(self, name, shape):
@@ -104,10 +106,7 @@ class TileLang(Library):
 
     def recipe_at(self, entry: str, form: Mapping[str, Any], seconds: float) -> Recipe:
         """A recipe of what lies in a directory of the cache; empty where that is not known."""
-        root, made = self.root(os.environ), ""
-        if entry and root is not None and Path(entry).is_relative_to(root):
-            made = f"{Path(entry).relative_to(root)}/params.pkl"
-        return self.recipe(form["name"], form, made, seconds)
+        return self.recipe(form["name"], form, made_at(entry, self.root(os.environ)), seconds)
 
 
 def _name(function: Any) -> str:

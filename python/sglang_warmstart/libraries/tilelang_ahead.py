@@ -107,8 +107,11 @@ def prepare(_form: Mapping[str, Any]) -> None:
     import tilelang.cache  # noqa: F401 (a process that forks later has it then)
 
 
-def build(form: Mapping[str, Any], _root: Path | None, environment: Environment) -> None:
+def build(form: Mapping[str, Any], root: Path | None, environment: Environment) -> str:
     """Compile a kernel into TileLang's cache, without a GPU.
+
+    Returns:
+        Where it is, as ``Recipe.made``: a hash that TileLang's own library is part of. Empty if that is not known.
 
     Raises:
         BuildError: it cannot be.
@@ -134,8 +137,10 @@ def build(form: Mapping[str, Any], _root: Path | None, environment: Environment)
             "compile_flags": kernel.compile_flags,
         }
         cached(**what, verbose=False)
+        made = made_at(entry_of(what), root)
         if IMAGE in environment:
             _keep_for_layers(what)
+        return made
     except BuildError:
         raise
     except Exception as error:
@@ -199,6 +204,13 @@ def entry_of(given: Mapping[str, Any]) -> str:
     if keys is None:
         return ""
     return str(keys._get_cache_path(keys._generate_key(args=(), **{name: given[name] for name in names})))
+
+
+def made_at(entry: str, root: Path | None) -> str:
+    """``Recipe.made`` of an entry, as of :func:`entry_of`; empty where that is not known."""
+    if entry and root is not None and Path(entry).is_relative_to(root):
+        return f"{Path(entry).relative_to(root)}/params.pkl"
+    return ""
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,6 @@ whether Triton's cache had the kernel.
 from __future__ import annotations
 
 import contextlib
-import glob
 import importlib
 import inspect
 import threading
@@ -154,6 +153,8 @@ class Triton(Library):
             shape = shape_of(src, metadata)
         if cache_hit:
             emit("load", name, now() - seconds, seconds, library=self.name, shape=shape, cached=True)
+            with contextlib.suppress(Exception):
+                recipe.found(self.name, name)
         else:
             emit("jit", name, now() - seconds, seconds, library=self.name, shape=shape, remedy=self.remedy)
             if recipe.is_heard():
@@ -170,22 +171,11 @@ class Triton(Library):
         with contextlib.suppress(Exception):  # as above: no kernel is worse for having no recipe
             form = triton_ahead.described(src, options, metadata["target"])
         if form is not None:
-            recipe.tell(self.recipe(src.name, form, _made(metadata_group), seconds))
+            recipe.tell(self.recipe(src.name, form, triton_ahead.entry_of(metadata_group), seconds))
 
 
 def _hear_nothing(**_: Any) -> None:
     pass
-
-
-def _made(group: Mapping[str, str]) -> str:
-    """The file of an entry that is written last, below the root of the cache.
-
-    Source: ``put_group`` in Triton's ``runtime/cache.py``.
-    """
-    for name, path in group.items():
-        if name.endswith(".json"):
-            return f"{glob.escape(Path(path).parent.name)}/__grp__{glob.escape(name)}"
-    return ""
 
 
 def shape_of(src: Any, metadata: Mapping[str, Any]) -> str:

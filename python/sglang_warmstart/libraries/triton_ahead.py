@@ -10,6 +10,7 @@ What builds (:func:`prepare`, :func:`build`) is for a process of its own: torch 
 from __future__ import annotations
 
 import gc
+import glob
 import importlib
 import math
 import os
@@ -90,27 +91,41 @@ def prepare(form: Mapping[str, Any]) -> None:
     _one_line(share)
 
 
-def build(form: Mapping[str, Any], _root: Path | None, _environment: Environment) -> None:
+def build(form: Mapping[str, Any], _root: Path | None, _environment: Environment) -> str:
     """Compile the kernel into Triton's cache.
+
+    Returns:
+        Where it is, as ``Recipe.made``: a hash that Triton's own files are part of.
 
     Raises:
         BuildError: it cannot be done.
     """
 
-    def compile_it() -> None:
+    def compile_it() -> str:
         source, target, options = _source(form)
         import triton
 
-        triton.compile(source, target=target, options=options)
+        return entry_of(triton.compile(source, target=target, options=options).metadata_group)
 
     # In a fork, the collector would look at all that the process has, and so copy it: 0.4 s.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        _one_line(compile_it)
+        return str(_one_line(compile_it))
     finally:
         if was_enabled:
             gc.enable()
+
+
+def entry_of(group: Mapping[str, str]) -> str:
+    """The file of an entry that is written last, below the root of the cache.
+
+    Source: ``put_group`` in Triton's ``runtime/cache.py``.
+    """
+    for name, path in group.items():
+        if name.endswith(".json"):
+            return f"{glob.escape(Path(path).parent.name)}/__grp__{glob.escape(name)}"
+    return ""
 
 
 def _one_line(act: Callable[[], Any]) -> Any:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from types import ModuleType
+from typing import NamedTuple
 
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.libraries import ptxas_threads
@@ -40,6 +41,19 @@ _JOBS = "2"
 # One that takes this long is what a rank may come to wait for, while cores are idle.
 LONG = 10.0  # seconds
 _PR_SET_PDEATHSIG = 1
+_ENDED = "the process that builds has ended"
+
+
+class Outcome(NamedTuple):
+    """What has become of an order.
+
+    Args:
+        reason: why it could not be done, in one line, or nothing.
+        made: where it is, as ``Recipe.made``, if the library says.
+    """
+
+    reason: str = ""
+    made: str = ""
 
 
 class Builder:
@@ -56,7 +70,7 @@ class Builder:
         what = (theirs, library, os.getpid(), threads)
         self._process = context.Process(target=_serve, args=what, name=f"{NAME} {library}")
         self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[str]] = {}
+        self._waiting: dict[int, asyncio.Future[Outcome]] = {}
         # It reads no orders while it imports, and the loop does not wait for it.
         self._sender = ThreadPoolExecutor(1, thread_name_prefix=NAME)
         self._process.start()
@@ -67,13 +81,13 @@ class Builder:
         """Import what a recipe needs. Returns its number, and why it cannot be built."""
         number = next(self._numbers)
         try:
-            return number, await asyncio.wait_for(self._order(number, recipe), PREPARE_LIMIT_S)
+            return number, (await asyncio.wait_for(self._order(number, recipe), PREPARE_LIMIT_S)).reason
         except asyncio.TimeoutError:
             self.close()
             return number, f"its imports take more than {PREPARE_LIMIT_S:g} s"
 
-    async def build(self, number: int, limit_s: float = BUILD_LIMIT_S) -> str:
-        """Build what has been prepared. Returns why it could not be, in one line, or nothing."""
+    async def build(self, number: int, limit_s: float = BUILD_LIMIT_S) -> Outcome:
+        """Build what has been prepared."""
         return await self._order(number, limit_s)
 
     def close(self) -> None:
@@ -86,15 +100,15 @@ class Builder:
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
             if not each.done():
-                each.set_result("the process that builds has ended")
+                each.set_result(Outcome(_ENDED))
 
-    async def _order(self, number: int, what: Recipe | float) -> str:
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async def _order(self, number: int, what: Recipe | float) -> Outcome:
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
             self._sender.submit(self._send, number, what)
         except RuntimeError:  # it is closed
-            return "the process that builds has ended"
+            return Outcome(_ENDED)
         return await answer
 
     def _send(self, number: int, what: Recipe | float) -> None:
@@ -103,13 +117,13 @@ class Builder:
 
     def _hear(self) -> None:
         try:
-            number, reason = self._orders.recv()
+            number, outcome = self._orders.recv()
         except (OSError, EOFError):
             self.close()
             return
         answer = self._waiting.pop(number, None)
         if answer is not None and not answer.done():
-            answer.set_result(reason)
+            answer.set_result(outcome)
 
 
 def end_those_left(limit_s: float) -> None:
@@ -166,7 +180,7 @@ def _serve(orders: Connection, library: str, service: int, threads: int) -> None
                 number, what = orders.recv()
                 if isinstance(what, Recipe):
                     prepared[number] = what
-                    orders.send((number, _prepare(library, what)))
+                    orders.send((number, Outcome(_prepare(library, what))))
                 else:
                     recipe = prepared.pop(number)
                     more = ptxas_threads.variables(threads if recipe.seconds >= LONG else 1, os.environ)
@@ -206,7 +220,7 @@ def _begin(
         try:
             pid = os.fork()
         except OSError as error:
-            orders.send((number, first_line(error)))
+            orders.send((number, Outcome(first_line(error))))
             return
         if pid:
             builds[ours] = _Build(number, pid, ours, time.monotonic() + limit_s, limit_s)
@@ -226,28 +240,28 @@ def _build(recipe: Recipe, answer: Connection, builder: int, orders: Connection,
     _end_with_parent(builder)
     signal.alarm(int(limit_s) + 5)  # where nobody is left to end it
     orders.close()
-    reason = "it ended"
+    outcome = Outcome("it ended")
     try:
-        _ahead(recipe.library).build(recipe.form, LIBRARIES[recipe.library].root(os.environ), os.environ)
-        reason = ""
+        made = _ahead(recipe.library).build(recipe.form, LIBRARIES[recipe.library].root(os.environ), os.environ)
+        outcome = Outcome(made=made or "")
     except BuildError as error:
-        reason = first_line(error)
+        outcome = Outcome(first_line(error))
     except BaseException as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        outcome = Outcome(f"{type(error).__name__}: {first_line(error)}")
     finally:
         with contextlib.suppress(OSError):
-            answer.send(reason)
+            answer.send(outcome)
         os._exit(0)
 
 
 def _end(build: _Build, orders: Connection) -> None:
     try:
-        reason = build.answer.recv()
+        outcome = build.answer.recv()
     except (EOFError, OSError):
-        reason = f"it took more than {build.limit_s:g} s" if build.end == float("inf") else ""
+        outcome = Outcome(f"it took more than {build.limit_s:g} s" if build.end == float("inf") else "")
     build.answer.close()
     _, status = os.waitpid(build.pid, 0)
-    orders.send((build.number, reason if reason or not status else f"it ended with status {status}"))
+    orders.send((build.number, outcome if outcome.reason or not status else Outcome(f"it ended with status {status}")))
 
 
 @contextlib.contextmanager

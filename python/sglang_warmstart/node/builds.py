@@ -35,6 +35,7 @@ class Builds:
         self._places = places
         self._lanes = Lanes()
         self._seconds: dict[str, float] = {}  # that each takes
+        self._made: dict[str, str] = {}  # where what was built is
         self._over = False
         self._in_preparation: Counter[float] = Counter()  # by how long they take
         self._prepared = asyncio.Condition()
@@ -49,10 +50,10 @@ class Builds:
         self._tasks |= dict.fromkeys(names, task)
         return task
 
-    def timed(self, recipe: Recipe) -> Recipe:
-        """With the seconds that it takes to build. A rank that found it, since it was built here, does not know."""
-        known = max(self._seconds.get(name, 0.0) for name in (recipe.key, recipe.digest))
-        return msgspec.structs.replace(recipe, seconds=max(recipe.seconds, known))
+    def completed(self, recipe: Recipe) -> Recipe:
+        """With what is known since it was built here: where it is, and the seconds that it takes."""
+        seconds = max(recipe.seconds, *(self._seconds.get(name, 0.0) for name in (recipe.key, recipe.digest)))
+        return msgspec.structs.replace(recipe, made=self._made.get(recipe.digest, recipe.made), seconds=seconds)
 
     def stop(self) -> None:
         """End what runs."""
@@ -103,11 +104,13 @@ class Builds:
     async def _build_by(self, builder: Builder, number: int, recipe: Recipe) -> str:
         at, lane = now(), self._lanes.take()
         try:
-            reason = await builder.build(number)
+            reason, made = await builder.build(number)
         finally:
             self._lanes.give_back(lane)
         seconds = now() - at
         emit("compile", recipe.name, at, seconds, library=recipe.library, lane=f"builder {lane}", error=reason)
+        if made:
+            self._made[recipe.digest] = made
         if not reason and not recipe.seconds:
             self._seconds |= dict.fromkeys((recipe.key, recipe.digest), seconds)
         return reason

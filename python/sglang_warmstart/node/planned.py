@@ -45,6 +45,8 @@ class Planned:
         self._disk: Disk | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._met: list[Recipe] = []  # before it was said where the plan is
+        self._guessed: dict[tuple[str, str], list[Recipe]] = {}  # and built, by library and name
+        self._found: set[tuple[str, str]] = set()
 
     def begin(self, plan: Path) -> None:
         """Build what a plan has, if anything; from now on what is compiled goes into it."""
@@ -54,20 +56,41 @@ class Planned:
         for recipe in self._met:
             self._record.add(recipe)
         self._met.clear()
-        self._begin(plan, self._disk, logging.WARNING)
+
+        def built(_: Recipe, reason: str) -> None:
+            if reason:
+                logger.warning("not built ahead: %s", reason)
+
+        self._begin(plan, self._disk, built)
 
     def guess(self, plan: Path) -> None:
-        """Build what a plan has, which stays as it is."""
-        self._begin(plan, Disk(plan.parent), logging.DEBUG)
+        """Build what a plan has, which stays as it is. What a rank then finds was no wrong guess."""
 
-    def _begin(self, plan: Path, disk: Disk, failed: int) -> None:
-        task = asyncio.create_task(self._build(plan, disk, failed))
+        def built(recipe: Recipe, reason: str) -> None:
+            if reason:
+                logger.debug("not built ahead: %s", reason)
+                return
+            name = recipe.library, recipe.name
+            self._guessed.setdefault(name, []).append(recipe)
+            if name in self._found:
+                self.met(recipe)
+
+        self._begin(plan, Disk(plan.parent), built)
+
+    def _begin(self, plan: Path, disk: Disk, built: Callable[[Recipe, str], None]) -> None:
+        task = asyncio.create_task(self._build(plan, disk, built))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def met(self, recipe: Recipe) -> None:
-        """A rank has had this compiled, or has found it in a cache."""
-        recipe = self._builds.timed(recipe)
+        """A rank has had this compiled, or has found it in a cache; maybe it can tell no more than the name."""
+        if not recipe.form:
+            if len(self._found) < build_plan.RECIPES_MAX:
+                self._found.add((recipe.library, recipe.name))
+            for each in self._guessed.get((recipe.library, recipe.name), ()):
+                self.met(each)
+            return
+        recipe = self._builds.completed(recipe)
         if self._record is not None:
             self._record.add(recipe)
         elif len(self._met) < build_plan.RECIPES_MAX:
@@ -89,11 +112,11 @@ class Planned:
         if self._disk is not None:
             await self._disk.rest()
 
-    async def _build(self, path: Path, disk: Disk, failed: int) -> None:
+    async def _build(self, path: Path, disk: Disk, built: Callable[[Recipe, str], None]) -> None:
         """Build what a plan has.
 
         Args:
-            failed: the level at which it is said that something cannot be built.
+            built: as of :meth:`build`.
         """
         await self._whole()
         try:
@@ -104,10 +127,6 @@ class Planned:
             return
         for reason in refused:
             logger.info("not built ahead: %s", reason)
-
-        def built(_: Recipe, reason: str) -> None:
-            if reason:
-                logger.log(failed, "not built ahead: %s", reason)
 
         await self.build(recipes, path.parent.parent.parent, built)
 

@@ -91,6 +91,8 @@ _BUILDERS_S = 1.0
 _PARENT_CHECK_S = 0.25
 # How often the cache is looked through for kernels that ranks have compiled themselves.
 _LOOK_S = 15.0
+# How often the plan is written, if it has become another.
+_LOOK_PLAN_S = 3.0
 
 logger = logging.getLogger("sglang.warmstart.service")
 
@@ -371,10 +373,15 @@ class Service:
             self.prepare(way, rank.hello.deep_gemm)
 
     async def look_for_further(self, service: Path) -> None:
-        """From time to time keep the kernels that the ranks of this service have compiled themselves."""
+        """From time to time keep the plan, and the kernels that the ranks of this service have compiled themselves."""
+        looked = now()
         while True:
-            await asyncio.sleep(_LOOK_S)
-            await self.keep_further(service)
+            # SGLang kills its children when it ends.
+            await asyncio.sleep(_LOOK_PLAN_S)
+            await self._planned.keep()
+            if now() - looked >= _LOOK_S:
+                await self.keep_further(service)
+                looked = now()
 
     async def keep_further(self, service: Path) -> None:
         """Keep them now: in the markers of all ranks that share the cache, whichever has called them first."""
