@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,36 @@ def build_ahead() -> str:
     return table([*titles, "first prompts of 1 / 17 / 333 / 3000 tokens, s"], rows)
 
 
+def first_starts() -> str:
+    """First starts with a list, beside those without, and starts from an image; all caches empty but that."""
+    rows = []
+    for version in ("0.5.12", "0.5.23"):
+        listed, before = (result(f"{name}-{version}")["runs"] for name in ("first-starts", "build-ahead"))
+        for model in dict.fromkeys(run["model"] for run in listed):
+
+            def ready(runs: list[dict[str, Any]], state: str, model: str = model) -> list[float]:
+                return [run["ready_s"] for run in runs if run["model"] == model and run["state"].startswith(state)]
+
+            warm = [*ready(before, "warm"), *ready(listed, "warm")]
+            images = ready(listed, "image")
+            rows.append(
+                [
+                    version,
+                    model,
+                    *(_each(ready(runs, "cold")) for runs in (before, listed)),
+                    _each(each / statistics.median(warm) for each in ready(listed, "cold")),
+                    _each(images) or "-",
+                    _each(warm),
+                ]
+            )
+    titles = ["SGLang", "model", "without a list", "with it", "times a warm start", "from an image's directory", "warm"]
+    return table(titles, rows)
+
+
+def _each(values: Iterable[float]) -> str:
+    return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in values)
+
+
 def state_of(state: str) -> str:
     """What a state is called in the table."""
     return next(title for beginning, title in _AHEAD if state.startswith(beginning))
@@ -499,6 +530,7 @@ TABLES = (
     mhc,
     deepseek_v4,
     build_ahead,
+    first_starts,
     decode,
     nvrtc,
     nvrtc_kernels,

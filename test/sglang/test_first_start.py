@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from kit.node import Node, wait_until
 from kit.release import installed_release
 from kit.toolchain import toolchain
 from kit.watched import run_watched
-from kit.watched_libraries import BEGIN, flashinfer_settings, needs_ninja, run_flashinfer
+from kit.watched_libraries import BEGIN, flashinfer_settings, needs, needs_ninja, run_flashinfer, run_tilelang
+from sglang_warmstart.base.switches import SERVICE
 from sglang_warmstart.libraries import build_plan, calls, machine
 from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import BuildError, Recipe
@@ -229,6 +231,34 @@ def test_a_module_of_the_list_is_built_by_sglangs_own_function(tmp_path: Path) -
     with Node(tmp_path, guesses=plan, **variables) as node:
         assert wait_until(lambda: list((tmp_path / "cache").glob(recipe.made)) or "not built" in node.log, 120)
         assert "not built" not in node.log
+
+
+@needs("tilelang")
+def test_what_a_list_has_built_is_the_plan_of_the_next_start(tmp_path: Path) -> None:
+    """A list cannot know where TileLang's kernels will be, and a rank not how what it finds was made."""
+    code, home = "import sglang.srt.environ\ncompile()\nimport time; time.sleep(2)", toolchain().cuda_home
+    plan = tmp_path / "kernels" / "warmstart" / "ahead" / "plan.json"
+    with Node(tmp_path) as node:
+        node.client().build_planned(plan, {})
+        first = run_tilelang(code, tmp_path, "first", **{SERVICE: str(node.socket)})
+        assert [event.cached for event in first.of("tilelang")] == [False], first.said
+        assert node.end() == 0
+    (known,) = build_plan.load(plan).parts["tilelang"].recipes
+    plan.unlink()
+    shutil.rmtree(tmp_path / "cache")
+
+    guessed = msgspec.structs.replace(known, made="", seconds=14.0)
+    guesses = plan.with_name("guesses-1.json")
+    guesses.write_bytes(build_plan.encode(BuildPlan({"tilelang": Part({}, "", (guessed,))})))
+    variables = {"TILELANG_CACHE_DIR": str(tmp_path / "cache"), "CUDA_HOME": str(home)}
+    path = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    with Node(tmp_path, guesses=guesses, PATH=path, **variables) as node:
+        assert wait_until(lambda: list(tmp_path.glob("cache/**/params.pkl")) or "not built" in node.log, 60)
+        node.client().build_planned(plan, {})
+        second = run_tilelang(code, tmp_path, "second", **{SERVICE: str(node.socket)})
+        assert second.of("tilelang") == [], second.said
+        assert node.end() == 0
+    assert build_plan.load(plan).parts["tilelang"].recipes == (msgspec.structs.replace(known, seconds=14.0),)
 
 
 def test_only_makers_of_modules_are_called(tmp_path: Path) -> None:

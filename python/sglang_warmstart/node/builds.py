@@ -39,6 +39,7 @@ class Builds:
         self._over = False
         self._in_preparation: Counter[float] = Counter()  # by how long they take
         self._prepared = asyncio.Condition()
+        self._admitted = 0  # that have no place yet
 
     def begin(self, recipe: Recipe) -> asyncio.Task[str]:
         """Build by a recipe, if nobody has asked for it yet. Returns what ends with the reason why it could not be."""
@@ -70,9 +71,10 @@ class Builds:
                 async with self._preparing(recipe.seconds):
                     number, reason = await builder.prepare(recipe)
                 if not reason:
-                    await self._let_longer_go_first(recipe.seconds)
+                    await self._leave_room_for_longer(recipe.seconds)
                     # Not before: what imports takes nobody's place.
                     async with self._places.one_for(recipe.seconds):
+                        self._admitted -= 1
                         reason = "" if self._over else await self._build_by(builder, number, recipe)
         except Exception as error:
             # Whatever it is, the rank compiles it.
@@ -89,17 +91,21 @@ class Builds:
             async with self._prepared:
                 self._prepared.notify_all()
 
-    async def _let_longer_go_first(self, seconds: float) -> None:
-        """Where there are not places for all, wait a while for what takes longer and has something to import yet."""
-        if sum(not task.done() for task in set(self._tasks.values())) <= self._places.count:
-            return
+    async def _leave_room_for_longer(self, seconds: float) -> None:
+        """Wait a while, if else there would be no place for what takes longer and has something to import yet."""
 
-        def none_is_longer() -> bool:
-            return not any(count for each, count in self._in_preparation.items() if each > seconds)
+        def is_admitted() -> bool:
+            longer = sum(count for each, count in self._in_preparation.items() if each > seconds)
+            if longer and self._places.free - self._admitted <= longer:
+                return False
+            self._admitted += 1
+            return True
 
         async with self._prepared:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._prepared.wait_for(none_is_longer), IMPORT_WAIT_S)
+            try:
+                await asyncio.wait_for(self._prepared.wait_for(is_admitted), IMPORT_WAIT_S)
+            except asyncio.TimeoutError:
+                self._admitted += 1
 
     async def _build_by(self, builder: Builder, number: int, recipe: Recipe) -> str:
         at, lane = now(), self._lanes.take()

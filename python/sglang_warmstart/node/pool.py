@@ -217,6 +217,11 @@ class Places:
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
 
+    @property
+    def free(self) -> int:
+        """Places that nobody has."""
+        return self._free
+
     @contextlib.asynccontextmanager
     async def one_for(self, seconds: float) -> AsyncIterator[None]:
         if self._free > 0:
