@@ -1,6 +1,6 @@
 """Makes the list for first starts of a release out of the plans that starts on a GPU have left.
 
-    first_starts.py python/sglang_warmstart/sglang/first_starts/RELEASE.json.zst ARCHITECTURE:HIDDEN_SIZE=PLAN ...
+    first_starts.py RELEASE ARCHITECTURE:HIDDEN_SIZE=PLAN ...
 
 PLAN is a file of `warmstart/ahead` below DeepGEMM's cache of a server of that release, and ARCHITECTURE and HIDDEN_SIZE
 what the model's configuration says. What belongs to a feature is told by its name and module, below. What the list has
@@ -96,13 +96,14 @@ def groups(plans: dict[str, build_plan.BuildPlan]) -> Iterator[tuple[str, Recipe
 
 def main() -> None:
     """Write the list, or what it lacks into it."""
-    path, plans = Path(sys.argv[1]), {}
+    release, plans = sys.argv[1], {}
+    path = first_start.LISTS / f"{release}{first_start.SUFFIX}"
     for word in sys.argv[2:]:
         model, _, plan = word.partition("=")
         plans[model] = build_plan.decode(Path(plan).read_bytes(), plan)
     found: dict[str, dict[str, Recipe]] = {}
     if path.is_file():
-        for feature, recipes in first_start.of_release(path.name.removesuffix(first_start.SUFFIX)).groups.items():
+        for feature, recipes in first_start.of_release(release).groups.items():
             found[feature] = {recipe.key: recipe for recipe in recipes}
     for feature, recipe in groups(plans):
         of_feature = found.setdefault(feature, {})

@@ -83,8 +83,8 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
     for the others see `forget`. What "early" and "decode" mean is said in their names: "early-planned-1". "make-image"
     has the plan compiled into a directory, without the GPU, and "image-N" starts with that and nothing else.
 
-    Lanes, also those of another interpreter, may have the same cores. With WARMSTART_GPU_TURN, a file, no two of them
-    compile at one time with all of these.
+    Lanes, also those of another interpreter, may have the same cores. With WARMSTART_GPU_TURN, a file, those that are
+    not stock take turns in compiling.
     """
     version = importlib.metadata.version("sglang")
     name = os.environ.get("WARMSTART_GPU_NAME", f"release-starts-{version}")
@@ -153,7 +153,7 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def turn_of(state: str) -> Iterator[None]:
-    """Only one of all starts that use every core, until it has compiled."""
+    """Only one at a time of all starts of ours that compile: with a plan for as long as that takes, mostly."""
     file = os.environ.get("WARMSTART_GPU_TURN")
     if file is None or not re.search("cold|planned|make-image", state):
         yield

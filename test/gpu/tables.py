@@ -475,7 +475,7 @@ def first_starts() -> str:
                 return [run["ready_s"] for run in runs if run["model"] == model and run["state"].startswith(state)]
 
             warm = [*ready(before, "warm"), *ready(listed, "warm")]
-            images = ready(listed, "image")
+            images = [*ready(before, "image"), *ready(listed, "image")]
             rows.append(
                 [
                     version,

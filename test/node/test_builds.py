@@ -135,7 +135,7 @@ def test_what_takes_longest_finds_a_place_when_it_has_imported(
 
         async def build(self, number: int) -> Outcome:
             began[self.recipes[number].name] = time.monotonic() - start
-            await asyncio.sleep(1)
+            await asyncio.sleep(build_s)
             return Outcome()
 
         def close(self) -> None:
@@ -147,11 +147,18 @@ def test_what_takes_longest_finds_a_place_when_it_has_imported(
         await asyncio.gather(*map(builds.begin, (*short, Recipe("tvm-ffi", "long", {"a": 1}, seconds=40))))
 
     monkeypatch.setattr(builds_module, "Builder", Importing)
+    build_s = 1.0
     start = time.monotonic()
     asyncio.run(build())
     assert [name for name, at in began.items() if at < 0.4] == at_once
     # One that has waited for room, and what that was left for, may begin in either order if there is room for both.
     assert sorted(list(began)[len(at_once) : len(at_once) + places]) == then and len(began) == 3
+    # A place that is given back is room, too.
+    began.clear()
+    build_s = 0.1
+    start = time.monotonic()
+    asyncio.run(build())
+    assert len([at for at in began.values() if at < 0.4]) == (2 if places > 1 else 0)
     # It is not waited for for ever.
     began.clear()
     monkeypatch.setattr(builds_module, "IMPORT_WAIT_S", 0.1)
@@ -235,36 +242,63 @@ def test_what_a_rank_found_has_the_seconds_that_it_takes_to_build(cache: Cache) 
 
 
 def test_what_ranks_find_of_the_guesses_is_in_the_plan_at_once(cache: Cache) -> None:
-    recipes = cache.recipe("norm", seconds=33), cache.recipe("rope", seconds=2), cache.recipe("wrong", seconds=1)
-    cache.keep(*recipes)
+    waits = f"while [ ! -e '{cache.place}/go' ]; do sleep 0.1; done; cp $in $out"
+    late, soon = cache.recipe("late", waits, 33), cache.recipe("soon", seconds=2)
+    other, wrong = cache.recipe("other", seconds=2), cache.recipe("wrong")
+    there = cache.recipe("there")
+    cache.built("there").parent.mkdir(parents=True)
+    cache.built("there").write_text("built by an earlier start, which did not live to say so")
+    cache.keep(late, soon, other, wrong, there)
     guesses = cache.plan.rename(cache.plan.with_name("guesses-1.json"))
+
+    def planned() -> list[str]:
+        return sorted(recipe.name for recipe in build_plan.load(cache.plan).parts[LIBRARY.name].recipes)
+
     with Node(cache.place, build_plan=cache.plan, guesses=guesses, **cache.environment) as node:
         rank = node.client()
-        # Before the service has heard that it is built, and after that.
-        rank.compiled(Recipe(LIBRARY.name, "norm", {}))
-        assert wait_until(lambda: all(cache.built(recipe.name).exists() for recipe in recipes))
-        rank.compiled(Recipe(LIBRARY.name, "rope", {}))
+        # Before it is built, and after that; by the place, and by the name alone.
+        rank.compiled(Recipe(LIBRARY.name, "late", {}))
+        rank.await_builds(1)
+        assert wait_until(lambda: all(cache.built(recipe.name).exists() for recipe in (soon, other, wrong)))
+        for recipe in (soon, there):
+            rank.compiled(Recipe(LIBRARY.name, recipe.name, {}, recipe.made))
+        rank.compiled(Recipe(LIBRARY.name, other.name, {}, "elsewhere/*.so"))
         rank.compiled(Recipe(LIBRARY.name, "nobody's", {}))
         assert wait_until(cache.plan.is_file, 10), "it is lost with a server that is killed"
-        assert wait_until(lambda: len(build_plan.load(cache.plan).parts[LIBRARY.name].recipes) == 2, 10)
+        assert wait_until(lambda: planned() == ["soon", "there"], 10)
+        (cache.place / "go").touch()
+        assert wait_until(lambda: planned() == ["late", "soon", "there"], 10)
         os.kill(node.service, signal.SIGKILL)
-    assert sorted(build_plan.load(cache.plan).parts[LIBRARY.name].recipes, key=lambda each: each.name) == [*recipes[:2]]
 
 
-def test_one_of_a_list_that_does_not_know_its_place_is_built_once(cache: Cache) -> None:
+def test_one_of_a_list_that_does_not_know_its_place_is_built_once_and_not_at_each_start(cache: Cache) -> None:
     recipe = cache.recipe("norm", f"echo built >> '{cache.times}'; sleep 0.5; cp $in $out", 33)
     cache.keep(msgspec.structs.replace(recipe, made=""))
-    with cache.node() as node:
+    guesses = cache.plan.rename(cache.plan.with_name("guesses-1.json"))
+    with Node(cache.place, build_plan=cache.plan, guesses=guesses, **cache.environment) as node:
         assert wait_until(cache.times.exists)
         rank = node.client()
         rank.build(msgspec.structs.replace(recipe, seconds=14.0))
         assert rank.await_builds(10).built == 1
-        rank.compiled(msgspec.structs.replace(recipe, seconds=0.0))
+        rank.compiled(Recipe(LIBRARY.name, "norm", {}))
         rank.await_builds(1)
         assert node.end() == 0
     assert cache.times.read_text() == "built\n"
     (part,) = build_plan.load(cache.plan).parts.values()
-    assert [(each.made, each.seconds) for each in part.recipes if each.made] == [(recipe.made, 33)]
+    assert [(each.made, each.seconds) for each in part.recipes] == [(recipe.made, 33)]
+
+
+def test_a_build_that_the_end_of_the_service_prevents_is_not_said_to_be_done() -> None:
+    async def build() -> list[str]:
+        places = Places(1)
+        builds = Builds(places)
+        async with places.one_for(1):
+            task = builds.begin(Recipe("flashinfer", "norm", {"a": 1}))
+            await asyncio.sleep(0.2)
+            builds.stop()
+        return [await task]
+
+    assert asyncio.run(build())[0]
 
 
 @pytest.mark.parametrize("end", ["the parent is killed", "the service is told to end", "the service is killed"])

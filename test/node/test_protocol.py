@@ -103,6 +103,22 @@ def test_a_message_of_another_kind_or_with_other_fields_is_refused(wrong: object
         protocol.decode(msgspec.msgpack.encode(wrong))
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"form": {"a": {(1, 2): 3}}},
+        {"form": {"a": msgspec.msgpack.Ext(5, b"x")}},
+        *({"form": {"a": 1}, "seconds": seconds} for seconds in (float("inf"), float("nan"), -1.0)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["Build", "Compiled"])
+def test_a_recipe_that_no_plan_can_hold_is_refused(kind: str, recipe: dict[str, object]) -> None:
+    body = msgspec.msgpack.encode({"type": kind, "recipe": {"library": "triton", "name": "k", "made": "m", **recipe}})
+    with pytest.raises(ProtocolError, match=r"a recipe that no plan can hold|not a message"):
+        protocol.decode(body)
+
+
 def test_a_length_that_nobody_sends_is_refused() -> None:
     assert protocol.length_of(protocol.LENGTH.pack(protocol.LIMIT)) == protocol.LIMIT
     with pytest.raises(ProtocolError, match=f"a message of {protocol.LIMIT + 1} bytes"):

@@ -128,6 +128,7 @@ class Record:
         self._met: dict[str, Recipe] = {}
         self._is_new = False  # something that is not written
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
 
     def add(self, recipe: Recipe) -> None:
         """One that was compiled, or found in a cache. The newest counts, and the longest time."""
@@ -148,6 +149,11 @@ class Record:
         Raises:
             OSError: it cannot be.
         """
+        # One after another: that which is over last has the newest.
+        with self._writing:
+            return self._keep(capability, environment)
+
+    def _keep(self, capability: str, environment: Environment) -> bool:
         with self._lock:
             if not self._is_new:
                 return False

@@ -56,7 +56,7 @@ def why(said: str) -> str:
 
 
 _listeners: list[Callable[[Recipe], object]] = []
-_found: set[tuple[str, str]] = set()
+_found: set[tuple[str, str, str]] = set()
 
 
 def listen(listener: Callable[[Recipe], object]) -> Callable[[], None]:
@@ -81,8 +81,8 @@ def tell(recipe: Recipe) -> None:
         listener(recipe)
 
 
-def found(library: str, name: str) -> None:
+def found(library: str, name: str, made: str = "") -> None:
     """Tell that a kernel of this name was found in the library's cache, by a recipe without a form."""
-    if (library, name) not in _found and is_heard():
-        _found.add((library, name))
-        tell(Recipe(library, name, {}))
+    if (library, name, made) not in _found and is_heard():
+        _found.add((library, name, made))
+        tell(Recipe(library, name, {}, made))

@@ -154,7 +154,7 @@ class Triton(Library):
         if cache_hit:
             emit("load", name, now() - seconds, seconds, library=self.name, shape=shape, cached=True)
             with contextlib.suppress(Exception):
-                recipe.found(self.name, name)
+                recipe.found(self.name, name, triton_ahead.entry_of(metadata_group))
         else:
             emit("jit", name, now() - seconds, seconds, library=self.name, shape=shape, remedy=self.remedy)
             if recipe.is_heard():

@@ -165,7 +165,8 @@ def _serve(orders: Connection, library: str, service: int, threads: int) -> None
     signal.signal(signal.SIGTERM, end)
     _end_with_parent(service)
     os.nice(_NICE)
-    os.dup2(2, 1)  # libraries say there what they do, and it may be for what a program reads
+    with contextlib.suppress(OSError):  # there is none
+        os.dup2(2, 1)  # libraries say there what they do, and it may be for what a program reads
     # No context on a GPU, whatever a library does when it is imported.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("MAX_JOBS", _JOBS)

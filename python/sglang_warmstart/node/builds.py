@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -38,8 +40,10 @@ class Builds:
         self._made: dict[str, str] = {}  # where what was built is
         self._over = False
         self._in_preparation: Counter[float] = Counter()  # by how long they take
-        self._prepared = asyncio.Condition()
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []  # for room
+        self._arrivals = itertools.count()
         self._admitted = 0  # that have no place yet
+        places.when_free(self._admit)
 
     def begin(self, recipe: Recipe) -> asyncio.Task[str]:
         """Build by a recipe, if nobody has asked for it yet. Returns what ends with the reason why it could not be."""
@@ -47,14 +51,21 @@ class Builds:
         task = next((self._tasks[name] for name in names if name in self._tasks), None)
         if task is None:
             task = asyncio.create_task(self._build(recipe))
-            self._seconds |= dict.fromkeys(names, recipe.seconds)
         self._tasks |= dict.fromkeys(names, task)
+        self._takes(recipe, recipe.seconds)
         return task
 
-    def completed(self, recipe: Recipe) -> Recipe:
-        """With what is known since it was built here: where it is, and the seconds that it takes."""
-        seconds = max(recipe.seconds, *(self._seconds.get(name, 0.0) for name in (recipe.key, recipe.digest)))
-        return msgspec.structs.replace(recipe, made=self._made.get(recipe.digest, recipe.made), seconds=seconds)
+    def timed(self, recipe: Recipe) -> Recipe:
+        """With the seconds that it takes to build. A rank that found it, since it was built here, does not know."""
+        *exactly, by_name = (self._seconds.get(name, 0.0) for name in _names(recipe))
+        return msgspec.structs.replace(recipe, seconds=max(recipe.seconds, *exactly) or by_name)
+
+    def placed(self, recipe: Recipe) -> Recipe:
+        """With the place where it was built."""
+        return msgspec.structs.replace(recipe, made=self._made.get(recipe.digest, recipe.made))
+
+    def _takes(self, recipe: Recipe, seconds: float) -> None:
+        self._seconds |= {name: max(seconds, self._seconds.get(name, 0.0)) for name in _names(recipe)}
 
     def stop(self) -> None:
         """End what runs."""
@@ -68,44 +79,53 @@ class Builds:
             return f"{recipe.name}: nothing builds for {recipe.library}"
         try:
             with self._shared(recipe) as builder:
-                async with self._preparing(recipe.seconds):
+                with self._preparing(recipe.seconds):
                     number, reason = await builder.prepare(recipe)
                 if not reason:
                     await self._leave_room_for_longer(recipe.seconds)
                     # Not before: what imports takes nobody's place.
                     async with self._places.one_for(recipe.seconds):
                         self._admitted -= 1
-                        reason = "" if self._over else await self._build_by(builder, number, recipe)
+                        reason = "the service ends" if self._over else await self._build_by(builder, number, recipe)
         except Exception as error:
             # Whatever it is, the rank compiles it.
             reason = first_line(error)
+        finally:
+            self._admit()  # those who would have waited for it
         return f"{recipe.name}: {reason}" if reason else ""
 
-    @contextlib.asynccontextmanager
-    async def _preparing(self, seconds: float) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def _preparing(self, seconds: float) -> Iterator[None]:
         self._in_preparation[seconds] += 1
         try:
             yield
         finally:
             self._in_preparation[seconds] -= 1
-            async with self._prepared:
-                self._prepared.notify_all()
 
     async def _leave_room_for_longer(self, seconds: float) -> None:
         """Wait a while, if else there would be no place for what takes longer and has something to import yet."""
-
-        def is_admitted() -> bool:
-            longer = sum(count for each, count in self._in_preparation.items() if each > seconds)
-            if longer and self._places.free - self._admitted <= longer:
-                return False
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (-seconds, next(self._arrivals), turn))
+        self._admit()
+        if turn.done():
+            return  # and is first at the place
+        try:
+            await asyncio.wait_for(turn, IMPORT_WAIT_S)
+        except asyncio.TimeoutError:
             self._admitted += 1
-            return True
 
-        async with self._prepared:
-            try:
-                await asyncio.wait_for(self._prepared.wait_for(is_admitted), IMPORT_WAIT_S)
-            except asyncio.TimeoutError:
+    def _admit(self) -> None:
+        """Let go on who need not wait, the longest first. Half of the places are for whoever has imported."""
+        while self._waiting:
+            negative, _, turn = self._waiting[0]
+            longer = sum(count for each, count in self._in_preparation.items() if each > -negative)
+            longer = min(longer, max(1, self._places.count // 2))
+            if longer and self._places.free - self._admitted <= longer:
+                return
+            heapq.heappop(self._waiting)
+            if not turn.done():  # it has waited for long enough
                 self._admitted += 1
+                turn.set_result(None)
 
     async def _build_by(self, builder: Builder, number: int, recipe: Recipe) -> str:
         at, lane = now(), self._lanes.take()
@@ -118,7 +138,7 @@ class Builds:
         if made:
             self._made[recipe.digest] = made
         if not reason and not recipe.seconds:
-            self._seconds |= dict.fromkeys((recipe.key, recipe.digest), seconds)
+            self._takes(recipe, seconds)
         return reason
 
     @property
@@ -140,6 +160,11 @@ class Builds:
                 # It holds half a gigabyte, of torch.
                 del self._builders[recipe.library]
                 shared.builder.close()
+
+
+def _names(recipe: Recipe) -> tuple[str, ...]:
+    """By which its seconds are known; the last where a list has another form, and a pattern for the place."""
+    return recipe.key, recipe.digest, f"{recipe.library} {recipe.name}"
 
 
 class _Shared:

@@ -46,7 +46,7 @@ class Planned:
         self._tasks: set[asyncio.Task[None]] = set()
         self._met: list[Recipe] = []  # before it was said where the plan is
         self._guessed: dict[tuple[str, str], list[Recipe]] = {}  # and built, by library and name
-        self._found: set[tuple[str, str]] = set()
+        self._found: set[tuple[str, str, str]] = set()
 
     def begin(self, plan: Path) -> None:
         """Build what a plan has, if anything; from now on what is compiled goes into it."""
@@ -64,16 +64,17 @@ class Planned:
         self._begin(plan, self._disk, built)
 
     def guess(self, plan: Path) -> None:
-        """Build what a plan has, which stays as it is. What a rank then finds was no wrong guess."""
+        """Build what a plan has, which stays as it is. What a rank finds of that goes into the launch's own."""
 
         def built(recipe: Recipe, reason: str) -> None:
             if reason:
                 logger.debug("not built ahead: %s", reason)
                 return
-            name = recipe.library, recipe.name
-            self._guessed.setdefault(name, []).append(recipe)
-            if name in self._found:
-                self.met(recipe)
+            recipe = self._builds.placed(recipe)
+            if recipe.form and recipe.made:  # else each start would build it again
+                self._guessed.setdefault((recipe.library, recipe.name), []).append(recipe)
+                if self._found & {(recipe.library, recipe.name, made) for made in (recipe.made, "")}:
+                    self.met(recipe)
 
         self._begin(plan, Disk(plan.parent), built)
 
@@ -83,14 +84,15 @@ class Planned:
         task.add_done_callback(self._tasks.discard)
 
     def met(self, recipe: Recipe) -> None:
-        """A rank has had this compiled, or has found it in a cache; maybe it can tell no more than the name."""
+        """A rank has had this compiled, or has found it in a cache; without a form, see :func:`.recipe.found`."""
         if not recipe.form:
             if len(self._found) < build_plan.RECIPES_MAX:
-                self._found.add((recipe.library, recipe.name))
+                self._found.add((recipe.library, recipe.name, recipe.made))
             for each in self._guessed.get((recipe.library, recipe.name), ()):
-                self.met(each)
+                if recipe.made in (each.made, ""):
+                    self.met(each)
             return
-        recipe = self._builds.completed(recipe)
+        recipe = self._builds.timed(recipe)
         if self._record is not None:
             self._record.add(recipe)
         elif len(self._met) < build_plan.RECIPES_MAX:
@@ -120,15 +122,17 @@ class Planned:
         """
         await self._whole()
         try:
-            recipes, refused = await disk.ask(_missing, path)
+            missing, there, refused = await disk.ask(_usable, path)
         except Exception as error:
             # A plan that is none, others that can write it, a disk that does not answer: the ranks compile.
             logger.warning("nothing is built ahead by a plan: %s", first_line(error))
             return
         for reason in refused:
             logger.info("not built ahead: %s", reason)
+        for recipe in there:
+            built(recipe, "")
 
-        await self.build(recipes, path.parent.parent.parent, built)
+        await self.build(missing, path.parent.parent.parent, built)
 
     async def build(self, recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
         """Build by recipes, all at once.
@@ -146,20 +150,28 @@ class Planned:
         await asyncio.gather(self._targets(targets, root), *map(one, others))
 
 
-def _missing(path: Path) -> tuple[list[Recipe], list[str]]:
-    """What a plan has and the caches have not, the longest first; and why some of it does not hold here."""
+def _usable(path: Path) -> tuple[list[Recipe], list[Recipe], list[str]]:
+    """What a plan has and the caches have not, the longest first; what they have; why some does not hold here."""
     trust.check((path.parent.parent, path.parent), os.environ)
     plan = build_plan.load(path)
     if not plan.parts:
-        return [], []
-    return missing_of(plan, os.environ)
+        return [], [], []
+    recipes, refused = build_plan.usable(plan, _capability(), os.environ)
+    return *_by_made(recipes, os.environ), refused
 
 
 def missing_of(plan: BuildPlan, environment: Environment) -> tuple[list[Recipe], list[str]]:
-    """What a plan has and the caches of an environment have not, as of :func:`_missing`."""
+    """What a plan has and the caches of an environment have not; and why some of it does not hold here."""
     recipes, refused = build_plan.usable(plan, _capability(), environment)
-    missing = [recipe for recipe in recipes if not LIBRARIES[recipe.library].is_made(recipe, environment)]
-    return sorted(missing, key=lambda recipe: -recipe.seconds), refused
+    return _by_made(recipes, environment)[0], refused
+
+
+def _by_made(recipes: Sequence[Recipe], environment: Environment) -> tuple[list[Recipe], list[Recipe]]:
+    """Those that the caches have not, the longest first, and those that they have."""
+    there = [recipe for recipe in recipes if LIBRARIES[recipe.library].is_made(recipe, environment)]
+    known = {id(recipe) for recipe in there}
+    missing = [recipe for recipe in recipes if id(recipe) not in known]
+    return sorted(missing, key=lambda recipe: -recipe.seconds), there
 
 
 def _capability() -> str:

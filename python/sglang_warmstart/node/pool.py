@@ -216,6 +216,11 @@ class Places:
         self.count = self._free = count
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
+        self._when_free: list[Callable[[], object]] = []
+
+    def when_free(self, call: Callable[[], object]) -> None:
+        """Have this called when a place has been given back that nobody waits for."""
+        self._when_free.append(call)
 
     @property
     def free(self) -> int:
@@ -239,6 +244,9 @@ class Places:
                 if not turn.cancelled():
                     self._free -= 1
                     turn.set_result(None)
+            if self._free > 0:
+                for call in self._when_free:
+                    call()
 
 
 def size_of(source: str) -> int:

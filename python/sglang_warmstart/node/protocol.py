@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import msgspec
@@ -204,7 +205,17 @@ def decode(body: bytes) -> Message:
         message: Message = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a message: {error}") from error
+    if isinstance(message, (Build, Compiled)) and not _is_sound(message.recipe):
+        raise ProtocolError("a recipe that no plan can hold")
     return message
+
+
+def _is_sound(recipe: Recipe) -> bool:
+    """A plan is JSON, which has fewer values than a message."""
+    try:
+        return bool(recipe.digest) and 0 <= recipe.seconds < math.inf
+    except Exception:
+        return False
 
 
 def length_of(prefix: bytes) -> int:
