@@ -315,7 +315,7 @@ def record(which: str) -> None:
         _forget()
         make()
     said["hits"], said["third"] = hits, _entries()
-    said["found"] = [[each.library, each.name] for each in found]
+    said["found"] = [[each.library, each.name, each.made] for each in found]
     print(json.dumps(said))
 
 

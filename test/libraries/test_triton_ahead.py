@@ -22,8 +22,8 @@ def test_what_is_built_from_a_recipe_is_found_by_the_call(which: str, tmp_path: 
     recipes = [recipe for call in calls.values() for recipe in call["recipes"]]
     assert len(recipes) == said["misses"] - len(undescribed) >= 5
     assert said["built"]["made"] == [made for _, _, made, _ in recipes]
-    # Of those it is told that they were found, once each.
-    assert sorted(said["found"]) == [["triton", name] for name in sorted({name for name, *_ in recipes})]
+    # Of those it is told where they were found.
+    assert sorted(said["found"]) == sorted(["triton", name, made] for name, _, made, _ in recipes)
     built, first = said["second"], said["first"]
     # The name of an entry is the hash of all that decides.
     assert {name: first[name] for name in built} == built
