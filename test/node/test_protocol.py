@@ -110,7 +110,7 @@ def test_a_message_of_another_kind_or_with_other_fields_is_refused(wrong: object
         {"form": {"a": msgspec.msgpack.Ext(5, b"x")}},
         *({"form": {"a": 1}, "seconds": seconds} for seconds in (float("inf"), float("nan"), -1.0)),
     ],
-    ids=str,
+    ids=["keys that are no text", "another type", "inf", "nan", "-1"],
 )
 @pytest.mark.parametrize("kind", ["Build", "Compiled"])
 def test_a_recipe_that_no_plan_can_hold_is_refused(kind: str, recipe: dict[str, object]) -> None:
