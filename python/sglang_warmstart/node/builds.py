@@ -123,7 +123,7 @@ class Builds:
             if longer and self._places.free - self._admitted <= longer:
                 return
             heapq.heappop(self._waiting)
-            if not turn.done():  # it has waited for long enough
+            if not turn.done():  # else it has waited for long enough
                 self._admitted += 1
                 turn.set_result(None)
 

@@ -168,9 +168,10 @@ def missing_of(plan: BuildPlan, environment: Environment) -> tuple[list[Recipe],
 
 def _by_made(recipes: Sequence[Recipe], environment: Environment) -> tuple[list[Recipe], list[Recipe]]:
     """Those that the caches have not, the longest first, and those that they have."""
-    there = [recipe for recipe in recipes if LIBRARIES[recipe.library].is_made(recipe, environment)]
-    known = {id(recipe) for recipe in there}
-    missing = [recipe for recipe in recipes if id(recipe) not in known]
+    missing: list[Recipe] = []
+    there: list[Recipe] = []
+    for recipe in recipes:
+        (there if LIBRARIES[recipe.library].is_made(recipe, environment) else missing).append(recipe)
     return sorted(missing, key=lambda recipe: -recipe.seconds), there
 
 

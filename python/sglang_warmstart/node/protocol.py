@@ -214,7 +214,7 @@ def _is_sound(recipe: Recipe) -> bool:
     """A plan is JSON, which has fewer values than a message."""
     try:
         return bool(recipe.digest) and 0 <= recipe.seconds < math.inf
-    except Exception:
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
         return False
 
 
