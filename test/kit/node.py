@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,11 +33,12 @@ GPU = Gpu("NVIDIA H200", 132, (9, 0), 0)
 _MARK = "KIT_NODE"
 
 _PARENT = """
-import pathlib, sys
+import json, pathlib, sys
 from sglang_warmstart.node.launch import start_service
-library, *paths = sys.argv[1:]
+library, finder, *paths = sys.argv[1:]
 paths = [pathlib.Path(path) if path else None for path in paths]
-service = start_service(library or None, *paths[:2], build_plan=paths[2], guesses=paths[3])
+finder = json.loads(finder)
+service = start_service(library or None, *paths[:2], build_plan=paths[2], guesses=paths[3], finder=finder)
 print(service.process.pid, service.socket, flush=True)
 sys.stdin.read()
 """
@@ -49,7 +51,7 @@ class Node:
         directory: for the log.
         library: what the service takes for DeepGEMM; empty for what it would choose.
         modules: a directory from which its processes import, too.
-        restoring, plans, build_plan, guesses: as of ``start_service``.
+        restoring, plans, build_plan, guesses, finder: as of ``start_service``.
         environment: on top of this process's own.
     """
 
@@ -62,13 +64,18 @@ class Node:
         plans: Path | None = None,
         build_plan: Path | None = None,
         guesses: Path | None = None,
+        finder: Sequence[str] = (),
         **environment: str,
     ) -> None:
         self._log = directory / "log"
         self._mark = uuid.uuid4().hex
         own = {"PYTHONPATH": python_path(Path(__file__).parents[1], modules), _MARK: self._mark}
         self._environment = {**os.environ, **own, **environment}
-        self._options = [library, *(str(path or "") for path in (restoring, plans, build_plan, guesses))]
+        self._options = [
+            library,
+            json.dumps(finder),
+            *(str(path or "") for path in (restoring, plans, build_plan, guesses)),
+        ]
         self._clients: list[ServiceClient] = []
 
     def __enter__(self) -> Node:

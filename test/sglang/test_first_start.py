@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +171,15 @@ LIST = FirstStarts(
 )
 
 
+def write_guesses(ahead: Path, command: list[str], gpus: Collection[tuple[int, int]] = ((9, 0),)) -> Path | None:
+    return first_start.write_guesses(ahead, Features(command, {}), gpus)
+
+
 def test_launches_that_are_alike_have_one_file_of_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_start, "of_release", lambda _: LIST)
-    monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
     ahead = tmp_path / "kernels" / "warmstart" / "ahead"
     command = [*SERVE, str(model(tmp_path / "model", **DEEPSEEK))]
-    plan = first_start.write_guesses(ahead, command, {})
+    plan = write_guesses(ahead, command)
     assert plan is not None and not build_plan.NAME.fullmatch(plan.name)
     parts = build_plan.load(plan).parts
     assert {name: [each.name for each in part.recipes] for name, part in parts.items()} == {
@@ -185,8 +188,8 @@ def test_launches_that_are_alike_have_one_file_of_guesses(tmp_path: Path, monkey
     }
     assert {name: part.versions for name, part in parts.items()} == {"flashinfer": {}, "triton": {"triton": "3.6.0"}}
     written = plan.stat().st_mtime_ns
-    assert first_start.write_guesses(ahead, [*command, "--port", "1"], {}) == plan
-    assert first_start.write_guesses(ahead, [*SERVE, str(tmp_path)], {}) != plan
+    assert write_guesses(ahead, [*command, "--port", "1"]) == plan
+    assert write_guesses(ahead, [*SERVE, str(tmp_path)]) != plan
     assert plan.stat().st_mtime_ns == written and len(list(ahead.iterdir())) == 2
 
 
@@ -194,19 +197,26 @@ def test_a_cache_that_cannot_be_written_gets_no_guesses(tmp_path: Path, monkeypa
     monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
     (tmp_path / "file").touch()
     assert known_of([*SERVE, "m"], {DEEP_GEMM_CACHE: str(tmp_path / "file")}) == {}
-    assert list(known_of([*SERVE, "m"], {DEEP_GEMM_CACHE: str(tmp_path / "kernels")})) == ["guesses"]
+    assert list(known_of([*SERVE, "m"], {DEEP_GEMM_CACHE: str(tmp_path / "kernels")})) == ["finder", "guesses"]
 
 
 def test_without_a_list_or_with_nothing_in_it_there_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other_model = FirstStarts("9.0", {}, {"DeepseekV3ForCausalLM": LIST.groups["any"]})
-    for known, gpus in ((other_model, {(9, 0)}), (LIST, set()), (LIST, {(9, 0), (10, 0)})):
+    for known, gpus in ((other_model, {(9, 0)}), (LIST, {(9, 0), (10, 0)})):
         monkeypatch.setattr(first_start, "of_release", lambda _, known=known: known)
-        monkeypatch.setattr(first_start, "capabilities", lambda gpus=gpus: gpus)
-        assert first_start.write_guesses(tmp_path, [*SERVE, "m"], {}) is None
-    for words in (["--help"], ["-h"], ["--device", "cpu"]):
-        monkeypatch.setattr(first_start, "of_release", lambda _: LIST)
-        monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)})
-        assert first_start.write_guesses(tmp_path, [*SERVE, "m", *words], {}) is None
+        assert write_guesses(tmp_path, [*SERVE, "m"], gpus) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus"), [(["--help"], True), (["-h"], True), (["--device", "cpu"], True), ([], False)]
+)
+def test_nothing_is_known_of_what_is_no_server_on_a_gpu(
+    words: list[str], gpus: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_start, "of_release", lambda _: LIST)
+    monkeypatch.setattr(first_start, "capabilities", lambda: {(9, 0)} if gpus else set())
+    assert known_of([*SERVE, "m", *words], {DEEP_GEMM_CACHE: str(tmp_path)}) == {}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,10 +13,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sglang_warmstart.base.errors import one_line
 from sglang_warmstart.base.switches import BUILD_AHEAD, EARLY, SERVICE, WARMSTART
+
+if TYPE_CHECKING:
+    from sglang_warmstart.sglang.ahead import Known
 
 # Of a shell, for a command that it cannot find.
 EXIT_NOT_FOUND = 127
@@ -62,7 +65,7 @@ def become(words: Sequence[str]) -> int:
         return _refused(EXIT_NOT_FOUND, f"{command[0]} cannot be run: {error.strerror}")
 
 
-def _known(command: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Path], dict[str, str]]:
+def _known(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Known, dict[str, str]]:
     """What an earlier start of the command compiled, or one like it, if that is known, and where its caches are."""
     if not BUILD_AHEAD.value(environment):
         return {}, {}

@@ -20,6 +20,7 @@ from sglang_warmstart.node.protocol import (
     Built,
     CannotDescribe,
     Compiled,
+    Expect,
     Hello,
     Restore,
     Warm,
@@ -89,6 +90,14 @@ class ServiceClient:
             ServiceGoneError: nobody is there.
         """
         self._send(Announce(tuple(targets), free_bytes))
+
+    def expect(self, hello: Hello, targets: Iterable[Target]) -> None:
+        """Have work begin on targets that ranks will ask for; there need have been no :meth:`hello`.
+
+        Raises:
+            ServiceGoneError: nobody is there.
+        """
+        self._send(Expect(hello, tuple(targets)))
 
     def warm(self, targets: Iterable[Target], free_bytes: int, limit_s: float, searched: bool = False) -> Answer:
         """Wait until the kernels of all targets are in the cache, or the time is up.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import json
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from sglang_warmstart.base import processes
@@ -34,6 +35,7 @@ def start_service(
     plans: Path | None = None,
     build_plan: Path | None = None,
     guesses: Path | None = None,
+    finder: Sequence[str] = (),
     early: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> ServiceProcess:
@@ -45,6 +47,8 @@ def start_service(
         plans: where the plans of ranks go; then nothing is compiled.
         build_plan: what other libraries compile: it is built at once.
         guesses: what they may compile.
+        finder: a module that finds out which targets of DeepGEMM the ranks will have, and its words; it is run with the
+            socket before them, and says :class:`.protocol.Expect`.
         early: it is to end after a while if no server comes.
         environment: on top of our own.
 
@@ -57,6 +61,7 @@ def start_service(
         "--plans": plans,
         "--build-plan": build_plan,
         "--guesses": guesses,
+        "--finder": json.dumps(list(finder)) if finder else None,
     }
     options = [word for option, value in given.items() if value is not None for word in (option, str(value))]
     options += ["--early"] * early
@@ -79,18 +84,19 @@ def start_early(
     caches: Mapping[str, str] | None = None,
     build_plan: Path | None = None,
     guesses: Path | None = None,
+    finder: Sequence[str] = (),
 ) -> ServiceProcess:
     """Start the service for the program that this process is about to become, which asks :func:`early_service` for it.
 
     Args:
         environment: of that program. It is told where the service is, and whose.
         caches: variables that say where caches are, on top of our own.
-        build_plan, guesses: see :func:`start_service`.
+        build_plan, guesses, finder: see :func:`start_service`.
 
     Raises:
         OSError: no directory or no process can be made.
     """
-    service = start_service(build_plan=build_plan, guesses=guesses, early=True, environment=caches)
+    service = start_service(build_plan=build_plan, guesses=guesses, finder=finder, early=True, environment=caches)
     environment[SERVICE] = str(service.socket)
     environment[EARLY] = f"{service.process.pid} {_python()}"
     return service

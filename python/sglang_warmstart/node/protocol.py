@@ -86,6 +86,17 @@ class Announce(msgspec.Struct, frozen=True, tag=True):
     free_bytes: int
 
 
+class Expect(msgspec.Struct, frozen=True, tag=True):
+    """Targets that ranks will ask for: work on them may begin. Said before there are ranks. Not answered.
+
+    Args:
+        hello: what these ranks will say, but for their launch.
+    """
+
+    hello: Hello
+    targets: tuple[Target, ...]
+
+
 class Warm(msgspec.Struct, frozen=True, tag=True):
     """Targets whose kernels are needed. Answered by ``Answer`` when they are in the cache, or the time is up.
 
@@ -183,7 +194,7 @@ class Built(msgspec.Struct, frozen=True, tag=True):
     not_ready: int = 0
 
 
-_OfRank = Hello | Restore | CannotDescribe | Announce | Warm | Build | Compiled | BuildPlanned | AwaitBuilds
+_OfRank = Hello | Restore | CannotDescribe | Announce | Expect | Warm | Build | Compiled | BuildPlanned | AwaitBuilds
 Message = _OfRank | Welcome | Answer | Built
 
 _decoder = msgspec.msgpack.Decoder(Message)

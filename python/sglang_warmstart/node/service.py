@@ -9,15 +9,17 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -61,6 +63,7 @@ from sglang_warmstart.node.protocol import (
     Built,
     CannotDescribe,
     Compiled,
+    Expect,
     Hello,
     Restore,
     Warm,
@@ -170,6 +173,7 @@ class Service:
         self._planned = Planned(self._builds, self._planned_targets.begin, self._wait_for_restoring)
         self._was_told_run = False
         self._wants_all = False
+        self._finder: asyncio.subprocess.Process | None = None
         self._uncalled_until = now() + UNCALLED_S if early else math.inf
 
     @property
@@ -205,6 +209,9 @@ class Service:
         for executor in self._executors.values():
             executor.shutdown(wait=False, cancel_futures=True)
         self._builds.stop()
+        if self._finder is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(self._finder.pid, signal.SIGKILL)
         for child in multiprocessing.active_children():
             if not child.name.startswith(builders.NAME):
                 child.kill()
@@ -216,6 +223,18 @@ class Service:
     def build_guessed(self, plan: Path) -> None:
         """Build what a plan has that is not this launch's own."""
         self._planned.guess(plan)
+
+    def find_targets(self, finder: Sequence[str], socket: Path) -> None:
+        """Run who finds out which targets the ranks will have, and tells it at the socket; see :mod:`.launch`."""
+        self._in_background(self._find_targets(finder, socket))
+
+    async def _find_targets(self, finder: Sequence[str], socket: Path) -> None:
+        module, *words = finder
+        command = [sys.executable, "-W", "ignore", "-m", module, str(socket), *words]
+        # In a group of its own: it has children.
+        self._finder = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, start_new_session=True)
+        await self._finder.wait()
+        self._finder = None
 
     async def build(self, recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
         """Build by recipes, also what an earlier start could not have; see :meth:`.planned.Planned.build`."""
@@ -232,12 +251,15 @@ class Service:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one rank until it goes."""
-        self._uncalled_until = math.inf
         try:
             rank: Asker | None = None
             wanted: set[asyncio.Task[str]] = set()
             answer: Welcome | Answer | Built
             async for message in _messages(reader):
+                if isinstance(message, Expect):
+                    self._in_background(self._expect(message))
+                    continue
+                self._uncalled_until = math.inf
                 if isinstance(message, Build):
                     wanted.add(self._builds.begin(message.recipe))
                     if message.recipe.made:  # else each start would build it again
@@ -359,8 +381,22 @@ class Service:
         for note in await self._keep(rank, finished, {}, complete) if finished or complete else ():
             logger.warning("%s", note)
 
+    async def _expect(self, said: Expect) -> None:
+        """Record and compile what ranks will ask for. There is nobody yet to tell what becomes of it."""
+        rank = await self._asker(said.hello)
+        if isinstance(rank, Welcome) or not rank.sink.compiles:
+            return
+        rank = replace(rank, is_ahead=True)
+        if (await self._way(rank)).library == ON_GPU:
+            return  # the rank itself may not have come to it
+        await asyncio.gather(*(self._work(rank, target, 0) for target in said.targets))
+        rank.shop.progress.rest()
+
     def _get_ready(self, rank: Asker) -> None:
-        task = asyncio.create_task(self._prepare_to_record(rank))
+        self._in_background(self._prepare_to_record(rank))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
@@ -743,6 +779,8 @@ async def serve(options: argparse.Namespace) -> int:
         service.build_planned(options.build_plan)
     if options.guesses is not None:
         service.build_guessed(options.guesses)
+    if options.finder:
+        service.find_targets(options.finder, options.socket)
     return await run(service, options.socket, options.parent)
 
 
@@ -756,6 +794,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plans", type=Path, help="record plans into this directory, and compile nothing")
     parser.add_argument("--build-plan", type=Path, help="what other libraries compile: it is built at once")
     parser.add_argument("--guesses", type=Path, help="what they may compile: it is built at once, and not kept")
+    parser.add_argument("--finder", type=json.loads, help="a module and its words: it says which targets there will be")
     parser.add_argument("--early", action="store_true", help="end after a while if no server comes")
     options = parser.parse_args(arguments)
     # Ctrl-C is for the server; this ends when that does.

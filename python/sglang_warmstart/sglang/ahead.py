@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import TypedDict
 
 from sglang_warmstart.sglang.caches import deep_gemm_cache
 from sglang_warmstart.sglang.exact_warmup.immaterial import IMMATERIAL_ARGUMENTS, is_material
@@ -43,14 +44,22 @@ def plan_for(command: Sequence[str], environment: Mapping[str, str]) -> Path | N
     return deep_gemm_cache(environment) / "warmstart" / "ahead" / name
 
 
-def known_of(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Path]:
-    """What is known of a launch before it begins: its plan, or guesses for a first start.
+class Known(TypedDict, total=False):
+    """What is known of a launch before it begins: arguments of :func:`.node.launch.start_early`."""
+
+    build_plan: Path
+    guesses: Path
+    finder: tuple[str, str]
+
+
+def known_of(command: Sequence[str], environment: Mapping[str, str]) -> Known:
+    """What is known of a launch: its plan, or guesses for a first start, and who finds out about its targets.
 
     Args:
         command, environment: as of :func:`plan_for`.
 
     Returns:
-        Arguments of :func:`.node.launch.start_early`; none if nothing is known.
+        Nothing if nothing is known.
     """
     plan = plan_for(command, environment)
     if plan is None:
@@ -58,13 +67,12 @@ def known_of(command: Sequence[str], environment: Mapping[str, str]) -> dict[str
     if plan.is_file():
         return {"build_plan": plan.absolute()}
     # Here and not above: where there is nothing to build, nobody waits for these imports.
-    from sglang_warmstart.sglang.first_start import write_guesses
+    from sglang_warmstart.sglang.first_start import known_of_first
 
     try:
-        guesses = write_guesses(plan.parent, command, environment)
+        return known_of_first(plan.parent, command, environment)
     except OSError:
         return {}  # a cache that cannot be written: whoever compiles says so
-    return {} if guesses is None else {"guesses": guesses.absolute()}
 
 
 def arguments_of(command: Sequence[str]) -> list[str] | None:

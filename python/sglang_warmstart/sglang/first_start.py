@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +23,16 @@ from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.libraries import build_plan, machine
 from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import Recipe
-from sglang_warmstart.sglang.ahead import arguments_of, options_of
+from sglang_warmstart.sglang.ahead import Known, arguments_of, options_of
 
 LISTS = Path(__file__).with_name("first_starts")
 # TileLang's functions are long, and much alike.
 SUFFIX = ".json.zst"
 # SGLang's own kernels change from release to release, and FlashInfer's do not.
 _OTHERS = "other"
+
+# Not imported: this process finds nothing out.
+_FINDER = "sglang_warmstart.sglang.targets_ahead"
 
 # What says in a model's configuration that it has a mixture of experts.
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
@@ -60,13 +63,32 @@ class FirstStarts(msgspec.Struct, frozen=True):
         )
 
 
-def write_guesses(directory: Path, command: Sequence[str], environment: Mapping[str, str]) -> Path | None:
+def known_of_first(directory: Path, command: Sequence[str], environment: Mapping[str, str]) -> Known:
+    """What is known of a first start, if it is that of a server on the GPUs of this machine.
+
+    Args:
+        directory: for files of guesses.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    features, gpus = Features(command, environment), capabilities()
+    if not features.are_of_a_server or not gpus:
+        return {}
+    # As one word: a program that has a server's arguments would be taken for one.
+    finder = (_FINDER, json.dumps(list(command)))
+    guesses = write_guesses(directory, features, gpus)
+    return {"finder": finder} if guesses is None else {"finder": finder, "guesses": guesses.absolute()}
+
+
+def write_guesses(directory: Path, features: Features, gpus: Collection[tuple[int, int]]) -> Path | None:
     """Write what a first start may compile, if the list of the installed release is for this machine's GPUs.
 
     Launches that are alike have one file.
 
     Args:
         directory: for it.
+        gpus: their compute capabilities.
 
     Returns:
         The file, a plan; None if nothing is known.
@@ -74,8 +96,8 @@ def write_guesses(directory: Path, command: Sequence[str], environment: Mapping[
     Raises:
         OSError: it cannot be written.
     """
-    features, known = Features(command, environment), of_release(machine.version("sglang"))
-    if not features.are_of_a_server or {"{}.{}".format(*each) for each in capabilities()} != {known.capability}:
+    known = of_release(machine.version("sglang"))
+    if {"{}.{}".format(*each) for each in gpus} != {known.capability}:
         return None
     plan = known.plan(features.all)
     if not plan.parts:
@@ -135,17 +157,28 @@ class Features:
         found += (f"attention-{backend}" for backend in self._options.get("attention_backend", ())[-1:])
         return found
 
-    @cached_property
+    @property
+    def arguments(self) -> list[str]:
+        """The server's, with the model by its directory on this machine; none where it is not there."""
+        place, _ = self._model
+        return [] if place is None else [*self._words, "--model-path", str(place)]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The model's configuration; empty where it is not on this machine."""
+        _, config = self._model
+        return config
+
+    @cached_property
+    def _model(self) -> tuple[Path | None, dict[str, Any]]:
         words = self._options.get("model_path") or self._options.get("model") or [""]
         for path in (Path(words[-1], "config.json"), *self._in_hub(words[-1])):
             try:
                 found = json.loads(path.read_bytes())
             except (OSError, ValueError, RecursionError):
                 continue
-            return found if isinstance(found, dict) else {}
-        return {}
+            return path.parent, found if isinstance(found, dict) else {}
+        return None, {}
 
     def _in_hub(self, model: str) -> list[Path]:
         """Where Hugging Face's cache has it, the newest first (``huggingface_hub/constants.py``)."""

@@ -30,6 +30,12 @@ class UnknownGpuError(Exception):
     """A GPU that is not in the table, in one line that names those that are."""
 
 
+def gpu_called(name: str) -> Gpu | None:
+    """The GPU that its driver calls so; None if it is not in the table."""
+    found = (Gpu(*each, 0) for each in GPUS.values() if each[0] == name)
+    return next(found, None)
+
+
 def gpu_of(word: str) -> Gpu:
     """The GPU of ``NAME`` or ``NAME:SMS``, such as ``h200`` or ``b200:146``.
 

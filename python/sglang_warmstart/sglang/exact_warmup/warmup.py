@@ -15,30 +15,26 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 from sglang_warmstart.base.errors import one_line, passing
 from sglang_warmstart.base.events import timed
 from sglang_warmstart.base.gpus import capabilities
 from sglang_warmstart.base.log import LOGGER_NAME
 from sglang_warmstart.base.switches import (
-    COMPILER,
     JIT_MONITOR,
     PLANS,
     RESTORING,
     SERVICE,
-    UNWATCHED,
-    WORKERS,
+    WARMSTART,
 )
-from sglang_warmstart.deepgemm.compiler import Kind
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.deepgemm.ledger import Ledger
 from sglang_warmstart.deepgemm.marker import Launch, TargetKernels
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.node.client import ServiceClient, ServiceGoneError
 from sglang_warmstart.node.launch import early_service, start_service
-from sglang_warmstart.node.protocol import Hello
-from sglang_warmstart.sglang.caches import deep_gemm_cache
+from sglang_warmstart.sglang.exact_warmup.introduction import hello_of
 from sglang_warmstart.sglang.exact_warmup.launch import launch_of
 from sglang_warmstart.sglang.exact_warmup.rank import START_WAIT_S, Key, Rank, WarmupError
 from sglang_warmstart.sglang.exact_warmup.unreached import unreached
@@ -50,9 +46,6 @@ from sglang_warmstart.sglang.seams import seam
 from sglang_warmstart.sglang.votes import Votes
 
 _HOPPER = 9  # the major number of its compute capability
-
-# What else a rank's DeepGEMM and its search for a compiler read.
-_PLACES = ("CUDA_HOME", "CUDA_PATH", "PATH")
 
 # How a rank stands when all of them decide whether to run dry forwards; the least of all counts.
 _NO_SERVICE, _NO_MARKER, _KNOWN = range(3)
@@ -266,37 +259,12 @@ class ExactWarmup:
         if path is None:
             _refuse("no service was started with this server", strict)
             return None
-        word, no_kind = COMPILER.read(os.environ)
-        kind = cast(Kind, word)
-        workers, no_number = WORKERS.read(os.environ)
-        for complaint in filter(None, (no_kind, no_number)):
+        hello, complaints = hello_of(os.environ, Path(library.__file__).parent, _gpu(), launch)
+        for complaint in complaints:
             logger.warning("warmstart: %s", complaint)
-        # SGLang hands on an empty value, and DeepGEMM then looks in a place of its own.
-        cache = os.environ.get("DG_JIT_CACHE_DIR") or str(deep_gemm_cache(os.environ))
-        if kind == "nvrtc":
-            # Kernels of another compiler than DeepGEMM's own: once this is switched off again, none is in use.
-            cache = str(Path(cache, "nvrtc"))
-        environment = {
-            name: os.environ[name] for name in os.environ if name.startswith(("DG_", "DJ_")) or name in _PLACES
-        }
-        environment["DG_JIT_CACHE_DIR"] = cache
-        if (unwatched := os.environ.get(UNWATCHED)) is not None:
-            # The service compiles ahead of use: that is nothing for the monitor's command.
-            del environment["DG_JIT_NVCC_COMPILER"]
-            environment |= {"DG_JIT_NVCC_COMPILER": unwatched} if unwatched else {}
         try:
             client = ServiceClient(Path(path))
-            welcome = client.hello(
-                Hello(
-                    cache=cache,
-                    environment=environment,
-                    deep_gemm=str(Path(library.__file__).parent),
-                    gpu=_gpu(),
-                    launch=launch,
-                    kind=kind,
-                    workers=workers,
-                )
-            )
+            welcome = client.hello(hello)
         except ServiceGoneError as error:
             _refuse(str(error), strict)
             return None
@@ -314,7 +282,7 @@ class ExactWarmup:
         if welcome.problem:
             _refuse(welcome.problem, strict)
             return None
-        os.environ["DG_JIT_CACHE_DIR"] = cache
+        os.environ["DG_JIT_CACHE_DIR"] = hello.cache
         if envs.SGLANG_JIT_DEEPGEMM_FAST_WARMUP.get():
             logger.info("warmstart: exact warm-up replaces FAST_WARMUP: it covers every M and costs less")
         return Rank(
@@ -356,7 +324,7 @@ def is_wanted() -> bool:
     from sglang.srt.environ import envs
 
     return bool(
-        envs.SGLANG_WARMSTART.get()
+        WARMSTART.value(os.environ)
         and envs.SGLANG_ENABLE_JIT_DEEPGEMM.get()
         and envs.SGLANG_JIT_DEEPGEMM_PRECOMPILE.get()
     )

@@ -21,8 +21,10 @@ import msgspec
 
 from sglang_warmstart.base.errors import StandsAsideError, first_line, one_line
 from sglang_warmstart.base.hooks import Hooks
+from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
+from sglang_warmstart.sglang.exact_warmup.introduction import PREFIXES
 from sglang_warmstart.sglang.feature import Feature, find_built_in
 from sglang_warmstart.sglang.hc_prenorm import MHC
 from sglang_warmstart.sglang.m_list import full_m_list
@@ -39,6 +41,7 @@ _GPUS_OF_A_NODE = 8
 
 def main() -> None:
     """Read a question from standard input, and write the answer to the descriptor that is the only argument."""
+    end_with(os.getppid())
     with os.fdopen(int(sys.argv[1]), "wb") as lines:
         question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
 
@@ -174,6 +177,7 @@ def _rank(server_args: Any, stage: int, process: Prepared) -> Ranks:
         layers=calls.count,
         targets=tuple(process.recorder.targets),
         not_found=tuple(calls.not_found),
+        settings={name: each for name, each in os.environ.items() if name.startswith(PREFIXES)},
     )
 
 

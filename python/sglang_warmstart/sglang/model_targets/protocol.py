@@ -53,6 +53,7 @@ class Ranks(msgspec.Struct, frozen=True, tag="ranks"):
         layers: how many layers were called.
         targets: in the order of their calls.
         not_found: what may have more.
+        settings: variables of DeepGEMM, of which SGLang sets some.
     """
 
     ranks: tuple[int, ...]
@@ -60,6 +61,7 @@ class Ranks(msgspec.Struct, frozen=True, tag="ranks"):
     layers: int
     targets: tuple[Target, ...]
     not_found: tuple[NotFound, ...]
+    settings: dict[str, str] = {}
 
 
 Answer = Begun | Refused | Ranks

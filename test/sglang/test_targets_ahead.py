@@ -1,0 +1,56 @@
+"""The targets of a first start are found without a GPU, and compiled, before there is a rank to ask for them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from kit.node import Node, Place, wait_until
+from kit.nvml import write_nvml
+from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
+from sglang_warmstart.sglang.first_start import known_of_first
+
+GPU_TESTS = Path(__file__).parents[1] / "gpu"
+H200 = "NVIDIA H200"
+PLENTY = 80 << 30
+
+
+def command(place: Path) -> list[str]:
+    """Of a server with the shapes of DeepSeek-V3."""
+    (place / "config.json").write_bytes((GPU_TESTS / "deepseek-v3-2layer.json").read_bytes())
+    server = ["python", "-m", "sglang.launch_server", "--model-path", str(place), "--load-format", "dummy"]
+    return [*server, "--chunked-prefill-size", "8192"]
+
+
+def met_on_a_gpu() -> list[Target]:
+    """What a rank of this server met on an H200."""
+    starts = json.loads((GPU_TESTS / "results" / "model_targets.json").read_text())["starts"]
+    return msgspec.convert(starts["deepseek tp 1"]["ranks"]["0"], list[Target])
+
+
+def test_what_a_rank_will_ask_for_is_compiled_before_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, targets = Place(tmp_path), met_on_a_gpu()
+    (place.deep_gemm / "__init__.py").touch()  # it is looked for
+    write_nvml(tmp_path, H200)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    finder = known_of_first(tmp_path / "ahead", command(tmp_path), {})["finder"]
+    variables = {DEEP_GEMM_CACHE: str(place.cache.root), "DG_JIT_NVCC_COMPILER": str(place.nvcc.path)}
+    with Node(tmp_path, modules=tmp_path, finder=finder, **variables) as node:
+        assert wait_until(lambda: "before the ranks" in node.log, 120), node.log
+        assert f"{len(targets)} targets of DeepGEMM are known before the ranks" in node.log
+        # SGLang sets this too, in a rank.
+        rank = place.rank(node, place.hello(DG_JIT_USE_NVRTC="0"))
+        assert rank.restore().targets == (), "no marker knows them"
+        answer = rank.warm(targets, PLENTY, 60, searched=True)
+        assert [each.error for each in answer.targets] == [""] * len(targets)
+        assert node.end() == 0 and node.left() == []
+    # Each was compiled once, for whoever asked first.
+    compiled = {use.directory for each in answer.targets for use in each.kernels}
+    assert sum(place.nvcc.compiled.values()) == len(compiled) == answer.compiled
