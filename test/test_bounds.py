@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 from kit.bundles import identity
+from kit.node import GPU
 from kit.recorded import real_cubin, recording
 from kit.scripted_compiler import write_copying_compiler
 from sglang_warmstart.base import files, processes
@@ -29,7 +30,7 @@ from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.compiler import CompilerError
 from sglang_warmstart.deepgemm.nogpu import build
 from sglang_warmstart.libraries import machine, ninja
-from sglang_warmstart.node import pool, service
+from sglang_warmstart.node import pool, protocol, service
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python" / "sglang_warmstart"
@@ -149,16 +150,27 @@ def test_a_service_that_was_started_early_does_not_wait_for_a_server_for_good(
     assert took(start)
 
 
-def test_but_one_that_a_server_has_called_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("said", "goes_on"),
+    [
+        (protocol.BuildPlanned(""), True),
+        (protocol.Expect(protocol.Hello("/nowhere", {}, "/nowhere", GPU, {}), ()), False),
+    ],
+    ids=["a server", "who looks for targets"],
+)
+def test_but_one_that_a_server_has_called_goes_on(
+    said: protocol.Message, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(service, "UNCALLED_S", SHORT_S)
 
     async def call() -> None:
         called = service.Service(tmp_path, early=True)
         server = await asyncio.start_unix_server(called.serve, tmp_path / "socket")
         _, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        writer.write(protocol.encode(said))
         writer.close()
         await asyncio.sleep(2 * SHORT_S)
-        assert not called.is_forgotten
+        assert called.is_forgotten != goes_on
         server.close()
 
     asyncio.run(call())
