@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,24 @@ def test_the_longest_is_built_first(cache: Cache) -> None:
     # One has the place as soon as it is prepared.
     first, *others = [event.name for event in cache.events()]
     assert others == [name for name in ("m40", "m9", "m7", "m1") if name != first]
+
+
+def test_what_a_rank_waits_for_is_built_before_what_takes_longer(cache: Cache) -> None:
+    gate = cache.place / "gate"
+    wait = f"until [ -e {gate} ]; do sleep 0.05; done; cp $in $out"
+    running, *longer = (("running", wait, 50), ("m40", "cp $in $out", 40), ("m30", "cp $in $out", 30))
+    cache.keep(*(cache.recipe(*each) for each in (running, *longer)))
+    with cache.node(SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS="1") as node:
+        assert wait_until(lambda: node.is_running(str(gate)))
+        rank = node.client()
+        rank.build(cache.recipe("awaited", "cp $in $out", 1))
+        with ThreadPoolExecutor() as threads:
+            answer = threads.submit(rank.await_builds, 20)
+            time.sleep(0.5)  # for it to be asked
+            gate.touch()
+            assert answer.result().failed == ()
+        assert wait_until(lambda: len(cache.events()) == 4)
+    assert [event.name for event in cache.events()] == ["running", "awaited", "m40", "m30"]
 
 
 @pytest.mark.parametrize(

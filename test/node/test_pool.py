@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.compiling import CompilingProcess, Order, Outcome, Tally, compile_all, compile_in_processes
 from kit.confined import in_mount_namespace, run_python, why_no_mounts
+from kit.node import wait_until
 from kit.recorded import real_cubin, recording
 from kit.scripted_compiler import ScriptedCompiler, is_alive, wait_until_gone, write_compiler, write_copying_compiler
 from kit.toolchain import toolchain
@@ -135,6 +136,33 @@ def test_the_largest_kernel_that_waits_is_the_next(tmp_path: Path) -> None:
     first, *others = (kernels[line.split()[0]] for line in (tmp_path / "order").read_text().splitlines())
     assert {first, *others} == {*kernels.values()}
     assert others == sorted(others, key=lambda kernel: -size_of(kernel.source))
+
+
+def test_what_a_rank_waits_for_goes_before_what_takes_longer(tmp_path: Path) -> None:
+    order, real, gate = (shlex.quote(str(tmp_path / name)) for name in ("order", "real.cubin", "gate"))
+    (tmp_path / "real.cubin").write_bytes(real_cubin())
+    body = f'sha256sum < "$source" >> {order}; until [ -e {gate} ]; do sleep 0.05; done; cp {real} "$cubin"'
+    compiler, cache = write_compiler(tmp_path, body), KernelCache(tmp_path / "root")
+    first, *others = sorted(_kernels(6), key=lambda kernel: -size_of(kernel.source))
+    *longer, short, shared = others
+
+    async def ensure_all() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            pool = CompilePool(executor, cache, compiler.compiler, Tally(), 20, Places(1))
+            tasks = [asyncio.create_task(pool.ensure(first, "planned"))]
+            await asyncio.to_thread(wait_until, (tmp_path / "order").exists)
+            tasks += [asyncio.create_task(pool.ensure(kernel, "planned")) for kernel in (*longer, shared)]
+            pool.hurry("awaited")
+            # Also one that is another target's too, and that one was asked for first.
+            tasks += [asyncio.create_task(pool.ensure(kernel, "awaited")) for kernel in (short, shared)]
+            await asyncio.sleep(0.2)  # for all of them to be found missing
+            (tmp_path / "gate").touch()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(ensure_all())
+    names = {hashlib.sha256(kernel.source.encode()).hexdigest(): kernel for kernel in (first, *others)}
+    compiled = [names[line.split()[0]] for line in (tmp_path / "order").read_text().splitlines()]
+    assert compiled == [first, short, shared, *longer]
 
 
 def test_a_waiter_that_gives_up_takes_nothing_from_the_others(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,34 @@ def test_what_it_compiles_by_is_in_its_key(tmp_path: Path) -> None:
     compiler.chmod(0o755)
     after = LIBRARY.key({**environment, "CXX": str(compiler)})
     assert after == {**before, "CXX": "another"}
+
+
+PREPARE = """
+import sys
+from sglang_warmstart.libraries import sglang_jit_ahead
+sglang_jit_ahead.prepare({})
+loader = sys.modules["sglang.kernels.jit.utils.compile.loader"]
+print(loader.load_jit.__name__, sorted({"transformers", "torch._dynamo"} & sys.modules.keys()))
+"""
+
+
+def prepared(first: Path | None = None) -> str:
+    """What a process says that has prepared to build, in which this directory is the first of the path."""
+    environment = {**os.environ, "PYTHONPATH": python_path(first)}
+    done = subprocess.run([sys.executable, "-c", PREPARE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_who_builds_ahead_imports_the_loader_and_neither_transformers_nor_a_compiler_of_models() -> None:
+    assert prepared() == "load_jit []\n"
+
+
+def test_a_loader_that_needs_more_of_sglang_has_it_all(tmp_path: Path) -> None:
+    place = tmp_path / "sglang" / "kernels" / "jit" / "utils" / "compile"
+    place.mkdir(parents=True)
+    for directory in (place, *list(place.parents)[:4]):
+        (directory / "__init__.py").touch()
+    (tmp_path / "sglang" / "__init__.py").write_text("name = 'by the package'\n")
+    (place / "loader.py").write_text("import sglang\ndef load_jit(): ...\nload_jit.__name__ = sglang.name\n")
+    assert prepared(tmp_path) == "by the package []\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.libraries.anchors import Anchors, NoAnchorError, anchored, anchors_of, placed
 from sglang_warmstart.libraries.machine import Environment
 from sglang_warmstart.libraries.recipe import BuildError
+
+_LOADER = "sglang.kernels.jit.utils.compile.loader"
 
 
 class Module(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,8 +49,40 @@ def described(spec: Any, root: Path, environment: Environment) -> dict[str, Any]
 
 
 def prepare(_form: Mapping[str, Any]) -> None:
-    """Import SGLang's loader, and torch with it, which takes seconds."""
-    from sglang.kernels.jit.utils.compile import loader  # noqa: F401 (a process that forks later has it then)
+    """Import SGLang's loader, and torch with it, which takes seconds.
+
+    Only what it needs: SGLang's package imports transformers, and its loader asks torch not to compile it, for which
+    torch imports its compiler. That takes twice as long as all the rest, and the longest builds wait for it.
+    """
+    try:
+        _leave_out_package("sglang")
+        with _without_dynamo():
+            importlib.import_module(_LOADER)
+    except Exception:
+        # Whatever it needs of the package in another release.
+        for name in [each for each in sys.modules if each.partition(".")[0] == "sglang"]:
+            del sys.modules[name]
+        importlib.import_module(_LOADER)
+
+
+def _leave_out_package(name: str) -> None:
+    """Have modules of a package imported in this process without the package's own being run."""
+    spec = importlib.util.find_spec(name)
+    if spec is not None and name not in sys.modules:
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+
+
+@contextlib.contextmanager
+def _without_dynamo() -> Iterator[None]:
+    """``torch.compiler.disable`` does nothing: nobody compiles a model here."""
+    import torch
+
+    disable = torch.compiler.disable
+    torch.compiler.disable = lambda function: function
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
 
 
 def build(form: Mapping[str, Any], root: Path | None, environment: Environment) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -43,6 +43,7 @@ class Builds:
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []  # for room
         self._arrivals = itertools.count()
         self._admitted = 0  # that have no place yet
+        self._awaited: set[asyncio.Task[str]] = set()
         places.when_free(self._admit)
 
     def begin(self, recipe: Recipe) -> asyncio.Task[str]:
@@ -54,6 +55,10 @@ class Builds:
         self._tasks |= dict.fromkeys(names, task)
         self._takes(recipe, recipe.seconds)
         return task
+
+    def hurry(self, builds: Iterable[asyncio.Task[str]]) -> None:
+        """A rank waits for these: they go first."""
+        self._awaited.update(builds)
 
     def timed(self, recipe: Recipe) -> Recipe:
         """With the seconds that it takes to build. A rank that found it, since it was built here, does not know."""
@@ -75,6 +80,7 @@ class Builds:
 
     async def _build(self, recipe: Recipe) -> str:
         library = LIBRARIES.get(recipe.library)
+        own = asyncio.current_task()
         if library is None or not library.ahead:
             return f"{recipe.name}: nothing builds for {recipe.library}"
         try:
@@ -84,7 +90,7 @@ class Builds:
                 if not reason:
                     await self._leave_room_for_longer(recipe.seconds)
                     # Not before: what imports takes nobody's place.
-                    async with self._places.one_for(recipe.seconds):
+                    async with self._places.one_for(recipe.seconds, lambda: own in self._awaited):
                         self._admitted -= 1
                         reason = "the service ends" if self._over else await self._build_by(builder, number, recipe)
         except Exception as error:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
-import itertools
 import math
 import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
+from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from sglang_warmstart.base.errors import first_line
@@ -84,7 +83,13 @@ class CompilePool:
         self._places = places or Places(sys.maxsize)
         self._disk = disk or Disk(cache.root)
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._targets: dict[str, set[str]] = {}  # by kernel
+        self._awaited: set[str] = set()
         self._lanes = Lanes()
+
+    def hurry(self, target: str) -> None:
+        """A rank waits for the kernels of a target, also for those that are asked for later: they go first."""
+        self._awaited.add(target)
 
     async def ensure(self, kernel: RecordedKernel, target: str = "") -> None:
         """Return when the kernel is in the cache.
@@ -95,6 +100,7 @@ class CompilePool:
         Raises:
             KernelError: it could not be compiled or published.
         """
+        self._targets.setdefault(kernel.directory, set()).add(target)
         task = self._under_way.get(kernel.directory)
         if task is None:
             task = asyncio.create_task(self._ensure(kernel, target))
@@ -113,14 +119,14 @@ class CompilePool:
         self._watcher.planned()
         try:
             while not await self._has(kernel):
-                async with self._places.one_for(seconds_of(kernel.source)):
+                async with self._place(kernel):
                     if (held := await self._take(kernel)) is not None:
                         with held:
                             await self._compile(kernel, target)
                         return
                 if not await self._wait_for_other(kernel):
                     # Its holder is slow, or hangs.
-                    async with self._places.one_for(seconds_of(kernel.source)):
+                    async with self._place(kernel):
                         await self._compile(kernel, target)
                     return
             _say_found(kernel, target)
@@ -128,6 +134,10 @@ class CompilePool:
             raise KernelError(f"{kernel.directory}: {error}") from error
         finally:
             self._watcher.finished()
+
+    def _place(self, kernel: RecordedKernel) -> contextlib.AbstractAsyncContextManager[None]:
+        targets = self._targets[kernel.directory]
+        return self._places.one_for(seconds_of(kernel.source), lambda: not targets.isdisjoint(self._awaited))
 
     async def _has(self, kernel: RecordedKernel) -> bool:
         return await self._disk.ask(self._cache.has, kernel.directory)
@@ -209,13 +219,24 @@ class RenewedExecutor(Executor):
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
+@dataclass(eq=False)
+class _Turn:
+    """Somebody who waits for a place."""
+
+    seconds: float
+    is_awaited: Callable[[], bool]
+    come: asyncio.Future[None]
+
+
 class Places:
-    """The places at a node's compilers. What takes longest of all that wait is the next: else it would end last."""
+    """The places at a node's compilers.
+
+    The next is what a rank waits for; and of all that wait, what takes longest: else it would end last.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = self._free = count
-        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._arrivals = itertools.count()
+        self._waiting: list[_Turn] = []  # in the order of their arrival
         self._when_free: list[Callable[[], object]] = []
 
     def when_free(self, call: Callable[[], object]) -> None:
@@ -228,22 +249,28 @@ class Places:
         return self._free
 
     @contextlib.asynccontextmanager
-    async def one_for(self, seconds: float) -> AsyncIterator[None]:
+    async def one_for(self, seconds: float, is_awaited: Callable[[], bool] = lambda: False) -> AsyncIterator[None]:
+        """A place for work that takes so long.
+
+        Args:
+            is_awaited: says whether a rank waits for the work by now.
+        """
         if self._free > 0:
             self._free -= 1
         else:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._waiting, (-seconds, next(self._arrivals), turn))
-            await turn
+            turn = _Turn(seconds, is_awaited, asyncio.get_running_loop().create_future())
+            self._waiting.append(turn)
+            await turn.come
         try:
             yield
         finally:
             self._free += 1
             while self._waiting and self._free > 0:
-                turn = heapq.heappop(self._waiting)[2]
-                if not turn.cancelled():
+                turn = max(self._waiting, key=lambda each: (each.is_awaited(), each.seconds))
+                self._waiting.remove(turn)
+                if not turn.come.cancelled():
                     self._free -= 1
-                    turn.set_result(None)
+                    turn.come.set_result(None)
             if self._free > 0:
                 for call in self._when_free:
                     call()

@@ -281,6 +281,7 @@ class Service:
                     if rank is not None:
                         self._get_ready(rank)
                 elif isinstance(message, AwaitBuilds):
+                    self._builds.hurry(wanted)
                     answer = await _built(wanted, message.limit_s)
                     self._go_on()
                 elif rank is None:
@@ -532,6 +533,8 @@ class Service:
             rank.notes.extend(await self._keep(rank, (), {message.target: message.reason}))
 
     async def _warm(self, rank: Asker, question: Warm) -> Answer:
+        for target in question.targets:
+            rank.shop.pool.hurry(str(target))
         works = [self._work(rank, target, question.free_bytes) for target in question.targets]
         if works:
             await asyncio.wait(works, timeout=question.limit_s)
