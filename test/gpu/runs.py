@@ -39,6 +39,8 @@ SERVER = shlex.split(
 )
 START_LIMIT_S = 900.0
 DECODE_TOKENS, DECODE_ROUNDS = 64, 3
+# The service writes the plan every 3 s, and SGLang kills it when it ends.
+PLAN_IS_WRITTEN_S = 4.0
 COMPILERS = frozenset(
     ("nvcc", "cicc", "ptxas", "fatbinary", "cudafe++", "cc1plus", "g++", "c++", "as", "ld", "collect2", "ninja")
 )
@@ -121,6 +123,8 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
                 run.decode_ms[batch] = [decode_ms(server, batch) for _ in range(DECODE_ROUNDS)]
             if "--enable-metrics" in run.arguments:
                 run.metrics = metrics_of(port)
+            if ask:
+                time.sleep(PLAN_IS_WRITTEN_S)
     except Exception as error:
         run.error = f"{type(error).__name__}: {error}".splitlines()[0]  # the rest is the log's end
     wait_for_service(run.home)

@@ -464,30 +464,27 @@ def build_ahead() -> str:
     return table([*titles, "first prompts of 1 / 17 / 333 / 3000 tokens, s"], rows)
 
 
-def first_starts() -> str:
-    """First starts with a list, beside those without, and starts from an image; all caches empty but that."""
+def rounds() -> str:
+    """Rounds of starts, beside each other: the first, with its plan, warm, and from an image."""
     rows = []
     for version in ("0.5.12", "0.5.23"):
-        listed, before = (result(f"{name}-{version}")["runs"] for name in ("first-starts", "build-ahead"))
-        for model in dict.fromkeys(run["model"] for run in listed):
+        runs = result(f"rounds-{version}")["runs"]
+        for model in dict.fromkeys(run["model"] for run in runs):
+            ready: dict[str, list[float]] = {}
+            for run in runs:
+                if run["model"] == model:
+                    ready.setdefault(state_of(run["state"]), []).append(run["ready_s"])
+            warm = statistics.median(ready[state_of("warm")])
+            for state, seconds in ready.items():
+                median = statistics.median(seconds)
+                rows.append([version, model, state, _each(seconds), f"{median:.1f}", f"{median / warm:.2f}"])
+    return table(["SGLang", "model", "start", "ready after s", "median", "times a warm start"], rows)
 
-            def ready(runs: list[dict[str, Any]], state: str, model: str = model) -> list[float]:
-                return [run["ready_s"] for run in runs if run["model"] == model and run["state"].startswith(state)]
 
-            warm = [*ready(before, "warm"), *ready(listed, "warm")]
-            images = [*ready(before, "image"), *ready(listed, "image")]
-            rows.append(
-                [
-                    version,
-                    model,
-                    *(_each(ready(runs, "cold")) for runs in (before, listed)),
-                    _each(each / statistics.median(warm) for each in ready(listed, "cold")),
-                    _each(images) or "-",
-                    _each(warm),
-                ]
-            )
-    titles = ["SGLang", "model", "without a list", "with it", "times a warm start", "from an image's directory", "warm"]
-    return table(titles, rows)
+def four_cores() -> str:
+    """Starts on 4 cores, stock beside the plugin."""
+    rows = [[state_of(run["state"]), f"{run['ready_s']:.1f}"] for run in result("four-cores-0.5.12")["runs"]]
+    return table(["start on 4 cores", "ready after s"], rows)
 
 
 def _each(values: Iterable[float]) -> str:
@@ -530,7 +527,8 @@ TABLES = (
     mhc,
     deepseek_v4,
     build_ahead,
-    first_starts,
+    rounds,
+    four_cores,
     decode,
     nvrtc,
     nvrtc_kernels,
