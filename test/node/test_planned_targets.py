@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.node import service
+from sglang_warmstart.node.known_kernels import Known
 from sglang_warmstart.node.planned_targets import PlannedTargets, recipe_of
 from sglang_warmstart.node.protocol import Hello, Warmed, Welcome
 
@@ -68,6 +69,38 @@ def served(place: Place, *targets: Target, hello: Hello | None = None) -> Path:
         assert node.end() == 0 and node.left() == []
     empty_but_for(plan, root)
     return plan
+
+
+def all_sources_in(plan: Path) -> list[str]:
+    """Of DeepGEMM's kernels in a plan, with their flags."""
+    forms = [recipe.form for recipe in build_plan.load(plan).parts["deep-gemm"].recipes]
+    return [f"{kernel['source']} {kernel['flags']}" for form in forms for kernel in form["known"]["kernels"]]
+
+
+def test_kernels_are_compiled_before_deepgemm_has_said_which(place: Place) -> None:
+    plan = plan_of(place.cache.root)
+    with planned(place, "served", plan) as node:
+        answer = place.rank(node).warm([FIRST, SECOND], PLENTY, 30, searched=True)
+        assert node.end() == 0
+    names = {use.directory for each in answer.targets for use in each.kernels}
+    assert len(all_sources_in(plan)) >= len(names) > 1
+    empty_but_for(plan, place.cache.root)
+    place.nvcc.on_each_kernel("sleep 0.5")
+    (place.directory / "again").mkdir()
+    modules = place.deep_gemm.parent
+    # What would ask DeepGEMM is not there, and so never ends.
+    with Node(place.directory / "again", library="kit.there_is_none", modules=modules, build_plan=plan) as node:
+        assert wait_until(lambda: all(place.cache.has(name) for name in names), 20), node.log
+        assert not list(place.cache.own.glob("markers/*/*.json")), "nobody knows whether these are all"
+    # A start that finds all in the cache asks nobody for sources, and the plan keeps them.
+    before = all_sources_in(plan)
+    with planned(place, "third", plan) as node:
+        assert place.rank(node).restore().known
+        assert node.end() == 0
+    with planned(place, "fourth", plan) as node:
+        assert place.rank(node).restore().known
+        assert node.end() == 0
+    assert sorted(all_sources_in(plan)) == sorted(before)
 
 
 def test_real_kernels_are_there_before_the_rank_comes_and_it_need_not_search(tmp_path: Path) -> None:
@@ -266,7 +299,7 @@ def test_kernels_of_nvrtc_are_warmed_in_their_own_cache(place: Place) -> None:
     ranks: list[Hello] = []
 
     class Noting:
-        async def warm_planned(self, hello: Hello, targets: Sequence[Target], searched: bool) -> None:
+        async def warm_planned(self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool) -> None:
             ranks.append(hello)
 
     for root in (place.cache.root, place.directory / "elsewhere"):

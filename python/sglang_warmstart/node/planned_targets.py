@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from sglang_warmstart.deepgemm.marker import Launch, name_of
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries.deep_gemm import DeepGemm
 from sglang_warmstart.libraries.recipe import Recipe
+from sglang_warmstart.node.known_kernels import Known
 from sglang_warmstart.node.protocol import Hello
 
 logger = logging.getLogger("sglang.warmstart.service")
@@ -33,35 +34,38 @@ class _Form(msgspec.Struct, frozen=True):
     Args:
         rank: its first words.
         searched: this and the others of the rank are all that its launch has.
+        known: its kernels.
     """
 
     rank: Hello
     target: Target
     searched: bool
+    known: Known | None = None
 
 
 class Warmer(Protocol):
     """What the service does for a rank that has not come yet."""
 
-    async def warm_planned(self, hello: Hello, targets: Sequence[Target], searched: bool) -> None:
+    async def warm_planned(self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool) -> None:
         """Record and compile targets.
 
         Args:
+            targets: and what is known of their kernels.
             searched: these are all that the launch has.
         """
 
 
-def recipe_of(hello: Hello, target: Target, searched: bool) -> Recipe:
+def recipe_of(hello: Hello, target: Target, searched: bool, known: Known | None = None) -> Recipe:
     """What is to be done at the next start, for a target that a rank has asked for. It has the same at each start.
 
     Args:
-        searched: see :class:`_Form`.
+        searched, known: see :class:`_Form`.
     """
     settings = {name: each for name, each in hello.environment.items() if name not in (*_PLACES, _CACHE)}
     gpu = msgspec.structs.replace(hello.gpu, ordinal=0, visible=None)
     rank = msgspec.structs.replace(hello, deep_gemm="", environment=settings, gpu=gpu)
     # As it is read again: with lists, and no tuples.
-    form = msgspec.json.decode(msgspec.json.encode(_Form(rank, target, searched)))
+    form = msgspec.json.decode(msgspec.json.encode(_Form(rank, target, searched, known)))
     # By all fields: the name of a target leaves some of them out.
     digest = hashlib.sha256(msgspec.json.encode(target, order="deterministic")).hexdigest()[:16]
     return Recipe(DeepGemm.name, str(target), form, f"{hello.kind} {name_of(hello.launch)} {digest}")
@@ -107,7 +111,7 @@ class PlannedTargets:
         works = [
             self._warmer.warm_planned(
                 _here(forms[0].rank, root, package),
-                [form.target for form in forms],
+                {form.target: form.known for form in forms},
                 # Those that were asked for before the search, or met after it, are among them.
                 any(form.searched for form in forms),
             )

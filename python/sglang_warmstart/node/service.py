@@ -50,6 +50,7 @@ from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.node import builders, limits, planned_targets, protocol
 from sglang_warmstart.node.builds import Builds
 from sglang_warmstart.node.disk import Disk, NoAnswerError
+from sglang_warmstart.node.known_kernels import Known, kernels_here, known_of
 from sglang_warmstart.node.planned import Planned
 from sglang_warmstart.node.planned_targets import PlannedTargets
 from sglang_warmstart.node.pool import CompilePool, KernelError, Places, RenewedExecutor
@@ -112,6 +113,7 @@ class Workshop:
     stub: asyncio.Task[Path] | None = None
     way: asyncio.Future[Way] | None = None
     ledger: Ledger[Target] = field(default_factory=Ledger)
+    known: dict[Target, Known] = field(default_factory=dict)  # kernels, by a plan
     under_way: dict[Target, asyncio.Task[Entry]] = field(default_factory=dict)
     askers: list[Asker] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)  # entries of the cache
@@ -347,7 +349,7 @@ class Service:
             sink = RankPlan(self._plans / name, identity, hello.launch)
         return Asker(hello, shop, sink)
 
-    async def warm_planned(self, hello: Hello, targets: Sequence[Target], searched: bool) -> None:
+    async def warm_planned(self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool) -> None:
         """Record and compile what a rank of an earlier start had, before the rank of this one asks.
 
         Not on the GPU: the rank itself may not have come to it. What has become of each is in ``outcomes``.
@@ -357,7 +359,8 @@ class Service:
             logger.info("no targets are warmed by a plan: %s", rank.problem)
             self.outcomes.update(dict.fromkeys(targets, rank.problem))
         elif rank.sink.compiles:
-            work = self._warm_planned(replace(rank, is_ahead=True), targets, searched)
+            rank.shop.known.update({target: known for target, known in targets.items() if known is not None})
+            work = self._warm_planned(replace(rank, is_ahead=True), list(targets), searched)
             await self._planned_targets.enter(rank.shop, hello.launch, work)
 
     async def _warm_planned(self, rank: Asker, targets: Sequence[Target], searched: bool) -> None:
@@ -368,6 +371,9 @@ class Service:
         # What a whole marker lacks could not be had, at an earlier start of a server.
         if (_is_whole(earlier) and not self._wants_all) or not (targets or searched):
             return
+        for target in targets:
+            for kernel in kernels_here(rank.shop.known.get(target), rank.hello, rank.shop.markers.identity):
+                self._in_background(self._compile_known(rank, kernel, target))
         if (way := await self._way(rank)).library == ON_GPU:
             self.outcomes.update(dict.fromkeys(targets, f"it can be recorded on the GPU alone: {way.reason}"))
             return
@@ -392,6 +398,10 @@ class Service:
             return  # the rank itself may not have come to it
         await asyncio.gather(*(self._work(rank, target, 0) for target in said.targets))
         rank.shop.progress.rest()
+
+    async def _compile_known(self, rank: Asker, kernel: RecordedKernel, target: Target) -> None:
+        with contextlib.suppress(KernelError):  # whoever records the target says so
+            await rank.shop.pool.ensure(kernel, str(target))
 
     def _get_ready(self, rank: Asker) -> None:
         self._in_background(self._prepare_to_record(rank))
@@ -508,8 +518,13 @@ class Service:
     def _remember(self, rank: Asker, targets: Iterable[Target], searched: bool) -> None:
         """Have targets in the plan of this launch."""
         if rank.sink.compiles:
+            shop = rank.shop
             for target in targets:
-                self._planned.met(planned_targets.recipe_of(rank.hello, target, searched))
+                if recorded := shop.ledger[target].recorded:
+                    known = known_of(recorded, rank.hello, shop.markers.identity)
+                else:
+                    known = shop.known.get(target)
+                self._planned.met(planned_targets.recipe_of(rank.hello, target, searched, known))
 
     async def _earlier(self, rank: Asker) -> Marker | None:
         try:
