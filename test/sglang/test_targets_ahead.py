@@ -10,9 +10,13 @@ import msgspec
 import pytest
 from kit.node import Node, Place, wait_until
 from kit.nvml import write_nvml
+from sglang_warmstart.base import gpus
 from sglang_warmstart.deepgemm.target import Target
+from sglang_warmstart.sglang import targets_ahead
 from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
 from sglang_warmstart.sglang.first_start import known_of_first
+from sglang_warmstart.sglang.model_targets.protocol import Ranks
+from sglang_warmstart.sglang.model_targets.refusal import RefusalError
 
 GPU_TESTS = Path(__file__).parents[1] / "gpu"
 H200 = "NVIDIA H200"
@@ -54,3 +58,55 @@ def test_what_a_rank_will_ask_for_is_compiled_before_it_is_there(
     # Each was compiled once, for whoever asked first.
     compiled = {use.directory for each in answer.targets for use in each.kernels}
     assert sum(place.nvcc.compiled.values()) == len(compiled) == answer.compiled
+
+
+def test_only_what_this_node_will_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, (first, second, *_) = Place(tmp_path), met_on_a_gpu()
+    (place.deep_gemm / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gpus, "names", lambda: {H200})
+    stages = [Ranks((0, 1), (), 1, (first,), ()), Ranks((2, 3), (), 1, (second,), ())]
+    monkeypatch.setattr(targets_ahead, "ranks_of", lambda *_: stages)
+    environment = {DEEP_GEMM_CACHE: str(place.cache.root), "DG_JIT_NVCC_COMPILER": str(place.nvcc.path)}
+    words = [*command(tmp_path), "--tp", "2", "--pp-size", "2"]
+    with Node(tmp_path, modules=tmp_path) as node:
+        assert targets_ahead.find(node.socket, [*words, "--nnodes", "2", "--node-rank", "1"], environment) == 1
+        answer = place.rank(node).warm([second], PLENTY, 30)
+        assert len(place.nvcc.compiled) == answer.compiled > 0
+        assert targets_ahead.find(node.socket, words, environment) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "model", "switch", "reason"),
+    [
+        ({"NVIDIA A100"}, True, "1", "there is no table of NVIDIA A100"),
+        (set(), True, "1", "there is no table of GPUs that NVML does not name"),
+        ({H200, "NVIDIA H100"}, True, "1", "there is no table of NVIDIA H100, NVIDIA H200"),
+        ({H200}, False, "1", "the model's config.json is not on this machine"),
+        ({H200}, True, "0", "DeepGEMM is not warmed here"),
+    ],
+)
+def test_it_is_said_why_nothing_can_be(
+    names: set[str], model: bool, switch: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path)
+    (place.deep_gemm / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gpus, "names", lambda: names)
+    monkeypatch.setenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE", switch)
+    words = command(tmp_path)
+    if not model:
+        (tmp_path / "config.json").unlink()
+    with pytest.raises(RefusalError, match=f"^{reason}$"):
+        targets_ahead.find(tmp_path / "no service", words, {})
+
+
+def test_a_service_that_ends_ends_who_looks_for_targets(tmp_path: Path) -> None:
+    """With all that it has started."""
+    (tmp_path / "slow.py").write_text(
+        "import subprocess\nif __name__ == '__main__':\n    subprocess.run(['sleep', '299.25'])\n"
+    )
+    with Node(tmp_path, modules=tmp_path, finder=("slow", "word")) as node:
+        assert wait_until(lambda: node.is_running("sleep 299.25"))
+        assert node.end() == 0
+        assert node.left() == []

@@ -34,6 +34,9 @@ _OTHERS = "other"
 # Not imported: this process finds nothing out.
 _FINDER = "sglang_warmstart.sglang.targets_ahead"
 
+# Options, and their defaults.
+_OF_NODE = (("nnodes", "1"), ("node_rank", "0"))
+
 # What says in a model's configuration that it has a mixture of experts.
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 
@@ -162,6 +165,11 @@ class Features:
         """The server's, with the model by its directory on this machine; none where it is not there."""
         place, _ = self._model
         return [] if place is None else [*self._words, "--model-path", str(place)]
+
+    def ranks_of_node(self, world: int) -> range:
+        """Those of so many ranks that are on this node. Source: ``_calculate_rank_ranges`` in ``engine.py``."""
+        nodes, node = (int(self._options.get(name, [default])[-1]) for name, default in _OF_NODE)
+        return range(world * node // nodes, world * (node + 1) // nodes)
 
     @property
     def config(self) -> dict[str, Any]:

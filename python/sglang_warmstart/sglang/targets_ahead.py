@@ -53,7 +53,8 @@ def find(service: Path, command: Sequence[str], environment: Mapping[str, str]) 
     names = gpus.names()
     gpu = gpu_called(*names) if len(names) == 1 else None
     package = importlib.util.find_spec("deep_gemm")
-    arguments = Features(command, environment).arguments
+    features = Features(command, environment)
+    arguments = features.arguments
     if gpu is None:
         raise RefusalError(f"there is no table of {', '.join(sorted(names)) or 'GPUs that NVML does not name'}")
     if package is None or package.origin is None or not is_wanted():
@@ -61,7 +62,11 @@ def find(service: Path, command: Sequence[str], environment: Mapping[str, str]) 
     if not arguments:
         raise RefusalError("the model's config.json is not on this machine")
     client, found = ServiceClient(service), 0
-    for each in ranks_of(arguments, gpu):
+    ranks = ranks_of(arguments, gpu)
+    own = features.ranks_of_node(sum(len(each.ranks) for each in ranks))
+    for each in ranks:
+        if not set(own).intersection(each.ranks):
+            continue
         hello, _ = hello_of({**environment, **each.settings}, Path(package.origin).parent, gpu, _LAUNCH)
         client.expect(hello, each.targets)
         found += len(each.targets)
