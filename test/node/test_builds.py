@@ -131,6 +131,41 @@ def test_what_a_rank_waits_for_is_built_before_what_takes_longer(cache: Cache) -
     assert [event.name for event in cache.events()] == ["running", "awaited", "m40", "m30"]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_a_rank_waits_for_leaves_no_room_for_what_imports(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    class Importing:
+        """One that imports for longer than this test has time."""
+
+        def __init__(self, library: str, threads: int) -> None:
+            self.import_s = 60.0 if library == "tvm-ffi" else 0.2
+
+        async def prepare(self, recipe: Recipe) -> tuple[int, str]:
+            await asyncio.sleep(self.import_s)
+            return 0, ""
+
+        async def build(self, number: int) -> Outcome:
+            built.append("short")
+            return Outcome()
+
+        def close(self) -> None:
+            pass
+
+    async def build() -> None:
+        builds = Builds(Places(1))
+        builds.begin(Recipe("tvm-ffi", "long", {"a": 1}, seconds=40))
+        short = builds.begin(Recipe("flashinfer", "short", {"a": 1}, seconds=3))
+        await asyncio.sleep(0.5 if late else 0)
+        assert built == []
+        builds.hurry({short})
+        assert await asyncio.wait_for(short, 5) == ""
+
+    monkeypatch.setattr(builds_module, "Builder", Importing)
+    asyncio.run(build())
+    assert built == ["short"]
+
+
 @pytest.mark.parametrize(
     ("places", "at_once", "then"),
     [(1, [], ["long"]), (2, ["short 1"], ["long", "short 2"]), (3, ["short 1", "short 2"], ["long"])],
@@ -353,6 +388,28 @@ def test_a_build_that_hangs_is_ended_with_all_that_it_has_started(
     assert asyncio.run(build()) == ("it took more than 1 s", "")
     assert cache.built("norm").exists()
     assert not [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", SLEEP]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"), [(4, ""), (60, "it took more than 6 s")], ids=["ends", "has three times as long"]
+)
+def test_a_build_that_works_has_more_time(
+    seconds: int, reason: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cache.environment.items():
+        monkeypatch.setenv(name, value)
+    work = f"timeout {seconds} sh -c 'while :; do :; done'; cp $in $out"
+
+    async def build() -> str:
+        builder = Builder(LIBRARY.name, 1)
+        try:
+            number, _ = await builder.prepare(cache.recipe("slow", work))
+            return (await builder.build(number, 2.0)).reason
+        finally:
+            builder.close()
+
+    assert asyncio.run(build()) == reason
+    assert cache.built("slow").exists() == (not reason)
 
 
 @pytest.mark.parametrize("hears", [True, False])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import msgspec
 import pytest
 from kit.node import Node, Place, wait_until
 from kit.nvml import write_nvml
+from kit.standin_library import definition
 from sglang_warmstart.base import gpus
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.sglang import targets_ahead
 from sglang_warmstart.sglang.caches import DEEP_GEMM_CACHE
-from sglang_warmstart.sglang.first_start import known_of_first
+from sglang_warmstart.sglang.first_start import Features, known_of_first
+from sglang_warmstart.sglang.model_targets import ask
 from sglang_warmstart.sglang.model_targets.protocol import Ranks
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError
 
@@ -49,15 +53,27 @@ def test_what_a_rank_will_ask_for_is_compiled_before_it_is_there(
     with Node(tmp_path, modules=tmp_path, finder=finder, **variables) as node:
         assert wait_until(lambda: "before the ranks" in node.log, 120), node.log
         assert f"{len(targets)} targets of DeepGEMM are known before the ranks" in node.log
+        names = {use.directory for target in targets for use in definition(target)}
+        assert wait_until(lambda: all(place.cache.has(name) for name in names)), "nobody has asked for them yet"
         # SGLang sets this too, in a rank.
         rank = place.rank(node, place.hello(DG_JIT_USE_NVRTC="0"))
         assert rank.restore().targets == (), "no marker knows them"
         answer = rank.warm(targets, PLENTY, 60, searched=True)
         assert [each.error for each in answer.targets] == [""] * len(targets)
         assert node.end() == 0 and node.left() == []
-    # Each was compiled once, for whoever asked first.
-    compiled = {use.directory for each in answer.targets for use in each.kernels}
-    assert sum(place.nvcc.compiled.values()) == len(compiled) == answer.compiled
+    # Each was compiled once.
+    assert {use.directory for each in answer.targets for use in each.kernels} == names
+    assert sum(place.nvcc.compiled.values()) == len(names) == answer.compiled
+
+
+def test_a_model_that_is_named_as_on_a_hub_is_read_where_its_cache_has_it(tmp_path: Path) -> None:
+    place = tmp_path / "models--deepseek-ai--DeepSeek-V3" / "snapshots" / "abc"
+    place.mkdir(parents=True)
+    words = [*command(place)[:3], "--model-path", "deepseek-ai/DeepSeek-V3", "--tp", "8"]
+    arguments = Features(words, {"HF_HUB_CACHE": str(tmp_path)}).arguments
+    ask.check(arguments)
+    with pytest.raises(RefusalError, match=r"no directory with a config\.json"):
+        ask.check(words[3:])
 
 
 def test_only_what_this_node_will_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +96,8 @@ def test_only_what_this_node_will_ask_for(tmp_path: Path, monkeypatch: pytest.Mo
     ("names", "model", "switch", "reason"),
     [
         ({"NVIDIA A100"}, True, "1", "there is no table of NVIDIA A100"),
-        (set(), True, "1", "there is no table of GPUs that NVML does not name"),
-        ({H200, "NVIDIA H100"}, True, "1", "there is no table of NVIDIA H100, NVIDIA H200"),
+        (set(), True, "1", "NVML names no GPU"),
+        ({H200, "NVIDIA H100"}, True, "1", "there are several kinds of GPUs: NVIDIA H100, NVIDIA H200"),
         ({H200}, False, "1", "the model's config.json is not on this machine"),
         ({H200}, True, "0", "DeepGEMM is not warmed here"),
     ],
@@ -93,20 +109,25 @@ def test_it_is_said_why_nothing_can_be(
     (place.deep_gemm / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(gpus, "names", lambda: names)
-    monkeypatch.setenv("SGLANG_JIT_DEEPGEMM_PRECOMPILE", switch)
     words = command(tmp_path)
     if not model:
         (tmp_path / "config.json").unlink()
     with pytest.raises(RefusalError, match=f"^{reason}$"):
-        targets_ahead.find(tmp_path / "no service", words, {})
+        targets_ahead.find(tmp_path / "no service", words, {"SGLANG_ENABLE_JIT_DEEPGEMM": switch})
 
 
 def test_a_service_that_ends_ends_who_looks_for_targets(tmp_path: Path) -> None:
     """With all that it has started."""
-    (tmp_path / "slow.py").write_text(
-        "import subprocess\nif __name__ == '__main__':\n    subprocess.run(['sleep', '299.25'])\n"
-    )
+    (tmp_path / "slow.py").write_text("import subprocess\ndef main(): subprocess.run(['sleep', '299.25'])\n")
     with Node(tmp_path, modules=tmp_path, finder=("slow", "word")) as node:
         assert wait_until(lambda: node.is_running("sleep 299.25"))
         assert node.end() == 0
         assert node.left() == []
+
+
+def test_who_takes_too_long_to_find_out_is_ended(tmp_path: Path) -> None:
+    code = "t.LIMIT_S = 1.0; t.find = lambda *_: threading.Event().wait(); t.main()"
+    code = f"import threading; from sglang_warmstart.sglang import targets_ahead as t; {code}"
+    words = [str(os.getpid()), str(tmp_path / "socket"), "[]"]
+    done = subprocess.run([sys.executable, "-c", code, *words], timeout=30, check=False)
+    assert done.returncode == 1

@@ -150,6 +150,22 @@ def start(module: str, arguments: Callable[[Path], list[str]], environment: Mapp
     return OwnProcess(directory, process)
 
 
+def cpu_s_of(pid: int) -> float:
+    """Seconds of processor time of a process and of what it has started, unless that has ended and nobody waited."""
+    parents, ticks = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()  # its name may have blanks
+        except OSError:
+            continue  # it has just ended
+        number = int(path.parent.name)
+        parents[number], ticks[number] = int(fields[1]), sum(map(int, fields[11:15]))
+    own = {pid}
+    while more := {number for number, parent in parents.items() if parent in own} - own:
+        own |= more
+    return sum(ticks.get(number, 0) for number in own) / os.sysconf("SC_CLK_TCK")
+
+
 def end_with(parent: int, at_end: Callable[[], object] = lambda: None, limit_s: float = float("inf")) -> None:
     """Have this process end when its parent does, or when the time is up.
 

@@ -126,6 +126,7 @@ PP_PARALLEL = Switch(
 FAST_WARMUP = Switch(
     "SGLANG_JIT_DEEPGEMM_FAST_WARMUP", False, boolean, "DeepGEMM's warm-up runs a sampled list of Ms", None
 )
+ENABLE = Switch("SGLANG_ENABLE_JIT_DEEPGEMM", True, boolean, "0 leaves DeepGEMM out, and exact warm-up with it", None)
 PRECOMPILE = Switch(
     "SGLANG_JIT_DEEPGEMM_PRECOMPILE", True, boolean, "0 turns DeepGEMM's warm-up off, and exact warm-up with it", None
 )
@@ -193,6 +194,7 @@ SWITCHES: tuple[Switch[Any], ...] = (
     STRICT,
     PP_PARALLEL,
     FAST_WARMUP,
+    ENABLE,
     PRECOMPILE,
     WORKERS,
     COMPILER,

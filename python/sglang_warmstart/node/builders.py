@@ -17,22 +17,28 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import NamedTuple
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.base.processes import cpu_s_of
 from sglang_warmstart.libraries import ptxas_threads
 from sglang_warmstart.libraries.recipe import BuildError, Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
 
 # Imports of torch and SGLang, on a slow disk.
 PREPARE_LIMIT_S = 120.0
-# The longest modules take 90 s and more where other servers start beside, and 82 s on 4 cores
-# (docs/results/benchmarks.md). Whoever waits for a library's lock waits for as long as this.
-BUILD_LIMIT_S = 240.0
+# For a build that does nothing: whoever waits for a library's lock waits for as long as this, and a little longer.
+BUILD_LIMIT_S = 80.0
+# One that works has three times as long. The longest modules take 90 s and more where other servers start beside, and
+# 82 s on 4 cores (docs/results/benchmarks.md); whoever began again would need as long.
+_WORKING = 3
+# How often it is looked whether it works, and what share of a core that is.
+_LOOK_S = 10.0
+_WORKS = 0.1
 # By which these processes are known.
 NAME = "builder"
 _NICE = 5
@@ -142,8 +148,22 @@ class _Build:
     number: int
     pid: int
     answer: Connection
-    end: float
     limit_s: float
+    begun: float = field(default_factory=time.monotonic)
+    cpu_s: float = 0.0  # when it was looked at last
+    too_long_s: float = 0.0  # after which it was ended
+
+    def __post_init__(self) -> None:
+        self.end = self.begun + self.limit_s
+
+    def look(self) -> None:
+        """When the time is up: give it more as long as it works, or end it."""
+        now, cpu_s, last = time.monotonic(), cpu_s_of(self.pid), self.begun + _WORKING * self.limit_s
+        if cpu_s - self.cpu_s >= _WORKS * _LOOK_S and now < last:
+            self.cpu_s, self.end = cpu_s, min(now + _LOOK_S, last)
+        else:
+            self.too_long_s, self.end = now - self.begun, float("inf")  # the end of its pipe says that it has gone
+            self.stop()
 
     def stop(self) -> None:
         # Not SIGKILL: ninja is in the group, and its compilers are not; told to end, it ends them.
@@ -187,8 +207,7 @@ def _serve(orders: Connection, library: str, service: int, threads: int) -> None
                     more = ptxas_threads.variables(threads if recipe.seconds >= LONG else 1, os.environ)
                     _begin(builds, orders, number, recipe, what, more)
             for late in [each for each in builds.values() if time.monotonic() > each.end]:
-                late.stop()
-                late.end = float("inf")  # the end of its pipe says that it has gone
+                late.look()
     except (EOFError, OSError):
         pass  # the service has gone
     finally:
@@ -224,7 +243,7 @@ def _begin(
             orders.send((number, Outcome(first_line(error))))
             return
         if pid:
-            builds[ours] = _Build(number, pid, ours, time.monotonic() + limit_s, limit_s)
+            builds[ours] = _Build(number, pid, ours, limit_s)
         else:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if pid == 0:
@@ -239,7 +258,7 @@ def _build(recipe: Recipe, answer: Connection, builder: int, orders: Connection,
     """What a process does that has been forked for it."""
     os.setpgid(0, 0)
     _end_with_parent(builder)
-    signal.alarm(int(limit_s) + 5)  # where nobody is left to end it
+    signal.alarm(int(_WORKING * limit_s) + 5)  # where nobody is left to end it
     orders.close()
     outcome = Outcome("it ended")
     try:
@@ -259,7 +278,7 @@ def _end(build: _Build, orders: Connection) -> None:
     try:
         outcome = build.answer.recv()
     except (EOFError, OSError):
-        outcome = Outcome(f"it took more than {build.limit_s:g} s" if build.end == float("inf") else "")
+        outcome = Outcome(f"it took more than {int(build.too_long_s)} s" if build.too_long_s else "")
     build.answer.close()
     _, status = os.waitpid(build.pid, 0)
     orders.send((build.number, outcome if outcome.reason or not status else Outcome(f"it ended with status {status}")))

@@ -7,7 +7,7 @@ import contextlib
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -44,6 +44,7 @@ class Builds:
         self._arrivals = itertools.count()
         self._admitted = 0  # that have no place yet
         self._awaited: set[asyncio.Task[str]] = set()
+        self._turns: dict[asyncio.Task[str] | None, asyncio.Future[None]] = {}  # of those that wait for room
         places.when_free(self._admit)
 
     def begin(self, recipe: Recipe) -> asyncio.Task[str]:
@@ -56,9 +57,13 @@ class Builds:
         self._takes(recipe, recipe.seconds)
         return task
 
-    def hurry(self, builds: Iterable[asyncio.Task[str]]) -> None:
+    def hurry(self, builds: Collection[asyncio.Task[str]]) -> None:
         """A rank waits for these: they go first."""
         self._awaited.update(builds)
+        for turn in (self._turns.get(build) for build in builds):
+            if turn is not None and not turn.done():
+                self._admitted += 1
+                turn.set_result(None)
 
     def timed(self, recipe: Recipe) -> Recipe:
         """With the seconds that it takes to build. A rank that found it, since it was built here, does not know."""
@@ -110,15 +115,20 @@ class Builds:
 
     async def _leave_room_for_longer(self, seconds: float) -> None:
         """Wait a while, if else there would be no place for what takes longer and has something to import yet."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        own = asyncio.current_task()
+        if own in self._awaited:
+            self._admitted += 1
+            return
+        turn = self._turns[own] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (-seconds, next(self._arrivals), turn))
         self._admit()
-        if turn.done():
-            return  # and is first at the place
         try:
-            await asyncio.wait_for(turn, IMPORT_WAIT_S)
+            if not turn.done():  # else it is first at the place
+                await asyncio.wait_for(turn, IMPORT_WAIT_S)
         except asyncio.TimeoutError:
             self._admitted += 1
+        finally:
+            del self._turns[own]
 
     def _admit(self) -> None:
         """Let go on who need not wait, the longest first. Half of the places are for whoever has imported."""

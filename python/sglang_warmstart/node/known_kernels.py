@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from sglang_warmstart.deepgemm.dialects import named
+from sglang_warmstart.deepgemm.flags import unknown_option
 from sglang_warmstart.deepgemm.identity import Identity
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.libraries.anchors import NoAnchorError, anchored, anchors_of, placed
@@ -46,12 +47,14 @@ def kernels_here(known: Known | None, hello: Hello, identity: Identity) -> list[
     if known is None or known.identity != identity.digest:
         return []
     anchors, dialect = anchors_of(Path(hello.cache), hello.environment), named(identity.jit)
-    found = []
+    found, include = [], str(Path(hello.deep_gemm, "include"))
     for each in known.kernels:
         try:
             flags = placed(each.flags, anchors)
             directory = dialect.directory_of(each.directory, identity.compiler, flags, each.source)
         except (NoAnchorError, ValueError):  # by whoever has changed the plan
+            continue
+        if unknown_option(flags, include) is not None:
             continue
         found.append(RecordedKernel(directory, each.source, flags, each.m))
     return found

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -89,6 +89,7 @@ class PlannedTargets:
     def __init__(self, warmer: Warmer) -> None:
         self._warmer = warmer
         self._works: dict[tuple[int, str], asyncio.Task[None]] = {}
+        self._targets: dict[tuple[int, str], Sequence[Target]] = {}
 
     async def begin(self, recipes: Iterable[Recipe], root: Path) -> None:
         """Warm what recipes say; returns when that is done.
@@ -123,10 +124,18 @@ class PlannedTargets:
                 # Whatever it is, the rank asks.
                 logger.warning("targets are not warmed by a plan: %s", first_line(failure))
 
-    async def enter(self, shop: object, launch: Launch, work: Coroutine[None, None, None]) -> None:
-        """Do the work for a launch, for which its rank may wait."""
-        task = self._works[id(shop), name_of(launch)] = asyncio.create_task(work)
+    async def enter(
+        self, shop: object, launch: Launch, targets: Sequence[Target], work: Coroutine[None, None, None]
+    ) -> None:
+        """Do the work for targets of a launch, for which its rank may wait."""
+        key = id(shop), name_of(launch)
+        task = self._works[key] = asyncio.create_task(work)
+        self._targets[key] = targets
         await task
+
+    def of(self, shop: object, launch: Launch) -> Sequence[Target]:
+        """The targets of a launch for which there is work, or was."""
+        return self._targets.get((id(shop), name_of(launch)), ())
 
     async def wait_for(self, shop: object, launch: Launch, limit_s: float) -> None:
         """Return when the work for a launch is done, if there is any, or the time is up."""

@@ -85,6 +85,7 @@ class CompilePool:
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._targets: dict[str, set[str]] = {}  # by kernel
         self._awaited: set[str] = set()
+        self._own: set[str] = set()  # that were compiled here
         self._lanes = Lanes()
 
     def hurry(self, target: str) -> None:
@@ -112,7 +113,8 @@ class CompilePool:
     async def _ensure(self, kernel: RecordedKernel, target: str) -> None:
         try:
             if await self._has(kernel):
-                _say_found(kernel, target)
+                if kernel.directory not in self._own:
+                    _say_found(kernel, target)
                 return
         except OSError as error:
             raise KernelError(f"{kernel.directory}: {error}") from error
@@ -186,6 +188,7 @@ class CompilePool:
             )
         await self._disk.publish(self._cache.publish, kernel.directory, kernel.source, data, kernel.flags)
         self.compiled += 1
+        self._own.add(kernel.directory)
 
 
 class RenewedExecutor(Executor):

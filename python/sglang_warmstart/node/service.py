@@ -114,6 +114,7 @@ class Workshop:
     way: asyncio.Future[Way] | None = None
     ledger: Ledger[Target] = field(default_factory=Ledger)
     known: dict[Target, Known] = field(default_factory=dict)  # kernels, by a plan
+    begun_ahead: set[Target] = field(default_factory=set)  # by no rank
     under_way: dict[Target, asyncio.Task[Entry]] = field(default_factory=dict)
     askers: list[Asker] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)  # entries of the cache
@@ -211,9 +212,7 @@ class Service:
         for executor in self._executors.values():
             executor.shutdown(wait=False, cancel_futures=True)
         self._builds.stop()
-        if self._finder is not None:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.killpg(self._finder.pid, signal.SIGKILL)
+        self._end_finder()
         for child in multiprocessing.active_children():
             if not child.name.startswith(builders.NAME):
                 child.kill()
@@ -232,11 +231,20 @@ class Service:
 
     async def _find_targets(self, finder: Sequence[str], socket: Path) -> None:
         module, *words = finder
-        command = [sys.executable, "-W", "ignore", "-m", module, str(socket), *words]
+        # By the path of the server, as all processes of ours.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
+        command = [sys.executable, "-W", "ignore", "-c", code, str(os.getpid()), str(socket), *words]
         # In a group of its own: it has children.
         self._finder = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, start_new_session=True)
+        if self._stopped.is_set():
+            self._end_finder()
         await self._finder.wait()
         self._finder = None
+
+    def _end_finder(self) -> None:
+        if self._finder is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(self._finder.pid, signal.SIGKILL)
 
     async def build(self, recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe, str], None]) -> None:
         """Build by recipes, also what an earlier start could not have; see :meth:`.planned.Planned.build`."""
@@ -359,9 +367,10 @@ class Service:
             logger.info("no targets are warmed by a plan: %s", rank.problem)
             self.outcomes.update(dict.fromkeys(targets, rank.problem))
         elif rank.sink.compiles:
-            rank.shop.known.update({target: known for target, known in targets.items() if known is not None})
+            digest = rank.shop.markers.identity.digest
+            rank.shop.known |= {target: each for target, each in targets.items() if each and each.identity == digest}
             work = self._warm_planned(replace(rank, is_ahead=True), list(targets), searched)
-            await self._planned_targets.enter(rank.shop, hello.launch, work)
+            await self._planned_targets.enter(rank.shop, hello.launch, list(targets), work)
 
     async def _warm_planned(self, rank: Asker, targets: Sequence[Target], searched: bool) -> None:
         earlier = await self._earlier(rank)
@@ -400,7 +409,7 @@ class Service:
         rank.shop.progress.rest()
 
     async def _compile_known(self, rank: Asker, kernel: RecordedKernel, target: Target) -> None:
-        with contextlib.suppress(KernelError):  # whoever records the target says so
+        with contextlib.suppress(KernelError, RuntimeError):  # whoever records the target says so; the service ends
             await rank.shop.pool.ensure(kernel, str(target))
 
     def _get_ready(self, rank: Asker) -> None:
@@ -409,7 +418,13 @@ class Service:
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not (task.cancelled() or self._stopped.is_set()) and (error := task.exception()) is not None:
+            # Nobody waits for it: a rank asks, and hears of what has failed for it.
+            logger.warning("%s", first_line(error))
 
     async def _prepare_to_record(self, rank: Asker) -> None:
         """Where there is no marker there is work ahead, and the rank is about to find out which."""
@@ -503,6 +518,8 @@ class Service:
         await self._wait_for_restoring()
         # Before it searches for targets itself, which takes it longer.
         left_s = max(0.0, RESTORE_LIMIT_S - (now() - begin))
+        for target in self._planned_targets.of(rank.shop, rank.hello.launch):
+            rank.shop.pool.hurry(str(target))
         await self._planned_targets.wait_for(rank.shop, rank.hello.launch, left_s)
         self._go_on()
         marker = await self._earlier(rank)
@@ -550,9 +567,7 @@ class Service:
     async def _warm(self, rank: Asker, question: Warm) -> Answer:
         for target in question.targets:
             rank.shop.pool.hurry(str(target))
-        works = [self._work(rank, target, question.free_bytes) for target in question.targets]
-        if works:
-            await asyncio.wait(works, timeout=question.limit_s)
+        works = await self._worked(rank, question, question.limit_s)
         self._go_on()
         rank.shop.progress.rest()
         answers = []
@@ -574,6 +589,20 @@ class Service:
         kept = [each.target for each in answers if question.searched or not each.error]
         self._remember(rank, kept, question.searched)
         return Answer(tuple(answers), rank.shop.pool.compiled, tuple(notes))
+
+    async def _worked(self, rank: Asker, question: Warm, limit_s: float) -> list[asyncio.Task[Entry]]:
+        """The work on the targets of a question, when it is done or the time is up."""
+        begin, ahead = now(), rank.shop.begun_ahead.intersection(question.targets)
+        works = {target: self._work(rank, target, question.free_bytes) for target in question.targets}
+        if works:
+            await asyncio.wait(works.values(), timeout=limit_s)
+        for target in ahead:
+            if works[target].done() and target in rank.shop.begun_ahead:
+                # What could not be had before there was a rank may be had on its GPU.
+                works[target] = self._work(rank, target, question.free_bytes)
+        if ahead:
+            await asyncio.wait(works.values(), timeout=max(0.0, limit_s - (now() - begin)))
+        return [works[target] for target in question.targets]
 
     async def _keep(
         self, rank: Asker, finished: Sequence[Entry], left: Mapping[str, str], searched: bool = False
@@ -597,6 +626,9 @@ class Service:
         work = rank.shop.under_way.get(target)
         if work is None or (work.done() and work.result().state == "left"):
             work = rank.shop.under_way[target] = asyncio.create_task(self._warm_target(rank, target, free_bytes))
+            rank.shop.begun_ahead.discard(target)
+            if rank.is_ahead:
+                rank.shop.begun_ahead.add(target)
         return work
 
     async def _warm_target(self, rank: Asker, target: Target, free_bytes: int) -> Entry:

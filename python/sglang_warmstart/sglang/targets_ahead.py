@@ -1,4 +1,4 @@
-"""The targets of a first start, found while the server still imports SGLang. The service runs this (``python -m``).
+"""The targets of a first start, found while the server still imports SGLang, by a process that the service starts.
 
 No marker and no plan says which GEMMs the ranks will call, and their dry forwards come after the weights. SGLang's own
 classes say the same without a GPU (:mod:`.model_targets`). What they say too much costs CPU time; what they do not say,
@@ -18,15 +18,19 @@ from pathlib import Path
 from sglang_warmstart.base import gpus
 from sglang_warmstart.base.errors import first_line
 from sglang_warmstart.base.processes import end_with
+from sglang_warmstart.base.switches import ENABLE, PRECOMPILE, WARMSTART
 from sglang_warmstart.deepgemm.marker import Launch
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_called
 from sglang_warmstart.node.client import ServiceClient
 from sglang_warmstart.sglang.exact_warmup.introduction import hello_of
-from sglang_warmstart.sglang.exact_warmup.warmup import is_wanted
 from sglang_warmstart.sglang.first_start import Features
 from sglang_warmstart.sglang.model_targets.ask import ranks_of
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError
 
+# To import SGLang and build models without weights: some 20 s. Nobody waits for it.
+LIMIT_S = 300.0
+# SGLang's own would be read by importing it, which takes seconds.
+_SWITCHES = (WARMSTART, ENABLE, PRECOMPILE)
 # Before what is compiled meanwhile, and behind the server.
 _NICE = 2
 # No rank has this launch, and nothing is kept for it.
@@ -56,8 +60,10 @@ def find(service: Path, command: Sequence[str], environment: Mapping[str, str]) 
     features = Features(command, environment)
     arguments = features.arguments
     if gpu is None:
-        raise RefusalError(f"there is no table of {', '.join(sorted(names)) or 'GPUs that NVML does not name'}")
-    if package is None or package.origin is None or not is_wanted():
+        several = f"there are several kinds of GPUs: {', '.join(sorted(names))}"
+        one = f"there is no table of {next(iter(names), '')}"
+        raise RefusalError("NVML names no GPU" if not names else one if len(names) == 1 else several)
+    if package is None or package.origin is None or not all(each.value(environment) for each in _SWITCHES):
         raise RefusalError("DeepGEMM is not warmed here")
     if not arguments:
         raise RefusalError("the model's config.json is not on this machine")
@@ -74,11 +80,11 @@ def find(service: Path, command: Sequence[str], environment: Mapping[str, str]) 
 
 
 def main() -> None:
-    """Entry point: the service's socket, and the command as a JSON list."""
-    end_with(os.getppid())
+    """Entry point: the number of the service's process, its socket, and the command as a JSON list."""
+    parent, service, command = sys.argv[1:]
+    end_with(int(parent), limit_s=LIMIT_S)
     os.nice(_NICE)
     logging.basicConfig(format="[%(asctime)s] warmstart: %(message)s", level=logging.INFO)
-    service, command = sys.argv[1:]
     try:
         found = find(Path(service), json.loads(command), os.environ)
     except Exception as error:
@@ -86,7 +92,3 @@ def main() -> None:
         logger.info("targets are not known before the ranks: %s", first_line(error))
     else:
         logger.info("%d targets of DeepGEMM are known before the ranks", found)
-
-
-if __name__ == "__main__":
-    main()

@@ -44,11 +44,13 @@ def ranks_of(arguments: Sequence[str], gpu: Gpu, begun: Callable[[str], None] = 
     Raises:
         RefusalError: it cannot be said.
     """
-    _check(arguments)
+    check(arguments)
     question = msgspec.json.encode(Question(gpu, tuple(arguments)))
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as log, os.fdopen(reading, "rb") as lines:
-        command = [sys.executable, "-W", "ignore", "-m", child.__name__, str(writing)]
+        # Not -m, which looks in the working directory first.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {child.__name__} import main; main()"
+        command = [sys.executable, "-W", "ignore", "-c", code, str(writing), str(os.getpid())]
         try:
             process = subprocess.Popen(
                 command,
@@ -77,7 +79,7 @@ def ranks_of(arguments: Sequence[str], gpu: Gpu, begun: Callable[[str], None] = 
     return united(found)
 
 
-def _check(arguments: Sequence[str]) -> None:
+def check(arguments: Sequence[str]) -> None:
     """See that there is something to ask about.
 
     Raises:
@@ -91,11 +93,13 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _value(arguments: Sequence[str], *names: str) -> str | None:
+    """Of one that is given twice, the last one counts."""
+    found = None
     for number, argument in enumerate(arguments):
         option, separator, value = argument.partition("=")
         if option in names:
-            return value if separator else (arguments[number + 1] if number + 1 < len(arguments) else None)
-    return None
+            found = value if separator else (arguments[number + 1] if number + 1 < len(arguments) else None)
+    return found
 
 
 def _read(lines: IO[bytes], begun: Callable[[str], None]) -> list[Ranks]:

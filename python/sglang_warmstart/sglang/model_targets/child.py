@@ -40,9 +40,10 @@ _GPUS_OF_A_NODE = 8
 
 
 def main() -> None:
-    """Read a question from standard input, and write the answer to the descriptor that is the only argument."""
-    end_with(os.getppid())
-    with os.fdopen(int(sys.argv[1]), "wb") as lines:
+    """Read a question from standard input, and write the answer to a descriptor. Arguments: that, and who asks."""
+    descriptor, parent = map(int, sys.argv[1:])
+    end_with(parent)
+    with os.fdopen(descriptor, "wb") as lines:
         question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
 
         def work() -> None:
@@ -112,8 +113,10 @@ def answer(arguments: Sequence[str], process: Prepared, lines: IO[bytes]) -> Non
     for stage in range(stages):
         say(lines, Begun("building the model" if stages == 1 else f"building stage {stage} of the model"))
         # SGLang keeps the place of a rank in global variables: each stage needs fresh ones.
+        parent = os.getpid()
         child = os.fork()
         if child == 0:
+            end_with(parent)  # a fork has none of its parent's threads
             done = False
             try:
                 done = _refusing(lines, lambda stage=stage: say(lines, _rank(server_args, stage, process)))  # type: ignore[misc]
@@ -190,7 +193,3 @@ def _install(feature: Feature) -> None:
         with contextlib.suppress(StandsAsideError):
             if all(modules):
                 step.install(Hooks(feature.name), *modules)
-
-
-if __name__ == "__main__":
-    main()
