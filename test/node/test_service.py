@@ -91,6 +91,19 @@ def test_what_is_announced_is_worked_on_before_anybody_asks(node: Node, place: P
     assert place.nvcc.compiled == once_each(target())
 
 
+def test_what_could_not_be_had_before_there_was_a_rank_is_tried_again_for_it(node: Node, place: Place) -> None:
+    mended = place.directory / "mended"
+    place.nvcc.on_each_kernel(f"[ -e {mended} ] || {{ until [ -e {mended} ]; do sleep 0.05; done; exit 7; }}")
+    node.client().expect(place.hello(), [target()])
+    assert wait_until(lambda: place.nvcc.compiled)
+    rank = place.rank(node)
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(warm, rank, target())
+        time.sleep(0.5)  # for it to be asked
+        mended.touch()
+        assert answer.result().targets == defined(target())
+
+
 def test_a_restart_restores_from_the_marker_and_neither_records_nor_compiles(
     node: Node, place: Place, tmp_path: Path
 ) -> None:
