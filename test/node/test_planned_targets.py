@@ -105,7 +105,8 @@ def test_kernels_are_compiled_before_deepgemm_has_said_which(place: Place) -> No
     assert sorted(all_sources_in(plan)) == sorted(before)
 
 
-def test_what_a_rank_waits_for_is_compiled_before_what_another_will(place: Place) -> None:
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_what_a_rank_waits_for_is_compiled_before_what_another_will(waiting: int, place: Place) -> None:
     root, plan = place.cache.root, plan_of(place.cache.root)
     hellos = [place.hello(launch={"rank": rank}) for rank in "01"]
     with planned(place, "served", plan) as node:
@@ -114,8 +115,7 @@ def test_what_a_rank_waits_for_is_compiled_before_what_another_will(place: Place
             for hello, target in zip(hellos, (FIRST, SECOND), strict=True)
         ]
         assert node.end() == 0
-    first, second = ({use.directory for each in answer.targets for use in each.kernels} for answer in answers)
-    second -= first
+    wanted, others = ({use.directory for use in answers[each].targets[0].kernels} for each in (waiting, 1 - waiting))
     empty_but_for(plan, root)
     gate, before = place.directory / "gate", sum(place.nvcc.compiled.values())
     place.nvcc.on_each_kernel(f"until [ -e {gate} ]; do sleep 0.05; done; sleep 0.02")
@@ -123,16 +123,16 @@ def test_what_a_rank_waits_for_is_compiled_before_what_another_will(place: Place
     one = {"SGLANG_JIT_DEEPGEMM_COMPILE_WORKERS": "1"}
     with Node(place.directory / "again", modules=place.deep_gemm.parent, build_plan=plan, **one) as node:
         assert wait_until(lambda: sum(place.nvcc.compiled.values()) > before)
-        rank = place.rank(node, hellos[1])
+        rank = place.rank(node, hellos[waiting])
         with ThreadPoolExecutor() as threads:
             answer = threads.submit(rank.restore)
             time.sleep(0.7)  # for it to be asked, and for all kernels to wait
             gate.touch()
             assert answer.result().known
-        assert wait_until(lambda: all(place.cache.has(name) for name in first | second))
-    under_way, *others = sorted(first | second, key=lambda name: place.cache.path(name).stat().st_mtime_ns)
-    rest = second - {under_way}
-    assert len(rest) > 1 and set(others[: len(rest)]) == rest
+        assert wait_until(lambda: all(place.cache.has(name) for name in wanted | others))
+    under_way, *then = sorted(wanted | others, key=lambda name: place.cache.path(name).stat().st_mtime_ns)
+    rest = wanted - {under_way}
+    assert len(rest) > 1 and set(then[: len(rest)]) == rest
 
 
 def test_real_kernels_are_there_before_the_rank_comes_and_it_need_not_search(tmp_path: Path) -> None:
