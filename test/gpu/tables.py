@@ -477,7 +477,8 @@ def rounds() -> str:
             warm = statistics.median(ready[state_of("warm")])
             for state, seconds in ready.items():
                 median = statistics.median(seconds)
-                rows.append([version, model, state, _each(seconds), f"{median:.1f}", f"{median / warm:.2f}"])
+                name = state.replace("the same", "plugin, all cold but the plan")
+                rows.append([version, model, name, _each(seconds), f"{median:.1f}", f"{median / warm:.2f}"])
     return table(["SGLang", "model", "start", "ready after s", "median", "times a warm start"], rows)
 
 

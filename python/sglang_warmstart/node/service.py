@@ -422,7 +422,8 @@ class Service:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if not (task.cancelled() or self._stopped.is_set()) and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._stopped.is_set():
             # Nobody waits for it: a rank asks, and hears of what has failed for it.
             logger.warning("%s", first_line(error))
 
