@@ -88,8 +88,7 @@ class PlannedTargets:
 
     def __init__(self, warmer: Warmer) -> None:
         self._warmer = warmer
-        self._works: dict[tuple[int, str], asyncio.Task[None]] = {}
-        self._targets: dict[tuple[int, str], Sequence[Target]] = {}
+        self._works: dict[tuple[int, str], tuple[asyncio.Task[None], Sequence[Target]]] = {}
 
     async def begin(self, recipes: Iterable[Recipe], root: Path) -> None:
         """Warm what recipes say; returns when that is done.
@@ -128,18 +127,19 @@ class PlannedTargets:
         self, shop: object, launch: Launch, targets: Sequence[Target], work: Coroutine[None, None, None]
     ) -> None:
         """Do the work for targets of a launch, for which its rank may wait."""
-        key = id(shop), name_of(launch)
-        task = self._works[key] = asyncio.create_task(work)
-        self._targets[key] = targets
+        task = asyncio.create_task(work)
+        self._works[id(shop), name_of(launch)] = task, targets
         await task
 
     def of(self, shop: object, launch: Launch) -> Sequence[Target]:
         """The targets of a launch for which there is work, or was."""
-        return self._targets.get((id(shop), name_of(launch)), ())
+        _, targets = self._works.get((id(shop), name_of(launch)), (None, ()))
+        return targets
 
     async def wait_for(self, shop: object, launch: Launch, limit_s: float) -> None:
         """Return when the work for a launch is done, if there is any, or the time is up."""
-        if (work := self._works.get((id(shop), name_of(launch)))) is not None:
+        work, _ = self._works.get((id(shop), name_of(launch)), (None, ()))
+        if work is not None:
             await asyncio.wait({work}, timeout=limit_s)
 
 
