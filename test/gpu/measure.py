@@ -22,7 +22,7 @@ from bundles import bundle, elsewhere, record
 from model_targets import model_targets
 from monitoring import monitor, start_up
 from release_starts import release_starts
-from runs import HERE, Run, checkpoint, helper, kernels_of, outcome, start, warmup_of
+from runs import HERE, Run, by_rank, checkpoint, helper, kernels_of, outcome, start, warmup_of
 
 
 def prenorm(_model: Path, scratch: Path, _logs: Path) -> dict[str, Any]:
@@ -86,17 +86,6 @@ def gather(model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
             for run in runs
         ]
     }
-
-
-def by_rank(run: Run, event: str, keys: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
-    """Events of each rank, in the order of their time."""
-    ranks = {each["pid"]: f"pp{each['pp_rank']} tp{each['tp_rank']}" for each in run.events if each["event"] == "rank"}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for each in sorted(run.events, key=lambda each: each["time"]):
-        if each["event"] == event:
-            rank = ranks.get(each["pid"], f"pid {each['pid']}")
-            found.setdefault(rank, []).append({key: each[key] for key in keys if key in each})
-    return found
 
 
 def compiles_by_rank(run: Run) -> dict[str, Any]:

@@ -21,18 +21,24 @@ from typing import Any
 
 import torch
 from monitoring import WATCHED
-from runs import HERE, Run, checkpoint, compiler, helper, start, warmup_of
+from runs import GRAPHS, HERE, Run, by_rank, checkpoint, compiler, helper, start, warmup_of
 from sglang_warmstart.sglang.caches import caches_below
 
 DEEPSEEK, DEEPSEEK_V4, QWEN = "deepseek-v3-2layer", "deepseek-v4-4layer", "qwen3-235b-a22b-fp8-2layer"
 FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 PROMPT_TOKENS = (1, 17, 333, 3000)
+# Stock DeepSeek-V4 takes more than ten minutes.
+START_LIMIT_S, STOCK_LIMIT_S = 400.0, 1500.0
 # With a plan, what is built is built by then.
 BUILDING_S = 50.0
 _EAGLE = (
     *("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "1"),
     *("--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "2"),
 )
+# Both can use NVLink's multicast, which not every host lets its guests have.
+_TP2 = ("--tp", "2", "--enforce-disable-flashinfer-allreduce-fusion", "--disable-custom-all-reduce")
+# SGLang pads to the ranks of attention if a dense layer is not split over them, also where the model has none.
+_GATHER = ("--moe-dense-tp-size", "1", GRAPHS, "64")
 
 # Configuration, arguments, and what is different in the configuration.
 MODELS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
@@ -42,8 +48,9 @@ MODELS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "deepseek-eagle": (DEEPSEEK, _EAGLE, {"num_nextn_predict_layers": 1}),
     "deepseek-v4": (DEEPSEEK_V4, (), {}),
     "deepseek-v4-pp2": (DEEPSEEK_V4, ("--pp-size", "2"), {}),
-    "deepseek-v4-tp2": (DEEPSEEK_V4, ("--tp", "2"), {}),
-    "deepseek-v4-tp2-flag": (DEEPSEEK_V4, ("--tp", "2", "--disable-attn-tp-gather"), {}),
+    "deepseek-v4-tp2": (DEEPSEEK_V4, _TP2, {}),
+    "deepseek-v4-tp2-gather": (DEEPSEEK_V4, (*_TP2, *_GATHER), {}),
+    "deepseek-v4-tp2-gather-flag": (DEEPSEEK_V4, (*_TP2, *_GATHER, "--disable-attn-tp-gather"), {}),
 }
 # Its experts are in FP8.
 DEEPSEEK_V4_VARIABLES = {"SGLANG_DSV4_FP4_EXPERTS": "0"}
@@ -117,9 +124,11 @@ def release_starts(_model: Path, scratch: Path, logs: Path) -> dict[str, Any]:
             decode=(1, 64) if "decode" in state else (),
         )
         with turn_of(state):
-            start(run, model, logs, lane.gpus)
+            start(run, model, logs, lane.gpus, STOCK_LIMIT_S if stock else START_LIMIT_S)
         seen = warmup_of(run) | {"model": lane.label, "state": state, "prompts_s": run.answers_s}
         seen |= {"decode_ms": run.decode_ms, "gpus": lane.gpus, "cores": len(lane.cores), "used": run.used}
+        seen |= {"planned": by_rank(run, "planned", ("batch_sizes",))}
+        seen |= {"captured": by_rank(run, "capture", ("batch_size", "num_tokens", "gathered_buffer"))}
         seen["events"] = events_of(home)
         if not stock:
             seen["plan"] = planned_in(home)

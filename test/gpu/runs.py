@@ -213,6 +213,17 @@ def outcome(run: Run) -> dict[str, Any]:
     }
 
 
+def by_rank(run: Run, event: str, keys: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    """Events of each rank, in the order of their time."""
+    ranks = {each["pid"]: f"pp{each['pp_rank']} tp{each['tp_rank']}" for each in run.events if each["event"] == "rank"}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in sorted(run.events, key=lambda each: each["time"]):
+        if each["event"] == event:
+            rank = ranks.get(each["pid"], f"pid {each['pid']}")
+            found.setdefault(rank, []).append({key: each[key] for key in keys if key in each})
+    return found
+
+
 def kernels_of(name: str, scratch: Path) -> dict[str, str]:
     """A cache of DeepGEMM's of its own for one run; all other caches are those of its home."""
     return {"SGLANG_DG_CACHE_DIR": str(scratch / "deep_gemm" / name)}

@@ -88,8 +88,11 @@ def register() -> None:
     compile_one = "sglang.srt.layers.deep_gemm_wrapper.compile_utils._compile_deep_gemm_one_type_all"
     HookRegistry.register(compile_one, timed("warmup", describe_warmup), HookType.AROUND)
     HookRegistry.register(f"{runner}.load_model", load_model, HookType.AROUND)
-    if importlib.util.find_spec("sglang.srt.model_executor.runner") is not None:
-        return  # from 0.5.14 on all else has moved
+    if importlib.util.find_spec("sglang.srt.model_executor.runner") is not None:  # from 0.5.14 on
+        graphs = "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
+        HookRegistry.register(f"{graphs}.get_batch_sizes_to_capture", planned, HookType.AFTER)
+        HookRegistry.register(f"{graphs}.DecodeCudaGraphRunner.capture_one_shape", capture, HookType.AROUND)
+        return  # all else has moved
     HookRegistry.register(f"{runner}.kernel_warmup", rank_known, HookType.BEFORE)
     HookRegistry.register(f"{graphs}.get_batch_sizes_to_capture", planned, HookType.AFTER)
     HookRegistry.register(f"{graphs}.CudaGraphRunner.capture_one_batch_size", capture, HookType.AROUND)
