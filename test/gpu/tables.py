@@ -400,27 +400,39 @@ def mhc() -> str:
 
 
 def deepseek_v4() -> str:
-    """What a start of DeepSeek-V4 compiles, by library."""
-    runs = result("deepseek-v4-0.5.23")["runs"]
-    events = [[each for each in run["events"] if each.get("kind") in ("jit", "compile")] for run in runs]
-    names = ("sglang-jit", "deep-gemm", "flashinfer", "tilelang", "triton")
-
-    def seconds(of: list[dict[str, Any]], library: str, where: tuple[str, ...]) -> str:
-        found = [
-            each for each in of if each.get("library") == library and each["kind"] in where and "cached" not in each
-        ]
-        return f"{len(found)}: {sum(each['seconds'] for each in found):.1f} s" if found else ""
-
+    """What a start of DeepSeek-V4 compiles, by library, and where."""
+    found = result("deepseek-v4-rounds-0.5.23")
+    stock, first, planned = (
+        [each for each in run(found, f"deepseek-v4-{name}")["events"] if each.get("kind") in ("jit", "compile")]
+        for name in ("stock-decode", "cold-2", "early-planned-2")
+    )
     rows = [
         [
-            name,
-            seconds(events[0], name, ("jit",)),
-            seconds(events[0], name, ("compile",)),
-            seconds(events[1], name, ("jit",)),
+            library,
+            *(
+                _compiled(events, library, kind)
+                for events, kind in (
+                    (stock, "jit"),
+                    (first, "jit"),
+                    (first, "compile"),
+                    (planned, "jit"),
+                    (planned, "compile"),
+                )
+            ),
         ]
-        for name in names
+        for library in ("sglang-jit", "tilelang", "deep-gemm", "flashinfer", "triton")
     ]
-    return table(["library", "exact: in the rank", "exact: by the service", "stock: in the rank, so far"], rows)
+    titles = ["library", "stock: in the rank", "first start: in the rank", "first start: by the service"]
+    return table([*titles, "with a plan: in the rank", "with a plan: by the service"], rows)
+
+
+def _compiled(events: list[dict[str, Any]], library: str, kind: str) -> str:
+    found = [
+        each["seconds"]
+        for each in events
+        if (each.get("library"), each["kind"]) == (library, kind) and "cached" not in each
+    ]
+    return f"{len(found)}: {sum(found):.1f} s" if found else ""
 
 
 # The state of a start, by how its name begins; the first that fits.
@@ -433,6 +445,10 @@ _AHEAD = (
     ("image", "plugin, from an image's directory"),
     ("warm", "plugin, warm"),
 )
+
+
+_ARGUMENTS = {"deepseek-v4-pp2": "--pp-size 2", "deepseek-v4-tp2": "--tp 2"}
+_PROMPTS = "first prompts of 1 / 17 / 333 / 3000 tokens, s"
 
 
 def build_ahead() -> str:
@@ -461,25 +477,70 @@ def build_ahead() -> str:
                     ]
                 )
     titles = ["SGLang", "model", "start", "ready after s", "times the warm start", "CPU s of compilers"]
-    return table([*titles, "first prompts of 1 / 17 / 333 / 3000 tokens, s"], rows)
+    return table([*titles, _PROMPTS], rows)
 
 
 def rounds() -> str:
     """Rounds of starts, beside each other: the first, with its plan, warm, and from an image."""
     rows = []
-    for version in ("0.5.12", "0.5.23"):
-        runs = result(f"rounds-{version}")["runs"]
-        for model in dict.fromkeys(run["model"] for run in runs):
-            ready: dict[str, list[float]] = {}
-            for run in runs:
-                if run["model"] == model:
-                    ready.setdefault(state_of(run["state"]), []).append(run["ready_s"])
-            warm = statistics.median(ready[state_of("warm")])
-            for state, seconds in ready.items():
-                median = statistics.median(seconds)
-                name = state.replace("the same", "plugin, all cold but the plan")
-                rows.append([version, model, name, _each(seconds), f"{median:.1f}", f"{median / warm:.2f}"])
+    for version, file in (
+        ("0.5.12", "rounds-0.5.12"),
+        ("0.5.23", "rounds-0.5.23"),
+        ("0.5.23", "deepseek-v4-rounds-0.5.23"),
+    ):
+        rows += [[version, *row[:-1]] for row in _rounds_of(result(file)["runs"])]
     return table(["SGLang", "model", "start", "ready after s", "median", "times a warm start"], rows)
+
+
+def two_gpus() -> str:
+    """DeepSeek-V4 with pipeline stages and with tensor parallelism."""
+    runs = result("deepseek-v4-two-gpus-0.5.23")["runs"]
+    rows = [
+        [f"`{_ARGUMENTS[model]}`", state, ready, times, prompts]
+        for model, state, ready, _, times, prompts in _rounds_of([run for run in runs if "gather" not in run["name"]])
+    ]
+    return table(["arguments", "start", "ready after s", "times a warm start", _PROMPTS], rows)
+
+
+def _rounds_of(runs: list[dict[str, Any]]) -> list[list[str]]:
+    """Model, start, seconds of each, their median, the same in times of a warm start, first prompts of one."""
+    rows = []
+    for model in dict.fromkeys(run["model"] for run in runs):
+        states: dict[str, list[dict[str, Any]]] = {}
+        for run in runs:
+            if run["model"] == model:
+                states.setdefault(state_of(run["state"]), []).append(run)
+        ready = {state: [run["ready_s"] for run in found] for state, found in states.items()}
+        warm = statistics.median(ready[state_of("warm")])
+        for state, found in states.items():
+            median = statistics.median(ready[state])
+            name = state.replace("the same", "plugin, all cold but the plan")
+            prompts = " / ".join(f"{each:.2f}" for each in found[0]["prompts_s"])
+            rows.append([model, name, _each(ready[state]), f"{median:.1f}", f"{median / warm:.2f}", prompts])
+    return rows
+
+
+def padding() -> str:
+    """Batch sizes of CUDA graphs, and the time for a token, with and without padding."""
+    runs = [run for run in result("deepseek-v4-two-gpus-0.5.23")["runs"] if "gather" in run["name"]]
+    rows = []
+    for title, model in (("no", "deepseek-v4-tp2-gather"), ("yes", "deepseek-v4-tp2-gather-flag")):
+        found = [run for run in runs if run["model"] == model]
+        captured = {
+            tuple((each["batch_size"], each["gathered_buffer"]) for each in rank)
+            for run in found
+            for rank in run["captured"].values()
+        }
+        (sizes,) = captured  # all ranks of all starts alike
+        batches = ", ".join(str(batch) for batch, _ in reversed(sizes))
+        buffer = "as long" if all(batch == length for batch, length in sizes) else "none"
+        times = [[ms for run in found for ms in run["decode_ms"][batch]] for batch in ("1", "64")]
+        rows.append(
+            [title, batches, buffer]
+            + [f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f}; {len(each)})" for each in times]
+        )
+    titles = ["`--disable-attn-tp-gather`", "graphs for batches of", "gathered buffer"]
+    return table([*titles, "ms a token, batch 1", "batch 64"], rows)
 
 
 def four_cores() -> str:
@@ -498,11 +559,15 @@ def state_of(state: str) -> str:
 
 
 def decode() -> str:
-    """Time for a token of DeepSeek-V4's shapes, warm, with and without the plugin."""
-    found = result("deepseek-v4-stock-0.5.23")
+    """Time for a token of DeepSeek-V4's shapes, with and without the plugin."""
     rows = []
-    for title, name in (("stock", "deepseek-v4-stock-warm-decode"), ("plugin", "deepseek-v4-warm-decode")):
-        rounds = run(found, name)["decode_ms"]
+    for title, file, name in (
+        ("stock, warm", "deepseek-v4-stock-0.5.23", "stock-warm-decode"),
+        ("plugin, warm, at the same moment", "deepseek-v4-stock-0.5.23", "warm-decode"),
+        ("stock, after its cold start", "deepseek-v4-rounds-0.5.23", "stock-decode"),
+        ("plugin, warm, on the same machine", "deepseek-v4-rounds-0.5.23", "warm-3-decode"),
+    ):
+        rounds = run(result(file), f"deepseek-v4-{name}")["decode_ms"]
         rows.append([title, *(" / ".join(f"{each:.2f}" for each in rounds[batch]) for batch in ("1", "64"))])
     return table(["ms a token, three rounds", "batch 1", "batch 64"], rows)
 
@@ -529,6 +594,8 @@ TABLES = (
     deepseek_v4,
     build_ahead,
     rounds,
+    two_gpus,
+    padding,
     four_cores,
     decode,
     nvrtc,
