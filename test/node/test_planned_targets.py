@@ -6,22 +6,28 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
+from kit.fake_nvcc import cubin_of
 from kit.node import STANDIN, Node, Place, wait_until
 from kit.nogpu import TARGETS, call_on
+from kit.standin_library import FLAGS, SIGNATURE
 from kit.toolchain import toolchain
+from sglang_warmstart.deepgemm import further
+from sglang_warmstart.deepgemm.dialects import short_name
+from sglang_warmstart.deepgemm.digest import directory_of
+from sglang_warmstart.deepgemm.marker import Marker
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.node import service
 from sglang_warmstart.node.known_kernels import Known
-from sglang_warmstart.node.planned_targets import PlannedTargets, recipe_of
+from sglang_warmstart.node.planned_targets import PlannedTargets, recipe_of, wanted_by
 from sglang_warmstart.node.protocol import Hello, Warmed, Welcome
 
 VERSION = "0.2.3.post2"
@@ -331,7 +337,9 @@ def test_kernels_of_nvrtc_are_warmed_in_their_own_cache(place: Place) -> None:
     ranks: list[Hello] = []
 
     class Noting:
-        async def warm_planned(self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool) -> None:
+        async def warm_planned(
+            self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool, further: Sequence[Known]
+        ) -> None:
             ranks.append(hello)
 
     for root in (place.cache.root, place.directory / "elsewhere"):
@@ -339,6 +347,77 @@ def test_kernels_of_nvrtc_are_warmed_in_their_own_cache(place: Place) -> None:
             patch.syspath_prepend(str(place.deep_gemm.parent))
             asyncio.run(PlannedTargets(Noting()).begin([recipe], root))
     assert [hello.cache for hello in ranks] == [cache, str(place.directory / "elsewhere" / "nvrtc")]
+
+
+def compiled_by_a_rank(place: Place, node: Node, source: str = "// attention logits") -> str:
+    """What DeepGEMM leaves in its cache when a rank of a service compiles a kernel of no target."""
+    directory = directory_of("attention_logits", SIGNATURE, FLAGS, source)
+    place.cache.publish(directory, source, cubin_of(source, FLAGS))
+    (place.cache.path(directory) / further.FLAGS).write_text(f"{FLAGS}\n{node.socket}\n")
+    return directory
+
+
+def test_a_kernel_of_no_target_that_a_rank_has_compiled_is_there_at_the_next_start(place: Place) -> None:
+    root, plan = place.cache.root, plan_of(place.cache.root)
+    with planned(place, "first", plan) as node:
+        place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
+        kernel = compiled_by_a_rank(place, node)
+        assert node.end() == 0 and node.left() == []
+    recipes = build_plan.load(plan).parts["deep-gemm"].recipes
+    assert sorted(recipe.name for recipe in recipes) == sorted((str(FIRST), short_name(kernel)))
+    # No rank compiles it in the second start, and the third has it all the same.
+    for name in ("second", "third"):
+        empty_but_for(plan, root)
+        with planned(place, name, plan) as node:
+            assert wait_until(lambda: place.cache.has(kernel), 20), node.log
+            answer = place.rank(node).restore()
+            assert (answer.known, [each.target for each in answer.targets]) == (True, [FIRST])
+            assert node.end() == 0 and node.left() == []
+        assert build_plan.load(plan).parts["deep-gemm"].recipes == recipes
+        (marker,) = place.cache.own.glob("markers/*/*.json")
+        assert [each.directory for each in msgspec.json.decode(marker.read_bytes(), type=Marker).further] == [kernel]
+    # A restart compiles nothing.
+    runs = place.nvcc.runs
+    with planned(place, "warm", plan) as node:
+        assert place.rank(node).restore().known
+        assert node.end() == 0
+    assert place.nvcc.runs == runs
+
+
+@pytest.mark.parametrize("changed", ["identity", "flags", "nothing"])
+def test_a_kernel_of_no_target_is_compiled_for_an_image_if_it_holds_there(
+    changed: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(place.deep_gemm.parent))
+    monkeypatch.setattr(service.compilers, "end_all_runs", lambda: None)  # those of this process run on
+    plan = plan_of(place.cache.root)
+    with planned(place, "first", plan) as node:
+        place.rank(node).warm([], PLENTY, 30, searched=True)
+        kernel = compiled_by_a_rank(place, node)
+        assert node.end() == 0
+    (recipe,) = build_plan.load(plan).parts["deep-gemm"].recipes
+    if changed == "identity":
+        recipe.form["known"]["identity"] = "another"
+    if changed == "flags":
+        recipe.form["known"]["kernels"][0]["flags"] += " --run-me"
+    shutil.rmtree(place.cache.root)
+    outcomes: dict[object, str] = {}
+
+    async def build() -> None:
+        builder = service.Service(place.directory, STANDIN)
+        try:
+            await builder.build([recipe], place.cache.root, lambda recipe, reason: None)
+            outcomes.update(builder.outcomes)
+        finally:
+            builder.stop()
+            await builder.end(place.directory)
+
+    asyncio.run(build())
+    wanted = wanted_by(recipe)
+    assert isinstance(wanted, Known)
+    holds = changed == "nothing"
+    assert place.cache.has(kernel) is holds
+    assert outcomes == {wanted: "" if holds else "it is of another DeepGEMM, compiler or GPU"}
 
 
 def test_what_changes_from_start_to_start_is_not_in_a_recipe(place: Place) -> None:

@@ -130,11 +130,11 @@ async def _build(recipes: Sequence[Recipe], root: Path, built: Callable[[Recipe,
 
 
 def _outcome(service: Service, recipe: Recipe) -> str:
-    from sglang_warmstart.node.planned_targets import target_of
+    from sglang_warmstart.node.planned_targets import wanted_by
 
-    if (target := target_of(recipe)) is None:
-        return f"{recipe.name}: it is no target of DeepGEMM"
-    return service.outcomes.get(target, "it could not be warmed: DeepGEMM may not be installed here")
+    if (wanted := wanted_by(recipe)) is None:
+        return f"{recipe.name}: it is neither a target of DeepGEMM nor a kernel"
+    return service.outcomes.get(wanted, "it could not be warmed: DeepGEMM may not be installed here")
 
 
 def _show(console: Console, summary: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""The targets of DeepGEMM in the plan of a launch: warmed for each rank before it asks."""
+"""The targets of DeepGEMM in the plan of a launch: warmed for each rank before it asks.
+
+Beside them the plan has kernels of no target (:mod:`sglang_warmstart.deepgemm.further`), by their sources.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Protocol
 import msgspec
 
 from sglang_warmstart.base.errors import first_line
+from sglang_warmstart.deepgemm.dialects import short_name
 from sglang_warmstart.deepgemm.marker import Launch, name_of
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries.deep_gemm import DeepGemm
@@ -29,16 +33,17 @@ _CACHE = "DG_JIT_CACHE_DIR"
 
 
 class _Form(msgspec.Struct, frozen=True):
-    """What a recipe of a target holds.
+    """What a recipe holds.
 
     Args:
         rank: its first words.
+        target: None for a kernel of none.
         searched: this and the others of the rank are all that its launch has.
-        known: its kernels.
+        known: the target's kernels, or that one.
     """
 
     rank: Hello
-    target: Target
+    target: Target | None
     searched: bool
     known: Known | None = None
 
@@ -46,12 +51,15 @@ class _Form(msgspec.Struct, frozen=True):
 class Warmer(Protocol):
     """What the service does for a rank that has not come yet."""
 
-    async def warm_planned(self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool) -> None:
-        """Record and compile targets.
+    async def warm_planned(
+        self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool, further: Sequence[Known]
+    ) -> None:
+        """Record and compile targets, and compile kernels.
 
         Args:
             targets: and what is known of their kernels.
             searched: these are all that the launch has.
+            further: kernels of no target.
         """
 
 
@@ -61,22 +69,37 @@ def recipe_of(hello: Hello, target: Target, searched: bool, known: Known | None 
     Args:
         searched, known: see :class:`_Form`.
     """
+    # By all fields: the name of a target leaves some of them out.
+    return _recipe(hello, str(target), target, _Form(_rank_of(hello), target, searched, known))
+
+
+def recipe_of_further(hello: Hello, known: Known) -> Recipe:
+    """What is to be done at the next start, for a kernel of no target that a rank has compiled."""
+    (kernel,) = known.kernels
+    name = short_name(kernel.directory)
+    return _recipe(hello, name, (kernel.source, kernel.flags), _Form(_rank_of(hello), None, False, known))
+
+
+def _rank_of(hello: Hello) -> Hello:
     settings = {name: each for name, each in hello.environment.items() if name not in (*_PLACES, _CACHE)}
     gpu = msgspec.structs.replace(hello.gpu, ordinal=0, visible=None)
-    rank = msgspec.structs.replace(hello, deep_gemm="", environment=settings, gpu=gpu)
+    return msgspec.structs.replace(hello, deep_gemm="", environment=settings, gpu=gpu)
+
+
+def _recipe(hello: Hello, name: str, what: object, form: _Form) -> Recipe:
+    digest = hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()[:16]
     # As it is read again: with lists, and no tuples.
-    form = msgspec.json.decode(msgspec.json.encode(_Form(rank, target, searched, known)))
-    # By all fields: the name of a target leaves some of them out.
-    digest = hashlib.sha256(msgspec.json.encode(target, order="deterministic")).hexdigest()[:16]
-    return Recipe(DeepGemm.name, str(target), form, f"{hello.kind} {name_of(hello.launch)} {digest}")
+    read = msgspec.json.decode(msgspec.json.encode(form))
+    return Recipe(DeepGemm.name, name, read, f"{hello.kind} {name_of(hello.launch)} {digest}")
 
 
-def target_of(recipe: Recipe) -> Target | None:
-    """The target of such a recipe; None if its form is none."""
+def wanted_by(recipe: Recipe) -> Target | Known | None:
+    """The target of such a recipe, or its kernel of no target; None if its form is none."""
     try:
-        return msgspec.convert(recipe.form, _Form).target
+        form = msgspec.convert(recipe.form, _Form)
     except ValueError:
         return None
+    return form.target or form.known
 
 
 class PlannedTargets:
@@ -111,9 +134,10 @@ class PlannedTargets:
         works = [
             self._warmer.warm_planned(
                 _here(forms[0].rank, root, package),
-                {form.target: form.known for form in forms},
+                {form.target: form.known for form in forms if form.target is not None},
                 # Those that were asked for before the search, or met after it, are among them.
                 any(form.searched for form in forms),
+                [form.known for form in forms if form.target is None and form.known is not None],
             )
             for forms in ranks.values()
         ]

@@ -131,6 +131,7 @@ class Asker:
     notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # its marker
     told: set[str] = field(default_factory=set)  # further kernels that the sink has
+    planned: set[str] = field(default_factory=set)  # and those that the plan of builds has
     is_ahead: bool = False  # it has not come yet: a plan asks for it
 
 
@@ -171,7 +172,7 @@ class Service:
         workers = WORKERS.value(os.environ) or math.ceil(_PER_CORE * limits.container_cores(limits.own_groups()))
         self._places = Places(limits.compile_workers(workers))
         self._builds = Builds(self._places)
-        self.outcomes: dict[Target, str] = {}  # targets of plans, and why they could not be warmed
+        self.outcomes: dict[Target | Known, str] = {}  # what plans have, and why it could not be had
         self._planned_targets = PlannedTargets(self)
         self._planned = Planned(self._builds, self._planned_targets.begin, self._wait_for_restoring)
         self._was_told_run = False
@@ -357,7 +358,9 @@ class Service:
             sink = RankPlan(self._plans / name, identity, hello.launch)
         return Asker(hello, shop, sink)
 
-    async def warm_planned(self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool) -> None:
+    async def warm_planned(
+        self, hello: Hello, targets: Mapping[Target, Known | None], searched: bool, further: Sequence[Known]
+    ) -> None:
         """Record and compile what a rank of an earlier start had, before the rank of this one asks.
 
         Not on the GPU: the rank itself may not have come to it. What has become of each is in ``outcomes``.
@@ -365,12 +368,14 @@ class Service:
         rank = await self._asker(hello)
         if isinstance(rank, Welcome):
             logger.info("no targets are warmed by a plan: %s", rank.problem)
-            self.outcomes.update(dict.fromkeys(targets, rank.problem))
+            self.outcomes.update(dict.fromkeys((*targets, *further), rank.problem))
         elif rank.sink.compiles:
             digest = rank.shop.markers.identity.digest
             rank.shop.known |= {target: each for target, each in targets.items() if each and each.identity == digest}
             work = self._warm_planned(replace(rank, is_ahead=True), list(targets), searched)
-            await self._planned_targets.enter(rank.shop, hello.launch, list(targets), work)
+            # No rank waits for the further ones.
+            others = (self._compile_further(rank, known) for known in further)
+            await asyncio.gather(self._planned_targets.enter(rank.shop, hello.launch, list(targets), work), *others)
 
     async def _warm_planned(self, rank: Asker, targets: Sequence[Target], searched: bool) -> None:
         earlier = await self._earlier(rank)
@@ -412,6 +417,18 @@ class Service:
         with contextlib.suppress(KernelError, RuntimeError):  # whoever records the target says so; the service ends
             await rank.shop.pool.ensure(kernel, str(target))
 
+    async def _compile_further(self, rank: Asker, known: Known) -> None:
+        kernels = kernels_here(known, rank.hello, rank.shop.markers.identity)
+        self.outcomes[known] = "" if kernels else "it is of another DeepGEMM, compiler or GPU"
+        for kernel in kernels:
+            try:
+                await rank.shop.pool.ensure(kernel)
+            except (KernelError, RuntimeError) as error:  # the rank compiles it; the service ends
+                self.outcomes[known] = first_line(error)
+                continue
+            # No rank compiles it now, but it is to be in the marker and in the next plan all the same.
+            rank.shop.further.append(kernel)
+
     def _get_ready(self, rank: Asker) -> None:
         self._in_background(self._prepare_to_record(rank))
 
@@ -452,6 +469,18 @@ class Service:
         for shop in list(self._workshops.values()):
             with contextlib.suppress(NoAnswerError):  # the ranks have been told
                 await shop.disk.ask(_keep_further, shop, service)
+                self._plan_further(shop)
+        await self._planned.keep()
+
+    def _plan_further(self, shop: Workshop) -> None:
+        """Have further kernels in the plan of this launch."""
+        for rank in shop.askers:
+            for kernel in shop.further if rank.sink.compiles else ():
+                if kernel.directory in rank.planned:
+                    continue
+                rank.planned.add(kernel.directory)
+                if known := known_of([kernel], rank.hello, shop.markers.identity):
+                    self._planned.met(planned_targets.recipe_of_further(rank.hello, known))
 
     async def end(self, service: Path) -> None:
         """After :meth:`stop`: leave the caches whole, with all that is known, and nothing half made beside them."""
