@@ -197,6 +197,34 @@ def test_without_a_run_nothing_is_recorded(tmp_path: Path) -> None:
     assert events.log_of_process() is None
 
 
+@pytest.mark.parametrize("told_of_none", [False, True])
+def test_what_comes_before_the_log_is_kept_until_it_is_told_where_that_is(told_of_none: bool, tmp_path: Path) -> None:
+    emit("compile", "before", 1.0)
+    events.expect_log()
+    emit("compile", "kept", 2.0)
+    if told_of_none:
+        assert open_log("service", {}) is None
+    log = open_log("service", {events.EVENTS: str(tmp_path)})
+    assert log is not None
+    events.expect_log()  # too late: it has one
+    emit("compile", "after", 3.0)
+    events.close_log()
+    (path,) = tmp_path.glob("*.jsonl")
+    found = [json.loads(line)["name"] for line in path.read_text().splitlines()[1:]]
+    assert found == (["after"] if told_of_none else ["kept", "after"])
+
+
+def test_no_more_than_a_plan_has_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "EARLY_MAX", 3)
+    events.expect_log()
+    for at in range(5):
+        emit("compile", "kernel", float(at))
+    assert open_log("service", {events.EVENTS: str(tmp_path)}) is not None
+    events.close_log()
+    (path,) = tmp_path.glob("*.jsonl")
+    assert len(path.read_text().splitlines()) == 1 + 3
+
+
 def test_a_process_has_one_log(of_process: EventLog, tmp_path: Path) -> None:
     assert open_log("rank", {events.EVENTS: str(tmp_path)}) is of_process
     assert open_log("rank", {events.EVENTS: str(tmp_path / "another")}) is not of_process

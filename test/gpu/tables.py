@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sglang_warmstart.report.breakdown import CATEGORIES
 from sglang_warmstart.report.reading import read_run
-from sglang_warmstart.report.summary import summarise
+from sglang_warmstart.report.summary import Summary, summarise
 
 # Below, the host's time is in the figure.
 JUDGED_FROM_US = 60
@@ -302,19 +303,48 @@ def seconds_of_a_start() -> str:
     summaries = [summarise(read_run(RESULTS / "start_up" / name)) for name in names]
     runs = [run(result("start_up"), name) for name in names]
     rows = [
-        [category.title, *(f"{each.breakdown.parts[category.key]:.1f}" for each in summaries)]
-        for category in CATEGORIES
-        if any(each.breakdown.parts[category.key] >= 0.05 for each in summaries)
-    ]
-    rows += [
-        ["**seconds to ready**", *(f"**{each.breakdown.seconds:.1f}**" for each in summaries)],
-        ["kernels compiled ahead", *(str(each.ahead) for each in summaries)],
-        ["kernels compiled on call, before ready", *(str(each.on_call) for each in summaries)],
+        *_seconds_of(summaries),
         ["kernels compiled while serving", *(str(len(each.serving)) for each in summaries)],
         ["first prompt of 3000 tokens, s", *(f"{each['long_prompts_s'][0]:.2f}" for each in runs)],
         ["second one, s", *(f"{each['long_prompts_s'][1]:.2f}" for each in runs)],
     ]
     return table(["seconds", "stock, all cold", "exact, all cold", "exact, warm restart"], rows)
+
+
+def seconds_of_deepseek_v4() -> str:
+    """What each second of a start of DeepSeek-V4 went to: of each state the one with the median time."""
+    found = result("deepseek-v4-rounds-0.5.23")
+    names = ("stock-decode", "cold-3", "early-planned-3", "image-1", "warm-2")
+    with tempfile.TemporaryDirectory() as directory:
+        summaries = [
+            summarise(read_run(written(run(found, f"deepseek-v4-{name}")["events"], Path(directory, name))))
+            for name in names
+        ]
+    titles = ("stock, all cold", "first start", "with a plan", "from an image", "warm")
+    return table(["seconds", *titles], _seconds_of(summaries))
+
+
+def written(events: list[dict[str, Any]], directory: Path) -> Path:
+    """The events of a start as its processes wrote them, for `sglang-warmstart report`."""
+    directory.mkdir(parents=True)
+    for event in events:
+        line = {key: value for key, value in event.items() if key != "file"}
+        with (directory / event["file"]).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return directory
+
+
+def _seconds_of(summaries: list[Summary]) -> list[list[str]]:
+    return [
+        *(
+            [category.title, *(f"{each.breakdown.parts[category.key]:.1f}" for each in summaries)]
+            for category in CATEGORIES
+            if any(each.breakdown.parts[category.key] >= 0.05 for each in summaries)
+        ),
+        ["**seconds to ready**", *(f"**{each.breakdown.seconds:.1f}**" for each in summaries)],
+        ["kernels compiled ahead", *(str(each.ahead) for each in summaries)],
+        ["kernels compiled on call, before ready", *(str(each.on_call) for each in summaries)],
+    ]
 
 
 def watching() -> str:
@@ -603,6 +633,7 @@ TABLES = (
     bundles,
     bundle_starts,
     seconds_of_a_start,
+    seconds_of_deepseek_v4,
     watching,
 )
 

@@ -1,4 +1,4 @@
-"""docs/start-up.png shows the events that a GPU host left, drawn by the report's own page."""
+"""The pictures of docs show the events that GPU hosts left, drawn by the report's own page."""
 
 from __future__ import annotations
 
@@ -7,26 +7,35 @@ from pathlib import Path
 import pytest
 from kit.browser import Browser
 from kit.report_page import Page
-from report.picture import EVENTS, PICTURE, STARTS, digest, source_of, write_starts
+from report.picture import EVENTS, PICTURES, Picture, digest, source_of
+from sglang_warmstart.report.page import write_page
 from sglang_warmstart.report.reading import read_run
 from sglang_warmstart.report.summary import in_words, summarise, verdict
 
 RUNS = sorted(path.name for path in EVENTS.iterdir())
 
 
-def test_it_was_made_from_the_committed_events() -> None:
-    assert source_of(PICTURE) == digest(), "make it anew: PYTHONPATH=test .venv/bin/python test/report/picture.py"
+@pytest.fixture(params=PICTURES, ids=lambda each: each.name)
+def picture(request: pytest.FixtureRequest) -> Picture:
+    found: Picture = request.param
+    return found
 
 
-def test_what_it_draws_are_those_starts(chromium: Browser, tmp_path: Path) -> None:
-    write_starts(tmp_path / "page.html")
+def test_it_was_made_from_the_committed_events(picture: Picture, tmp_path: Path) -> None:
+    how = "make it anew: PYTHONPATH=test .venv/bin/python test/report/picture.py"
+    assert source_of(picture.path) == digest(picture.runs(tmp_path)), how
+
+
+def test_what_it_draws_are_those_starts(picture: Picture, chromium: Browser, tmp_path: Path) -> None:
+    runs = picture.runs(tmp_path)
+    write_page([read_run(each) for each in runs], tmp_path / "page.html")
     chromium.open(tmp_path / "page.html", width=1280, height=800)
     page = Page(chromium)
-    # All three are on the first screen.
-    assert chromium.run("return document.querySelector('.frame').getBoundingClientRect().bottom") < 800
+    if picture is PICTURES[0]:  # all three are on the first screen
+        assert chromium.run("return document.querySelector('.frame').getBoundingClientRect().bottom") < 800
     end = float(chromium.find(".frame").get_attribute("data-end"))
-    for number, name in enumerate(STARTS):
-        summary = summarise(read_run(EVENTS / name))
+    for number, each in enumerate(runs):
+        summary = summarise(read_run(each))
         head, seconds = chromium.run(
             "const run = document.querySelectorAll('.run')[arguments[0]];"
             "const led = run.querySelector('.led .row'), wide = led.getBoundingClientRect().width;"

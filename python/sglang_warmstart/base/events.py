@@ -30,6 +30,8 @@ READY = "ready"
 
 # A file grows to this; the first one of a process, with its start-up, is kept, and the two newest of the others.
 FILE_LIMIT = 4 << 20
+# A plan has some hundred recipes.
+EARLY_MAX = 10_000
 
 Kind = Literal["step", "discover", "record", "compile", "load", "restore", "ready", "jit"]
 Phase = Literal["startup", "serving"]
@@ -208,6 +210,17 @@ def _encoded(event: Event) -> bytes:
 
 
 _log: EventLog | None = None
+_early: list[Event] | None = None  # of a process that expects its log
+
+
+def expect_log() -> None:
+    """Keep the events of this process until :func:`open_log` is told where they go, or that they go nowhere.
+
+    A service that is started before the server works before it hears that.
+    """
+    global _early
+    if _log is None:
+        _early = []
 
 
 def open_log(role: str, environment: Mapping[str, str], **labels: str) -> EventLog | None:
@@ -217,13 +230,17 @@ def open_log(role: str, environment: Mapping[str, str], **labels: str) -> EventL
         role: as of :class:`Process`.
         labels: likewise.
     """
-    global _log
+    global _log, _early
     directory = environment.get(EVENTS)
     if directory is None:
+        _early = None
         return None
     if _log is None or _log.directory != Path(directory):
         close_log()
         _log = EventLog(Path(directory), this_process(role, **labels))
+        early, _early = _early, None
+        for event in early or ():
+            _log.emit(event)
         if METRICS in environment:
             try:
                 # Here and not above: it imports prometheus_client, which no other process needs.
@@ -299,6 +316,8 @@ def emit(kind: Kind, name: str, at: float, seconds: float = 0.0, **details: Any)
     if _log is not None:
         details.setdefault("phase", _log.phase)
         _log.emit(Event(kind=kind, name=name, at=at, seconds=seconds, **details))
+    elif _early is not None and len(_early) < EARLY_MAX:
+        _early.append(Event(kind=kind, name=name, at=at, seconds=seconds, **details))
 
 
 @contextmanager

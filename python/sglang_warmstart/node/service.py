@@ -28,7 +28,7 @@ from pathlib import Path
 from sglang_warmstart.base import trust
 from sglang_warmstart.base.answers import ANSWER_S
 from sglang_warmstart.base.errors import first_line
-from sglang_warmstart.base.events import Lanes, emit, log_of_process, now, open_log, timed
+from sglang_warmstart.base.events import Lanes, emit, expect_log, log_of_process, now, open_log, timed
 from sglang_warmstart.base.private_directory import remove_directory
 from sglang_warmstart.base.processes import end_with
 from sglang_warmstart.base.switches import COMPILER, WORKERS
@@ -880,7 +880,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Ctrl-C is for the server; this ends when that does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="[%(asctime)s] warmstart service: %(message)s", level=logging.INFO)
-    open_log("service", os.environ)
+    if open_log("service", os.environ) is None:
+        expect_log()
     if options.socket.exists():
         print(f"warmstart service: {options.socket} is taken: name another --socket", file=sys.stderr)
         sys.exit(2)
