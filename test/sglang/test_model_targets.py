@@ -23,6 +23,8 @@ GPU_TESTS = Path(__file__).parents[1] / "gpu"
 STARTS: dict[str, Any] = json.loads((GPU_TESTS / "results" / "model_targets.json").read_text())["starts"]
 RECORDED = {name: start for name, start in STARTS.items() if start["ranks"]}
 DEEPSEEK = "deepseek-v3-2layer"
+# And what real servers of 0.5.23 asked for, with the shapes of DeepSeek-V4.
+DEEPSEEK_V4 = json.loads((GPU_TESTS / "results" / "deepseek-v4-targets-0.5.23.json").read_text())["starts"]
 
 Found = dict[str, list[Ranks] | str]
 
@@ -175,19 +177,46 @@ def test_what_sglang_refuses_is_its_own_line(name: str, reason: str, found: Foun
     assert "\n" not in answer
 
 
-@pytest.mark.release("0.5.23")
-def test_a_later_release_has_the_same_targets_and_both_layouts_of_experts(tmp_path: Path) -> None:
-    # No GPU start of this release is at hand: the model and its splits are those of the recorded ones.
-    path = model(tmp_path, DEEPSEEK)
-    chunk = ("--model-path", path, "--chunked-prefill-size", "4096")
+def test_each_later_release_has_the_same_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of DeepSeek-V3, by starts of 0.5.12, and those of DeepSeek-V4, by starts of 0.5.23."""
+    if installed_release().version == "0.5.12":
+        pytest.skip("its own starts are compared with above")
+    monkeypatch.setenv("SGLANG_DSV4_FP4_EXPERTS", "0")
+    chunk = ("--chunked-prefill-size", "4096")
+    deepseek, deepseek_v4 = model(tmp_path, DEEPSEEK), model(tmp_path, "deepseek-v4", "deepseek-v4-4layer")
     splits = {"deepseek tp 1": (), "deepseek pp 2": ("--pp-size", "2"), "deepseek tp 2": ("--tp", "2")}
-    by_deep_gemm = ("--tp", "2", "--moe-runner-backend", "deep_gemm")
-    servers = {name: (*chunk, *arguments) for name, arguments in splits.items()}
-    found = asked({**servers, "experts": (*chunk, *by_deep_gemm)}, tmp_path)
+    servers = {name: ("--model-path", deepseek, *chunk, *arguments) for name, arguments in splits.items()}
+    servers |= {name: ("--model-path", deepseek_v4, *chunk, *each["arguments"]) for name, each in DEEPSEEK_V4.items()}
+    found = asked(servers, tmp_path)
     for name in splits:
         for each in ranks(found, name):
             real = msgspec.convert(RECORDED[name]["ranks"][str(each.ranks[0])], list[Target])
             assert (differences(real, each.targets), each.not_found) == ([], ())
+    for name, start in DEEPSEEK_V4.items():
+        for each in ranks(found, name):
+            real = set(map(as_installed, msgspec.convert(start["ranks"][str(each.ranks[0])], list[Target])))
+            if each.not_found:
+                assert installed_release().version == "0.5.14"
+                assert [only.module for only in each.not_found] == ["mHC"]
+                real = {target for target in real if target.kernel_type.startswith("GEMM")}
+            assert real <= set(each.targets)
+            # The output projection is in two parts, and the weights of the first are multiplied in another way.
+            beyond = set(each.targets) - real
+            assert {(target.kernel_type, target.k) for target in beyond} <= {("GEMM_NT_F8F8BF16", 4096)}
+            assert len(beyond) <= 1
+
+
+def as_installed(target: Target) -> Target:
+    """A target of DeepSeek-V4 on 0.5.23, as the installed release has it: the scales of activations were laid out."""
+    if not target.lhs_scale or installed_release().since("0.5.23"):
+        return target
+    return msgspec.structs.replace(target, lhs_scale="tma")
+
+
+@pytest.mark.release("0.5.23")
+def test_a_later_release_has_both_layouts_of_experts(tmp_path: Path) -> None:
+    by_deep_gemm = ("--chunked-prefill-size", "4096", "--tp", "2", "--moe-runner-backend", "deep_gemm")
+    found = asked({"experts": ("--model-path", model(tmp_path, DEEPSEEK), *by_deep_gemm)}, tmp_path)
     (only,) = ranks(found, "experts")
     masked = msgspec.convert(RECORDED["deepseek tp 2, experts by DeepGEMM"]["ranks"]["0"], list[Target])
     beyond = set(only.targets) - set(masked)

@@ -26,7 +26,7 @@ from sglang_warmstart.deepgemm.identity import Gpu
 from sglang_warmstart.sglang.attn_tp_gather import ATTN_TP_GATHER
 from sglang_warmstart.sglang.exact_warmup.introduction import PREFIXES
 from sglang_warmstart.sglang.feature import Feature, find_built_in
-from sglang_warmstart.sglang.hc_prenorm import MHC
+from sglang_warmstart.sglang.hc_prenorm import MHC, other_buckets
 from sglang_warmstart.sglang.m_list import full_m_list
 from sglang_warmstart.sglang.mhc_prewarm import MHC_PREWARM
 from sglang_warmstart.sglang.model_targets.protocol import Answer, Begun, NotFound, Question, Ranks, Refused
@@ -174,11 +174,13 @@ def _rank(server_args: Any, stage: int, process: Prepared) -> Ranks:
         for each in runners:
             calls.call(each.model)
             calls.call_split_buckets(each)
+    # A rank asks for all of them when it meets the first, also those of more tokens than a prewarm has.
+    buckets = [each for target in process.recorder.targets for each in other_buckets(target)]
     return Ranks(
         ranks=tuple(range(stage * tp_size, (stage + 1) * tp_size)),
         models=tuple(type(each.model).__name__ for each in runners),
         layers=calls.count,
-        targets=tuple(process.recorder.targets),
+        targets=tuple(dict.fromkeys([*process.recorder.targets, *buckets])),
         not_found=tuple(calls.not_found),
         settings={name: each for name, each in os.environ.items() if name.startswith(PREFIXES)},
     )

@@ -24,8 +24,8 @@ _LANGUAGES = ("tilelang",)
 _COMMON_PACKAGES = ("torchvision",)
 _COMMON_LANGUAGES = ("cuda", "cutlass")
 
-# Where SGLang's own JIT is: in 0.5.12, and in 0.5.18 and later.
-_JIT = ("sglang.jit_kernel.utils", "sglang.kernels.jit.utils.compile.loader")
+# Where SGLang's own JIT is: in 0.5.12, in 0.5.18 and later, and in 0.5.17. The last is a package in later ones.
+_JIT = ("sglang.jit_kernel.utils", "sglang.kernels.jit.utils.compile.loader", "sglang.kernels.jit.utils.compile")
 
 
 class _Anything(type):
@@ -118,7 +118,9 @@ def silence_kernels() -> None:
             loader = importlib.import_module(name)
         except ModuleNotFoundError:
             continue
-        own = loader.load_jit
+        own = getattr(loader, "load_jit", None)
+        if own is None:
+            continue
         for module in list(sys.modules.values()):
             if getattr(module, "load_jit", None) is own:
                 module.load_jit = lambda *_args, **_kwargs: _anything("jit")  # type: ignore[attr-defined]

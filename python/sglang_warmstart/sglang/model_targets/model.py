@@ -11,12 +11,15 @@ import inspect
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import fields
 from typing import Any
 
 from sglang_warmstart.sglang.model_targets.refusal import RefusalError
 from sglang_warmstart.sglang.seams import seam
 
 Build = Callable[[Any], Any]
+
+_OWN_LAYOUT = "this release gives a model that drafts a layout of its own"
 
 
 class Start:
@@ -118,6 +121,39 @@ class Start:
         }
 
 
+class PlacedStart(Start):
+    """The start of a rank, as in SGLang 0.5.17: its arguments are published, and its place is one value.
+
+    Source: ``Scheduler.__init__`` and ``run_scheduler_process`` in ``managers/scheduler.py``.
+    """
+
+    def begin(self) -> None:
+        from sglang.srt.runtime_context import publish
+
+        publish(self.server_args, role="scheduler")
+
+    def drafting(self, algorithm: Any) -> AbstractContextManager[Any]:
+        raise NotImplementedError(_OWN_LAYOUT)
+
+    def place(self, pp_rank: int) -> dict[str, Any]:
+        from sglang.srt.distributed.parallel_state_wrapper import ParallelState
+        from sglang.srt.layers.dp_attention import compute_dp_attention_world_info
+
+        sizes = {name: self.arguments[name] for name in ("dp_size", "attn_cp_size", "moe_dp_size", "dcp_size")}
+        attention = compute_dp_attention_world_info(
+            self.arguments["enable_dp_attention"],
+            self.tp_rank,
+            self.arguments["tp_size"],
+            sizes["dp_size"],
+            sizes["attn_cp_size"],
+        )
+        names = ("attn_tp_rank", "attn_tp_size", "attn_dp_rank", "attn_dp_size")
+        known = super().place(pp_rank) | sizes | dict(zip(names, attention, strict=True)) | {"gpu_id": 0}
+        known |= {"attn_dcp_rank": self.tp_rank % sizes["dcp_size"], "attn_dcp_size": sizes["dcp_size"]}
+        # Which of these there are depends on the release.
+        return {"ps": ParallelState(**{field.name: known[field.name] for field in fields(ParallelState)})}
+
+
 class PublishedStart(Start):
     """The start of a rank, as in SGLang 0.5.23: its arguments and its place are published to the whole process."""
 
@@ -134,7 +170,7 @@ class PublishedStart(Start):
         bootstrap.init_layer_runtime(model_config=config)
 
     def drafting(self, algorithm: Any) -> AbstractContextManager[Any]:
-        raise NotImplementedError("this release gives a model that drafts a layout of its own")
+        raise NotImplementedError(_OWN_LAYOUT)
 
     def place(self, pp_rank: int) -> dict[str, Any]:
         return {}
@@ -152,11 +188,12 @@ def start_of(server_args: Any, tp_rank: int, pp_rank: int, build: Build) -> Star
     parameters = inspect.signature(ModelRunner.__init__).parameters
     if "tp_rank" in parameters:
         return Start(server_args, tp_rank, pp_rank, build)
-    bootstrap = importlib.util.find_spec("sglang.srt.distributed.bootstrap")
-    if bootstrap is not None and "load_group" in parameters:
+    if "ps" in parameters:
+        return PlacedStart(server_args, tp_rank, pp_rank, build)
+    if importlib.util.find_spec("sglang.srt.distributed.bootstrap") is not None:
         return PublishedStart(server_args, tp_rank, pp_rank, build)
     raise RefusalError(
-        f"SGLang {sglang.__version__} starts its ranks neither as 0.5.12 nor as 0.5.23: record the plan on a GPU"
+        f"SGLang {sglang.__version__} starts its ranks as no release that is known here: record the plan on a GPU"
     )
 
 
