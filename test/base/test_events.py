@@ -214,6 +214,17 @@ def test_what_comes_before_the_log_is_kept_until_it_is_told_where_that_is(told_o
     assert found == (["after"] if told_of_none else ["kept", "after"])
 
 
+def test_what_was_kept_is_in_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr("sglang_warmstart.base.metrics.Listener", lambda: lambda event: heard.append(event.name))
+    events.expect_log()
+    emit("compile", "kept", 1.0)
+    assert open_log("service", {events.EVENTS: str(tmp_path / "run"), events.METRICS: "1"}) is not None
+    emit("compile", "after", 2.0)
+    events.close_log()
+    assert heard == ["kept", "after"]
+
+
 def test_no_more_than_a_plan_has_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "EARLY_MAX", 3)
     events.expect_log()

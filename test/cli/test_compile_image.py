@@ -18,10 +18,13 @@ from kit.toolchain import toolchain
 from kit.watched_libraries import needs, needs_ninja, run_tilelang, run_tvm_ffi
 from sglang_warmstart.base.switches import SERVICE
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
+from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 from sglang_warmstart.libraries import build_plan
 from sglang_warmstart.libraries.build_plan import BuildPlan, Part
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.libraries.table import LIBRARIES
+from sglang_warmstart.node.known_kernels import Known
+from sglang_warmstart.node.planned_targets import recipe_of_further
 from sglang_warmstart.node.protocol import Hello
 
 VERSION = "0.2.3.post2"
@@ -97,6 +100,18 @@ def test_what_a_start_compiled_is_there_for_another_and_nothing_is_built_twice(t
     again = compile_plan(plan, image, "--json")
     assert again.returncode == 0 and as_json(again)["there"] == {"deep-gemm": 1, "tvm-ffi": 1}
     assert {path: path.stat().st_mtime_ns for path in image.rglob("*.so")} == before
+
+    kernel = RecordedKernel(f"attention_logits.{'0' * 32}", "// ours", "-O3", m=0)
+    known = Recipe("deep-gemm", "odd", {"rank": "nobody"}), recipe_of_further(words, Known("another", (kernel,)))
+    parts = {**build_plan.load(plan).parts}
+    parts["deep-gemm"] = msgspec.structs.replace(parts["deep-gemm"], recipes=known)
+    plan.write_bytes(build_plan.encode(BuildPlan(parts)))
+    done = compile_plan(plan, image, "--json")
+    assert done.returncode == 1 and as_json(done)["there"] == {"tvm-ffi": 1}
+    assert as_json(done)["failed"] == {
+        "deep-gemm odd": "odd: it is neither a target of DeepGEMM nor a kernel",
+        "deep-gemm 1 further kernel": "of another DeepGEMM, compiler or GPU",
+    }
 
 
 # As in a layer of an image, which keeps whole seconds.

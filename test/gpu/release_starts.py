@@ -27,6 +27,8 @@ from sglang_warmstart.sglang.caches import caches_below
 DEEPSEEK, DEEPSEEK_V4, QWEN = "deepseek-v3-2layer", "deepseek-v4-4layer", "qwen3-235b-a22b-fp8-2layer"
 FAST = {"SGLANG_JIT_DEEPGEMM_FAST_WARMUP": "1"}
 PROMPT_TOKENS = (1, 17, 333, 3000)
+# Beside an image, a copy of it: what a start leaves in its image is not to be there in the next.
+MADE = "image-as-made"
 # Stock DeepSeek-V4 takes more than ten minutes.
 START_LIMIT_S, STOCK_LIMIT_S = 400.0, 1500.0
 # With a plan, what is built is built by then.
@@ -209,6 +211,7 @@ def make_image(home: Path, image: Path, cores: list[int]) -> dict[str, Any]:
         made: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         made = {"error": f"status {done.returncode}: {done.stdout[-500:]} {done.stderr[-1500:]}"}
+    shutil.copytree(image, image.with_name(MADE), symlinks=True)
     made |= {"status": done.returncode, "whole_s": round(time.time() - begin, 1), "said": done.stderr[-2000:]}
     shown = {key: made.get(key) for key in ("planned", "there", "failed", "refused", "whole_s", "error")}
     print(f"  image: {shown}", flush=True)
@@ -218,7 +221,7 @@ def make_image(home: Path, image: Path, cores: list[int]) -> dict[str, Any]:
 def forget(home: Path, state: str) -> None:
     """Empty what a state starts without: "recold" DeepGEMM's cache, "planned" all but the plans, "cold" all.
 
-    "image" all but the directory of the image.
+    "image" all but the directory of the image, which is as it was made.
     """
     if "recold" in state:
         shutil.rmtree(deep_gemm_cache_below(home))
@@ -232,7 +235,8 @@ def forget(home: Path, state: str) -> None:
     if state.startswith(("cold", "early-cold")):
         empty(home)
     if state.startswith("image"):
-        empty(home, "image")
+        empty(home, MADE)
+        shutil.copytree(home / MADE, home / "image", symlinks=True)
 
 
 def empty(home: Path, but: str = "") -> None:

@@ -460,7 +460,8 @@ def _compiled(events: list[dict[str, Any]], library: str, kind: str) -> str:
     found = [
         each["seconds"]
         for each in events
-        if (each.get("library"), each["kind"]) == (library, kind) and "cached" not in each
+        # Without kernels, it is a wait for them.
+        if (each.get("library"), each["kind"]) == (library, kind) and "cached" not in each and each.get("kernels") != 0
     ]
     return f"{len(found)}: {sum(found):.1f} s" if found else ""
 

@@ -18,12 +18,12 @@ from kit.nogpu import TARGETS, call_on
 from kit.standin_library import FLAGS, SIGNATURE
 from kit.toolchain import toolchain
 from sglang_warmstart.deepgemm import further
-from sglang_warmstart.deepgemm.dialects import short_name
 from sglang_warmstart.deepgemm.digest import directory_of
 from sglang_warmstart.deepgemm.marker import Marker
 from sglang_warmstart.deepgemm.nogpu.devices import gpu_of
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries import build_plan
+from sglang_warmstart.libraries.build_plan import BuildPlan
 from sglang_warmstart.libraries.recipe import Recipe
 from sglang_warmstart.node import service
 from sglang_warmstart.node.known_kernels import Known
@@ -357,14 +357,23 @@ def compiled_by_a_rank(place: Place, node: Node, source: str = "// attention log
     return directory
 
 
+def further_in(place: Place) -> set[str]:
+    """What the one marker has of kernels of no target."""
+    (path,) = place.cache.own.glob("markers/*/*.json")
+    return {each.directory for each in msgspec.json.decode(path.read_bytes(), type=Marker).further}
+
+
+def recipes_in(plan: Path) -> dict[str, Recipe]:
+    return {recipe.name: recipe for recipe in build_plan.load(plan).parts["deep-gemm"].recipes}
+
+
 def test_a_kernel_of_no_target_that_a_rank_has_compiled_is_there_at_the_next_start(place: Place) -> None:
     root, plan = place.cache.root, plan_of(place.cache.root)
     with planned(place, "first", plan) as node:
         place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
         kernel = compiled_by_a_rank(place, node)
         assert node.end() == 0 and node.left() == []
-    recipes = build_plan.load(plan).parts["deep-gemm"].recipes
-    assert sorted(recipe.name for recipe in recipes) == sorted((str(FIRST), short_name(kernel)))
+    assert set(recipes_in(plan)) == {str(FIRST), "1 further kernel"}
     # No rank compiles it in the second start, and the third has it all the same.
     for name in ("second", "third"):
         empty_but_for(plan, root)
@@ -373,51 +382,99 @@ def test_a_kernel_of_no_target_that_a_rank_has_compiled_is_there_at_the_next_sta
             answer = place.rank(node).restore()
             assert (answer.known, [each.target for each in answer.targets]) == (True, [FIRST])
             assert node.end() == 0 and node.left() == []
-        assert build_plan.load(plan).parts["deep-gemm"].recipes == recipes
-        (marker,) = place.cache.own.glob("markers/*/*.json")
-        assert [each.directory for each in msgspec.json.decode(marker.read_bytes(), type=Marker).further] == [kernel]
+        assert further_in(place) == {kernel}
     # A restart compiles nothing.
     runs = place.nvcc.runs
     with planned(place, "warm", plan) as node:
         assert place.rank(node).restore().known
+        other = compiled_by_a_rank(place, node, "// for another batch")
         assert node.end() == 0
     assert place.nvcc.runs == runs
+    # One recipe has them all.
+    assert set(recipes_in(plan)) == {str(FIRST), "2 further kernels"} and further_in(place) == {kernel, other}
 
 
-@pytest.mark.parametrize("changed", ["identity", "flags", "nothing"])
-def test_a_kernel_of_no_target_is_compiled_for_an_image_if_it_holds_there(
-    changed: str, place: Place, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_that_is_begun_on_a_warm_cache_has_what_the_marker_has(place: Place) -> None:
+    root, plan = place.cache.root, plan_of(place.cache.root)
+    (place.directory / "without").mkdir()
+    with Node(place.directory / "without", modules=place.deep_gemm.parent) as node:
+        place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
+        kernel = compiled_by_a_rank(place, node)
+        assert node.end() == 0
+    assert further_in(place) == {kernel}
+    with planned(place, "warm", plan) as node:
+        assert place.rank(node).restore().known
+        assert node.end() == 0
+    assert set(recipes_in(plan)) == {str(FIRST), "1 further kernel"}
+    empty_but_for(plan, root)
+    with planned(place, "again", plan) as node:
+        assert wait_until(lambda: place.cache.has(kernel), 20), node.log
+
+
+def test_of_another_deep_gemm_only_the_newest_are_kept(place: Place) -> None:
+    plan = plan_of(place.cache.root)
+    with planned(place, "first", plan) as node:
+        place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
+        compiled_by_a_rank(place, node)
+        assert node.end() == 0
+    old = recipes_in(plan)["1 further kernel"]
+    kept = build_plan.load(plan)
+    (part,) = kept.parts.values()
+    old.form["known"]["identity"] = "another"
+    recipes = tuple(old if recipe.key == old.key else recipe for recipe in part.recipes)
+    plan.write_bytes(build_plan.encode(BuildPlan({"deep-gemm": msgspec.structs.replace(part, recipes=recipes)})))
+    shutil.rmtree(place.cache.root / "cache")
+    with planned(place, "second", plan) as node:
+        place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
+        compiled_by_a_rank(place, node, "// of a newer DeepGEMM")
+        assert node.end() == 0
+    (kernel,) = recipes_in(plan)["1 further kernel"].form["known"]["kernels"]
+    assert kernel["source"] == "// of a newer DeepGEMM"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"identity": "another"}, "of another DeepGEMM, compiler or GPU"),
+        ({"flags": FLAGS + " --run-me"}, "of another DeepGEMM, compiler or GPU"),
+        ({"source": "exit 7"}, "exit status 7"),
+        ({"source": "__instantiate_kernel<" + "9" * 5000 + ", 1>"}, ""),
+        ({}, ""),
+    ],
+)
+def test_for_an_image_it_is_said_what_becomes_of_kernels_of_no_target(
+    damage: dict[str, str], reason: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And the targets beside them are there, whatever that is."""
     monkeypatch.syspath_prepend(str(place.deep_gemm.parent))
     monkeypatch.setattr(service.compilers, "end_all_runs", lambda: None)  # those of this process run on
     plan = plan_of(place.cache.root)
     with planned(place, "first", plan) as node:
-        place.rank(node).warm([], PLENTY, 30, searched=True)
-        kernel = compiled_by_a_rank(place, node)
+        place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
+        compiled_by_a_rank(place, node)
         assert node.end() == 0
-    (recipe,) = build_plan.load(plan).parts["deep-gemm"].recipes
-    if changed == "identity":
-        recipe.form["known"]["identity"] = "another"
-    if changed == "flags":
-        recipe.form["known"]["kernels"][0]["flags"] += " --run-me"
+    recipes = recipes_in(plan)
+    known = recipes["1 further kernel"].form["known"]
+    for name, value in damage.items():
+        (known if name == "identity" else known["kernels"][0])[name] = value
+    place.nvcc.on_each_kernel('grep -q "exit 7" "$source" && exit 7')
     shutil.rmtree(place.cache.root)
     outcomes: dict[object, str] = {}
 
     async def build() -> None:
         builder = service.Service(place.directory, STANDIN)
         try:
-            await builder.build([recipe], place.cache.root, lambda recipe, reason: None)
+            await builder.build(list(recipes.values()), place.cache.root, lambda recipe, reason: None)
             outcomes.update(builder.outcomes)
         finally:
             builder.stop()
             await builder.end(place.directory)
 
     asyncio.run(build())
-    wanted = wanted_by(recipe)
+    wanted = wanted_by(recipes["1 further kernel"])
     assert isinstance(wanted, Known)
-    holds = changed == "nothing"
-    assert place.cache.has(kernel) is holds
-    assert outcomes == {wanted: "" if holds else "it is of another DeepGEMM, compiler or GPU"}
+    assert set(outcomes) == {FIRST, wanted} and outcomes[FIRST] == ""
+    assert reason in outcomes[wanted] and bool(outcomes[wanted]) is bool(reason)
 
 
 def test_what_changes_from_start_to_start_is_not_in_a_recipe(place: Place) -> None:
@@ -438,5 +495,6 @@ def test_a_plan_alone_has_none(place: Place) -> None:
         client = node.client()
         assert client.hello(place.hello()).only_plans
         client.warm([FIRST], PLENTY, 30, searched=True)
+        compiled_by_a_rank(place, node)
         assert node.end() == 0 and node.left() == []
     assert not plan.exists()

@@ -238,9 +238,6 @@ def open_log(role: str, environment: Mapping[str, str], **labels: str) -> EventL
     if _log is None or _log.directory != Path(directory):
         close_log()
         _log = EventLog(Path(directory), this_process(role, **labels))
-        early, _early = _early, None
-        for event in early or ():
-            _log.emit(event)
         if METRICS in environment:
             try:
                 # Here and not above: it imports prometheus_client, which no other process needs.
@@ -250,6 +247,9 @@ def open_log(role: str, environment: Mapping[str, str], **labels: str) -> EventL
             except Exception as error:
                 # It is a help for the server, and not to be in its way.
                 logger.warning("warmstart: no metrics: %s: %s", type(error).__name__, error)
+        early, _early = _early, None
+        for event in early or ():
+            _log.emit(event)
     return _log
 
 
@@ -316,8 +316,8 @@ def emit(kind: Kind, name: str, at: float, seconds: float = 0.0, **details: Any)
     if _log is not None:
         details.setdefault("phase", _log.phase)
         _log.emit(Event(kind=kind, name=name, at=at, seconds=seconds, **details))
-    elif _early is not None and len(_early) < EARLY_MAX:
-        _early.append(Event(kind=kind, name=name, at=at, seconds=seconds, **details))
+    elif (early := _early) is not None and len(early) < EARLY_MAX:
+        early.append(Event(kind=kind, name=name, at=at, seconds=seconds, **details))
 
 
 @contextmanager

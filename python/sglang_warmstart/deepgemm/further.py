@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sglang_warmstart.deepgemm.cache import KernelCache
 from sglang_warmstart.deepgemm.dialects.dialect import CUBIN, SOURCE
+from sglang_warmstart.deepgemm.marker import FurtherKernel
 from sglang_warmstart.deepgemm.record.stand_in import RecordedKernel
 
 # Of a kernel that a rank has compiled: a line of flags, and a line that names the server's service.
@@ -24,6 +25,16 @@ def names_in(cache: KernelCache) -> set[str]:
     with suppress(OSError):
         return {path.name for path in (cache.root / "cache").glob("*")}
     return set()
+
+
+def in_marker(cache: KernelCache, kernels: Iterable[FurtherKernel]) -> list[RecordedKernel]:
+    """Those that a marker names, as far as they are still in the cache."""
+    found = []
+    for each in kernels:
+        with suppress(OSError, ValueError):
+            source = (cache.path(each.directory) / SOURCE).read_bytes().decode()
+            found.append(RecordedKernel(each.directory, source, each.flags, m=0))
+    return found
 
 
 def compiled_in(cache: KernelCache, names: Iterable[str], service: Path | None = None) -> list[RecordedKernel]:

@@ -1,6 +1,6 @@
 """The targets of DeepGEMM in the plan of a launch: warmed for each rank before it asks.
 
-Beside them the plan has kernels of no target (:mod:`sglang_warmstart.deepgemm.further`), by their sources.
+Beside them the plan has each rank's kernels of no target (:mod:`sglang_warmstart.deepgemm.further`), by their sources.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Protocol
 import msgspec
 
 from sglang_warmstart.base.errors import first_line
-from sglang_warmstart.deepgemm.dialects import short_name
 from sglang_warmstart.deepgemm.marker import Launch, name_of
 from sglang_warmstart.deepgemm.target import Target
 from sglang_warmstart.libraries.deep_gemm import DeepGemm
@@ -37,9 +36,9 @@ class _Form(msgspec.Struct, frozen=True):
 
     Args:
         rank: its first words.
-        target: None for a kernel of none.
+        target: None for the kernels of none.
         searched: this and the others of the rank are all that its launch has.
-        known: the target's kernels, or that one.
+        known: the target's kernels, or those.
     """
 
     rank: Hello
@@ -74,10 +73,9 @@ def recipe_of(hello: Hello, target: Target, searched: bool, known: Known | None 
 
 
 def recipe_of_further(hello: Hello, known: Known) -> Recipe:
-    """What is to be done at the next start, for a kernel of no target that a rank has compiled."""
-    (kernel,) = known.kernels
-    name = short_name(kernel.directory)
-    return _recipe(hello, name, (kernel.source, kernel.flags), _Form(_rank_of(hello), None, False, known))
+    """What is to be done at the next start, for the kernels of no target that a rank has: all of them."""
+    name = f"{len(known.kernels)} further kernel{'s' * (len(known.kernels) > 1)}"
+    return _recipe(hello, name, "further", _Form(_rank_of(hello), None, False, known))
 
 
 def _rank_of(hello: Hello) -> Hello:
@@ -94,7 +92,7 @@ def _recipe(hello: Hello, name: str, what: object, form: _Form) -> Recipe:
 
 
 def wanted_by(recipe: Recipe) -> Target | Known | None:
-    """The target of such a recipe, or its kernel of no target; None if its form is none."""
+    """The target of such a recipe, or its kernels of no target; None if its form is none."""
     try:
         form = msgspec.convert(recipe.form, _Form)
     except ValueError:

@@ -285,7 +285,7 @@ def size_of(source: str) -> int:
     Those are tile sizes, stages and threads, mostly: the larger they are, the more there is to unroll.
     """
     _, _, instantiation = source.partition("__instantiate_kernel")
-    return math.prod(int(number) or 1 for number in re.findall(r"(?<![\w:])\d+(?=[,\s])", instantiation))
+    return math.prod(int(number) or 1 for number in re.findall(r"(?<![\w:])\d{1,9}(?=[,\s])", instantiation))
 
 
 def seconds_of(source: str) -> float:

@@ -118,7 +118,7 @@ class Workshop:
     under_way: dict[Target, asyncio.Task[Entry]] = field(default_factory=dict)
     askers: list[Asker] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)  # entries of the cache
-    further: list[RecordedKernel] = field(default_factory=list)
+    further: dict[str, RecordedKernel] = field(default_factory=dict)  # kernels of no target, by directory
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Asker:
     notes: list[str] = field(default_factory=list)  # what its log is to say when it asks
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)  # its marker
     told: set[str] = field(default_factory=set)  # further kernels that the sink has
-    planned: set[str] = field(default_factory=set)  # and those that the plan of builds has
+    planned: set[str] = field(default_factory=set)  # and that the plan of builds has
     is_ahead: bool = False  # it has not come yet: a plan asks for it
 
 
@@ -419,15 +419,15 @@ class Service:
 
     async def _compile_further(self, rank: Asker, known: Known) -> None:
         kernels = kernels_here(known, rank.hello, rank.shop.markers.identity)
-        self.outcomes[known] = "" if kernels else "it is of another DeepGEMM, compiler or GPU"
+        # No rank compiles them now, but they are to be in the marker and in the next plan all the same.
+        rank.shop.further |= {kernel.directory: kernel for kernel in kernels}
+        reason = "" if len(kernels) == len(known.kernels) else "of another DeepGEMM, compiler or GPU"
         for kernel in kernels:
             try:
                 await rank.shop.pool.ensure(kernel)
-            except (KernelError, RuntimeError) as error:  # the rank compiles it; the service ends
-                self.outcomes[known] = first_line(error)
-                continue
-            # No rank compiles it now, but it is to be in the marker and in the next plan all the same.
-            rank.shop.further.append(kernel)
+            except Exception as error:  # whatever a plan has: the rank compiles what it calls
+                reason = first_line(error)
+        self.outcomes[known] = reason
 
     def _get_ready(self, rank: Asker) -> None:
         self._in_background(self._prepare_to_record(rank))
@@ -473,14 +473,13 @@ class Service:
         await self._planned.keep()
 
     def _plan_further(self, shop: Workshop) -> None:
-        """Have further kernels in the plan of this launch."""
+        """Have further kernels in the plan of this launch: all of them for each rank, whichever has called them."""
         for rank in shop.askers:
-            for kernel in shop.further if rank.sink.compiles else ():
-                if kernel.directory in rank.planned:
-                    continue
-                rank.planned.add(kernel.directory)
-                if known := known_of([kernel], rank.hello, shop.markers.identity):
-                    self._planned.met(planned_targets.recipe_of_further(rank.hello, known))
+            if not rank.sink.compiles or shop.further.keys() == rank.planned:
+                continue
+            rank.planned.update(shop.further)
+            if known := known_of(list(shop.further.values()), rank.hello, shop.markers.identity):
+                self._planned.met(planned_targets.recipe_of_further(rank.hello, known))
 
     async def end(self, service: Path) -> None:
         """After :meth:`stop`: leave the caches whole, with all that is known, and nothing half made beside them."""
@@ -558,6 +557,10 @@ class Service:
             names = {use.directory for each in targets for use in each.kernels}
             emit("restore", "by the marker", now(), library="deep-gemm", kernels=len(names), cached=True)
         self._remember(rank, (each.target for each in targets), _is_whole(marker))
+        if marker is not None and marker.further:
+            with contextlib.suppress(NoAnswerError):
+                found = await rank.shop.disk.ask(further.in_marker, rank.shop.markers.cache, marker.further)
+                rank.shop.further |= {kernel.directory: kernel for kernel in found}
         notes, rank.notes[:] = tuple(rank.notes), []
         warmed = tuple(Warmed(each.target, each.kernels) for each in targets)
         return Answer(warmed, notes=notes, known=_is_whole(marker))
@@ -776,9 +779,10 @@ def _keep_further(shop: Workshop, service: Path) -> None:
     cache = shop.markers.cache
     new = {name for name in further.names_in(cache) - shop.seen if cache.has(name)}
     shop.seen |= new
-    shop.further += further.compiled_in(cache, new, service)
+    shop.further |= {kernel.directory: kernel for kernel in further.compiled_in(cache, new, service)}
+    there = [kernel for kernel in list(shop.further.values()) if cache.has(kernel.directory)]
     for rank in list(shop.askers):
-        if untold := [each for each in shop.further if each.directory not in rank.told]:
+        if untold := [each for each in there if each.directory not in rank.told]:
             try:
                 if rank.sink.further(untold):
                     rank.told.update(each.directory for each in untold)
