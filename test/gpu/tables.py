@@ -313,15 +313,25 @@ def seconds_of_a_start() -> str:
 
 def seconds_of_deepseek_v4() -> str:
     """What each second of a start of DeepSeek-V4 went to: of each state the one with the median time."""
-    found = result("deepseek-v4-rounds-0.5.23")
     names = ("stock-decode", "cold-3", "early-planned-3", "image-1", "warm-2")
+    titles = ("stock, all cold", "first start", "with a plan", "from an image", "warm")
+    return _seconds_by_state("deepseek-v4-rounds-0.5.23", "deepseek-v4", dict(zip(titles, names, strict=True)))
+
+
+def seconds_of_two_stages() -> str:
+    """The same with two pipeline stages."""
+    states = {"stock, all cold": "stock", "first start": "cold-1", "with a plan": "early-planned-1", "warm": "warm-1"}
+    return _seconds_by_state("deepseek-v4-two-gpus-0.5.23", "deepseek-v4-pp2", states)
+
+
+def _seconds_by_state(file: str, model: str, states: dict[str, str]) -> str:
+    found = result(file)
     with tempfile.TemporaryDirectory() as directory:
         summaries = [
-            summarise(read_run(written(run(found, f"deepseek-v4-{name}")["events"], Path(directory, name))))
-            for name in names
+            summarise(read_run(written(run(found, f"{model}-{name}")["events"], Path(directory, name))))
+            for name in states.values()
         ]
-    titles = ("stock, all cold", "first start", "with a plan", "from an image", "warm")
-    return table(["seconds", *titles], _seconds_of(summaries))
+    return table(["seconds", *states], _seconds_of(summaries))
 
 
 def written(events: list[dict[str, Any]], directory: Path) -> Path:
@@ -551,6 +561,21 @@ def _rounds_of(runs: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def memory() -> str:
+    """Memory and processor time of a node until the server is ready."""
+    runs = result("deepseek-v4-rounds-0.5.23")["runs"]
+    rows = []
+    for title, name in (("first start", "cold-"), ("with a plan", "early-planned-"), ("warm", "warm-")):
+        used = [run["used"] for run in runs if run["state"].startswith(name)]
+        rows.append([title])
+        for part in ("server", "service", "compilers"):
+            for key, scale, digits in (("memory_mb", 1000, 1), ("cpu_s", 1, 0)):
+                found = [each.get(part, {}).get(key, 0.0) / scale for each in used]
+                rows[-1].append(f"{statistics.median(found):.{digits}f}")
+    titles = [f"{part}, {unit}" for part in ("server and builders", "service", "compilers") for unit in ("GB", "CPU s")]
+    return table(["start", *titles], rows)
+
+
 def padding() -> str:
     """Batch sizes of CUDA graphs, and the time for a token, with and without padding."""
     runs = [run for run in result("deepseek-v4-two-gpus-0.5.23")["runs"] if "gather" in run["name"]]
@@ -635,6 +660,8 @@ TABLES = (
     bundle_starts,
     seconds_of_a_start,
     seconds_of_deepseek_v4,
+    seconds_of_two_stages,
+    memory,
     watching,
 )
 
