@@ -63,7 +63,7 @@ def test_what_is_no_manifest_is_refused_in_a_line() -> None:
     assert "Expected `object`, got `array`" in _refusal(b"[]")
     assert "Object missing required field `format`" in _refusal(b"{}")
     assert "malformed" in _refusal(b"\0" * 1000)
-    assert "can't decode byte 0xff" in _refusal(b'{"format": 1, "made_by": "\xff"}')
+    assert "utf-8" in _refusal(b'{"format": 1, "made_by": "\xff"}').lower()
     assert "recursion" in _refusal(b'{"x": ' + b"[" * 1_000_000)
 
 

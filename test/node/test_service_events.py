@@ -88,7 +88,8 @@ def test_what_a_marker_knows_is_restored_and_compiles_nothing(
     place.rank(node).warm(TARGETS, PLENTY, 30)
     with Node(tmp_path, **{EVENTS: str(events_directory)}) as again:
         place.rank(again).restore()
-        (event,) = written(events_directory, again)
+        # A rank may still ask for others, so that the service gets ready to record.
+        (event,) = (each for each in written(events_directory, again) if each.name != "the stub")
     assert (event.kind, event.cached) == ("restore", True)
     assert event.kernels == len(names_of(*TARGETS))
 
