@@ -109,7 +109,7 @@ def start(run: Run, model: Path, logs: Path, gpus: str, limit_s: float = START_L
     log_file = logs / f"{run.name}.log"
     server = ServerProcess(command, port, environment, log_file=log_file, start_limit_s=limit_s, request_limit_s=300)
     begin = time.time()
-    watch = threading.Thread(target=watch_processes, args=(server, run), daemon=True)
+    watch = threading.Thread(target=watch_processes, args=(server, run, limit_s), daemon=True)
     watch.start()
     try:
         with server:
@@ -155,11 +155,11 @@ def wait_for_service(home: Path, limit_s: float = 20.0) -> None:
         time.sleep(0.2)
 
 
-def watch_processes(server: ServerProcess, run: Run) -> None:
+def watch_processes(server: ServerProcess, run: Run, limit_s: float) -> None:
     """Memory (the most at one time, MB) and processor time (s) of compilers, service and server until it is ready."""
     seconds: dict[int, tuple[str, float]] = {}
     begin = time.time()
-    while run.ready_s is None and time.time() < begin + START_LIMIT_S:
+    while run.ready_s is None and time.time() < begin + limit_s:
         time.sleep(0.5)
         memory: dict[str, float] = {}
         try:

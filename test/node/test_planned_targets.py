@@ -79,6 +79,25 @@ def served(place: Place, *targets: Target, hello: Hello | None = None) -> Path:
     return plan
 
 
+def outcomes_of_an_image(
+    place: Place, recipes: Sequence[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> dict[Target | Known, str]:
+    """What becomes of recipes for an image, whose service is in this process."""
+    monkeypatch.syspath_prepend(str(place.deep_gemm.parent))
+    monkeypatch.setattr(service.compilers, "end_all_runs", lambda: None)  # those of this process run on
+
+    async def build() -> dict[Target | Known, str]:
+        builder = service.Service(place.directory, STANDIN)
+        try:
+            await builder.build(recipes, place.cache.root, lambda recipe, reason: None)
+            return builder.outcomes
+        finally:
+            builder.stop()
+            await builder.end(place.directory)
+
+    return asyncio.run(build())
+
+
 def all_sources_in(plan: Path) -> list[str]:
     """Of DeepGEMM's kernels in a plan, with their flags."""
     forms = [recipe.form for recipe in build_plan.load(plan).parts["deep-gemm"].recipes]
@@ -307,23 +326,9 @@ def test_for_an_image_it_is_not_enough_that_an_earlier_start_knew_no_more(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan may have grown since."""
-    monkeypatch.syspath_prepend(str(place.deep_gemm.parent))
-    monkeypatch.setattr(service.compilers, "end_all_runs", lambda: None)  # those of this process run on
-    found: list[dict[Target, str]] = []
-
-    async def build(*targets: Target) -> None:
-        builder = service.Service(place.directory, STANDIN)
-        try:
-            recipes = [recipe_of(place.hello(), target, True) for target in targets]
-            await builder.build(recipes, place.cache.root, lambda recipe, reason: None)
-            found.append(builder.outcomes)
-        finally:
-            builder.stop()
-            await builder.end(place.directory)
-
-    asyncio.run(build(FIRST))
-    asyncio.run(build(FIRST, SECOND))
-    assert found == [{FIRST: ""}, {FIRST: "", SECOND: ""}]
+    for targets in ([FIRST], [FIRST, SECOND]):
+        recipes = [recipe_of(place.hello(), target, True) for target in targets]
+        assert outcomes_of_an_image(place, recipes, monkeypatch) == dict.fromkeys(targets, "")
     with planned(place, "server", plan_of(place.cache.root)) as node:
         answer = place.rank(node).restore()
     assert answer.known and {each.target for each in answer.targets} == {FIRST, SECOND}
@@ -428,6 +433,7 @@ def test_of_another_deep_gemm_only_the_newest_are_kept(place: Place) -> None:
         place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
         compiled_by_a_rank(place, node, "// of a newer DeepGEMM")
         assert node.end() == 0
+    assert len(build_plan.load(plan).parts["deep-gemm"].recipes) == 2
     (kernel,) = recipes_in(plan)["1 further kernel"].form["known"]["kernels"]
     assert kernel["source"] == "// of a newer DeepGEMM"
 
@@ -446,8 +452,6 @@ def test_for_an_image_it_is_said_what_becomes_of_kernels_of_no_target(
     damage: dict[str, str], reason: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the targets beside them are there, whatever that is."""
-    monkeypatch.syspath_prepend(str(place.deep_gemm.parent))
-    monkeypatch.setattr(service.compilers, "end_all_runs", lambda: None)  # those of this process run on
     plan = plan_of(place.cache.root)
     with planned(place, "first", plan) as node:
         place.rank(node).warm([FIRST], PLENTY, 30, searched=True)
@@ -459,18 +463,7 @@ def test_for_an_image_it_is_said_what_becomes_of_kernels_of_no_target(
         (known if name == "identity" else known["kernels"][0])[name] = value
     place.nvcc.on_each_kernel('grep -q "exit 7" "$source" && exit 7')
     shutil.rmtree(place.cache.root)
-    outcomes: dict[object, str] = {}
-
-    async def build() -> None:
-        builder = service.Service(place.directory, STANDIN)
-        try:
-            await builder.build(list(recipes.values()), place.cache.root, lambda recipe, reason: None)
-            outcomes.update(builder.outcomes)
-        finally:
-            builder.stop()
-            await builder.end(place.directory)
-
-    asyncio.run(build())
+    outcomes = outcomes_of_an_image(place, list(recipes.values()), monkeypatch)
     wanted = wanted_by(recipes["1 further kernel"])
     assert isinstance(wanted, Known)
     assert set(outcomes) == {FIRST, wanted} and outcomes[FIRST] == ""
